@@ -1,0 +1,34 @@
+"""Writing files so that a reader, or a killed process, never meets half of one."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a temporary file beside `path`, then moves it into place in one step.
+
+    Whenever the process dies, `path` holds either its old content or all of the new one. The folder is made if needed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        # mkstemp makes private files; results are meant to be shared as any other file of this user.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """Replaces the text file `path` (UTF-8) in one step."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
