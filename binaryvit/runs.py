@@ -170,7 +170,7 @@ def read_runs(study_dir: str | Path) -> pd.DataFrame:
 
     A column is called as the value's path in run.json ("result.top1", "config.variant", "data.label", "id"); the column
     "folder" is the run's folder relative to `study_dir`. Without runs the table is empty and has the columns all the
-    same, except those of the configuration.
+    same, except those of the configuration and the packages.
 
     Raises BinaryViTError when a record is damaged.
     """
@@ -186,8 +186,10 @@ def read_runs(study_dir: str | Path) -> pd.DataFrame:
 def _columns(record: type[BaseModel]) -> list[str]:
     columns = []
     for name, field in record.model_fields.items():
-        nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        columns += [f"{name}.{inner}" for inner in field.annotation.model_fields] if nested else [name]
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            columns += [f"{name}.{inner}" for inner in field.annotation.model_fields]
+        elif name not in ("config", "packages"):  # their columns depend on their content
+            columns.append(name)
     return columns
 
 
