@@ -1,0 +1,288 @@
+"""One strict description of one training run.
+
+A `TrainingConfig` that exists is valid: unknown names, wrong types, values out of range and combinations that
+contradict each other are refused, all at once and in sentences, before anything is loaded or written.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import timm
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from timm.data.transforms_factory import create_transform
+
+from binaryvit.errors import BinaryViTError
+
+# What says where and how fast a run happens, not which numbers it produces. The teacher's place is replaced in the key
+# by the identity of its content.
+NOT_IN_KEY = frozenset({"data_dir", "data_label", "teacher", "workers", "threads", "checkpoint_minutes"})
+
+# What the paper's two kinds of runs on ImageNet-1k use, as differences to the class defaults below, which are the
+# student's (BinaryViT, section 4.1, and the authors' training scripts).
+RECIPES: dict[str, dict[str, Any]] = {
+    "student": {},
+    "teacher": {
+        "weight_decay": 0.05,
+        "warmup_epochs": 5,
+        "label_smoothing": 0.1,
+        "mixup_alpha": 0.8,
+        "cutmix_alpha": 1.0,
+        "color_jitter": 0.4,
+        "auto_augment": "rand-m9-mstd0.5-inc1",
+        "random_erasing": 0.25,
+        "repeated_augmentation": 3,
+        "drop_path": 0.1,
+    },
+}
+
+
+class TrainingConfig(BaseModel):
+    """Everything that determines one run, flat, so that a notebook parameter is a field.
+
+    The defaults are the paper's recipe for binary students; `for_teacher` starts from the full-precision teacher's.
+    Raises `BinaryViTError` with one sentence per problem.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    # Model: a timm name, and what is passed to it.
+    variant: str
+    model_args: dict[str, JsonValue] = {}
+    image_size: int | None = Field(None, ge=1)  # pixels; None: the variant's own
+
+    # Data: "digits", a Hugging Face hub name or a local folder.
+    data: str = Field("digits", min_length=1)
+    data_dir: str | None = None  # local folder that holds the data set named by `data`
+    data_label: str | None = None  # how tables call the data set
+    data_config: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    train_split: str | None = None  # None: found, and recorded
+    eval_split: str | None = None
+    max_train_images: int | None = Field(None, ge=1)
+    max_eval_images: int | None = Field(None, ge=1)
+
+    # Teacher: a run folder or weights file of ours, "timm:NAME" (pretrained), or a checkpoint of `teacher_variant`.
+    teacher: str | None = Field(None, min_length=1)
+    teacher_variant: str | None = None
+    distillation_weight: float = Field(0.9, ge=0, le=1)  # share of the distillation loss while mixup or cutmix is on
+
+    # Optimization.
+    seed: int = Field(0, ge=0, lt=2**32)
+    epochs: int = Field(300, ge=1)
+    batch_size: int = Field(512, ge=1)  # images per optimizer step, over all processes and accumulation steps
+    accumulation_steps: int = Field(1, ge=1)
+    optimizer: Literal["adamw"] = "adamw"
+    learning_rate: float = Field(5e-4, gt=0)  # at `learning_rate_batch` images a step; scaled linearly to `batch_size`
+    learning_rate_batch: int = Field(512, ge=1)
+    min_learning_rate: float = Field(1e-5, ge=0)
+    warmup_epochs: int = Field(0, ge=0)
+    warmup_learning_rate: float = Field(1e-6, ge=0)
+    schedule_every: Literal["epoch", "step"] = "epoch"
+    weight_decay: float = Field(0.0, ge=0)
+    clip_grad_norm: float | None = Field(None, gt=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+
+    # Targets and augmentation.
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    mixup_alpha: float = Field(0.0, ge=0)
+    cutmix_alpha: float = Field(0.0, ge=0)
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the area RandomResizedCrop keeps
+    horizontal_flip: float = Field(0.5, ge=0, le=1)
+    color_jitter: float | None = Field(None, ge=0)
+    auto_augment: str | None = None  # timm's notation
+    random_erasing: float = Field(0.0, ge=0, le=1)
+    repeated_augmentation: int = Field(1, ge=1)
+    eval_crop: float = Field(0.875, gt=0, le=1)
+
+    # Regularization inside the model.
+    dropout: float = Field(0.0, ge=0, lt=1)
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    drop_path: float = Field(0.0, ge=0, lt=1)
+
+    # Execution.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    workers: int = Field(0, ge=0)  # data-loading processes per training process
+    threads: int | None = Field(None, ge=1)  # CPU threads per training process; None: PyTorch's choice
+    processes: int = Field(1, ge=1)  # training processes, one per GPU
+    checkpoint_minutes: float = Field(5.0, ge=0)  # between checkpoints inside an epoch; 0: after every step
+    weights_dtype: Literal["float32", "float16"] = "float32"  # of the stored weights that are not binary
+
+    def __init__(self, /, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise BinaryViTError("\n".join(_sentence(problem) for problem in error.errors())) from None
+
+    @classmethod
+    def for_student(cls, **fields: Any) -> Self:
+        """The paper's recipe for binary students, with `fields` changed."""
+        return cls(**{**RECIPES["student"], **fields})
+
+    @classmethod
+    def for_teacher(cls, **fields: Any) -> Self:
+        """The recipe for the full-precision teacher, with `fields` changed."""
+        return cls(**{**RECIPES["teacher"], **fields})
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Reads a file of `field: value` lines; the optional entry `recipe: teacher` chooses what the rest changes."""
+        fields = read_yaml(path)
+        recipe = fields.pop("recipe", "student")
+        if recipe not in RECIPES:
+            raise BinaryViTError(f"{path}: the recipe {recipe!r} does not exist: choose one of {', '.join(RECIPES)}.")
+        try:
+            return cls(**{**RECIPES[recipe], **fields})
+        except BinaryViTError as error:
+            raise BinaryViTError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+    @field_validator("crop_scale", mode="before")
+    @classmethod
+    def _list_is_tuple(cls, value: Any) -> Any:
+        """YAML, JSON and notebooks know lists only."""
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        problems = [sentence for wrong, sentence in self._contradictions() if wrong]
+        for field in ("variant", "teacher_variant"):
+            name = getattr(self, field)
+            if name is not None and not timm.is_model(name):
+                problems.append(f"{field}={name!r} is no model that timm knows{suggestion(name, timm.list_models())}")
+        if self.auto_augment is not None:
+            try:
+                create_transform(32, is_training=True, auto_augment=self.auto_augment)
+            except Exception as error:  # timm asserts, and raises whatever its parsing meets
+                problems.append(
+                    f"auto_augment={self.auto_augment!r} is not in timm's notation ({error or 'unknown policy'}): "
+                    f"write for example {RECIPES['teacher']['auto_augment']!r}, or leave it out."
+                )
+        if problems:
+            # Not a ValueError, so pydantic lets it through as it is.
+            raise BinaryViTError("\n".join(problems))
+        return self
+
+    def _contradictions(self) -> list[tuple[bool, str]]:
+        """What can be wrong between fields: whether it is, and the sentence to say."""
+        parts = self.accumulation_steps * self.processes
+        low, high = self.crop_scale
+        return [
+            (
+                self.batch_size % parts != 0,
+                f"batch_size={self.batch_size} cannot be split over processes={self.processes} times "
+                f"accumulation_steps={self.accumulation_steps}: make it a multiple of {parts}.",
+            ),
+            (
+                self.mixing and self.batch_size % (2 * parts) != 0,
+                f"batch_size={self.batch_size} gives {self.batch_size / parts:g} images at a time; mixup and cutmix "
+                f"mix pairs: make it a multiple of {2 * parts}, or set mixup_alpha and cutmix_alpha to 0.",
+            ),
+            (
+                self.warmup_epochs >= self.epochs,
+                f"warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs}: make it smaller.",
+            ),
+            (
+                self.min_learning_rate > self.peak_learning_rate,
+                f"min_learning_rate={self.min_learning_rate:g} is above the highest learning rate "
+                f"{self.peak_learning_rate:g} (learning_rate * batch_size / learning_rate_batch): lower it.",
+            ),
+            (
+                self.warmup_epochs > 0 and self.warmup_learning_rate > self.peak_learning_rate,
+                f"warmup_learning_rate={self.warmup_learning_rate:g} is above the highest learning rate "
+                f"{self.peak_learning_rate:g}: lower it.",
+            ),
+            (
+                not 0 < low <= high <= 1,
+                f"crop_scale=({low:g}, {high:g}) is no range of shares: 0 < first <= second <= 1 must hold.",
+            ),
+            (
+                self.teacher is None and self.teacher_variant is not None,
+                f"teacher_variant={self.teacher_variant!r} is given without a teacher: give teacher as well.",
+            ),
+            (
+                self.teacher is not None and self.label_smoothing > 0 and not self.mixing,
+                f"label_smoothing={self.label_smoothing:g} would do nothing: with a teacher and without mixup the "
+                "labels are not used. Leave it out, or turn mixup on.",
+            ),
+            (
+                self.train_split is not None and self.train_split == self.eval_split,
+                f"train_split and eval_split are both {self.train_split!r}: the evaluation split is never trained on.",
+            ),
+        ]
+
+    @property
+    def mixing(self) -> bool:
+        """Whether mixup or cutmix is on."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Learning rate at the top of the schedule: scaled linearly with the effective batch."""
+        return self.learning_rate * self.batch_size / self.learning_rate_batch
+
+    def key(self, teacher_identity: str | None = None) -> str:
+        """Hex SHA-256 of what determines the run's numbers, beside the data and the training code's version.
+
+        `teacher_identity` names the content of the teacher, and is found with `teacher.identity` when it is not given
+        (give it where the teacher does not exist yet; `teacher.run_identity` says what a run's will be).
+        """
+        if self.teacher is not None and teacher_identity is None:
+            from binaryvit.teacher import identity
+
+            teacher_identity = identity(self.teacher)
+        content = self.model_dump(mode="json", exclude=NOT_IN_KEY) | {"teacher": teacher_identity}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """The end of a sentence about an unknown name: `: did you mean ...?`, or a full stop when nothing is close."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f": did you mean {close[0]!r}?" if close else "."
+
+
+def _sentence(problem: Any) -> str:
+    """One sentence for one of pydantic's problems."""
+    field = ".".join(str(part) for part in problem["loc"])
+    given = problem["input"]
+    if problem["type"] == "extra_forbidden":
+        return f"{field!r} is no setting of a training run{suggestion(field, list(TrainingConfig.model_fields))}"
+    if problem["type"] == "missing":
+        return f"The setting {field!r} is missing."
+    choices = re.findall(r"'(.*?)'", problem["ctx"]["expected"]) if problem["type"] == "literal_error" else []
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{field}={given!r} is refused: {message}{suggestion(given, choices)}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1's safe loader, which also reads 5e-4 as a number, as everyone writing it means it to."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [self.construct_object(key) for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `BinaryViTError` where there is none, or a name is given twice."""
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BinaryViTError(f"{path} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        raise BinaryViTError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise BinaryViTError(f"{path} must hold lines of `name: value`.")
+    return content
