@@ -1,0 +1,120 @@
+"""The sizes of a binary vision transformer's stages, checked against each other before anything is built."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from binaryvit.errors import BinaryViTError
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """One stage: channels, blocks, heads, MLP width, side of its token grid, spatial reduction of keys and values."""
+
+    dim: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    grid_size: int
+    reduction: int
+
+
+def check_choice(name: str, value: Any, choices: tuple) -> None:
+    """Refuses an argument that is not one of its choices."""
+    if isinstance(value, bool) or value not in choices:
+        raise BinaryViTError(f"{name}={value!r} is not possible; choose one of {', '.join(map(repr, choices))}.")
+
+
+def stage_shapes(
+    img_size: int,
+    patch_size: int,
+    embed_dims: int | tuple[int, ...],
+    depths: int | tuple[int, ...],
+    num_heads: int | tuple[int, ...],
+    mlp_ratios: int | tuple[int, ...],
+    reductions: int | tuple[int, ...],
+    global_pool: str,
+    pooling_branches: bool,
+) -> list[StageShape]:
+    """The stages that the shape arguments of `model.BinaryVisionTransformer` describe.
+
+    Raises:
+        BinaryViTError: names the argument that is inconsistent, and what would be right.
+    """
+    check_choice("global_pool", global_pool, ("", "avg", "token"))
+    img_size, patch_size = _square("img_size", img_size), _square("patch_size", patch_size)
+    num_stages = len(embed_dims) if isinstance(embed_dims, (tuple, list)) else 1
+    per_stage = {
+        name: _one_per_stage(name, value, num_stages)
+        for name, value in dict(
+            embed_dims=embed_dims, depths=depths, num_heads=num_heads, mlp_ratios=mlp_ratios, reductions=reductions
+        ).items()
+    }
+    _check_grid(img_size, patch_size, num_stages)
+    if global_pool == "token":
+        _check_cls_token(num_stages, per_stage["reductions"], pooling_branches)
+
+    shapes: list[StageShape] = []
+    for index, (dim, depth, heads, mlp_ratio, reduction) in enumerate(zip(*per_stage.values(), strict=True)):
+        where = f" in stage {index}" if num_stages > 1 else ""
+        grid_size = img_size // patch_size // 2**index
+        if dim % heads:
+            raise BinaryViTError(
+                f"embed_dims={dim} is not divisible by num_heads={heads}{where}; "
+                f"choose a multiple, such as {heads * max(1, round(dim / heads))}."
+            )
+        if shapes and dim % shapes[-1].dim:
+            before = shapes[-1].dim
+            raise BinaryViTError(
+                f"embed_dims={dim}{where} is no multiple of the {before} channels of the stage before, which the "
+                f"merge's shortcut repeats; choose a multiple, such as {before * max(1, round(dim / before))}."
+            )
+        if grid_size % reduction:
+            raise BinaryViTError(
+                f"reductions={reduction}{where} does not divide the grid of {grid_size} x {grid_size} tokens there; "
+                f"choose a divisor of {grid_size}."
+            )
+        shapes.append(StageShape(dim, depth, heads, dim * mlp_ratio, grid_size, reduction))
+    return shapes
+
+
+def _square(name: str, value: Any) -> int:
+    """One side from an int or, as timm passes sizes, a pair of equal ones."""
+    sides = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(set(sides)) != 1 or not isinstance(sides[0], int) or isinstance(sides[0], bool) or sides[0] < 1:
+        raise BinaryViTError(f"{name}={value!r} must be one positive whole number, for images and patches are square.")
+    return sides[0]
+
+
+def _one_per_stage(name: str, value: Any, num_stages: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * num_stages
+    if len(values) != num_stages:
+        raise BinaryViTError(
+            f"{name}={value!r} describes {len(values)} stages and embed_dims {num_stages}; give one value per stage."
+        )
+    if any(not isinstance(number, int) or isinstance(number, bool) or number < 1 for number in values):
+        detail = " The MLP's width must be a multiple of the channels." if name == "mlp_ratios" else ""
+        raise BinaryViTError(f"{name}={value!r} must consist of positive whole numbers.{detail}")
+    return values
+
+
+def _check_grid(img_size: int, patch_size: int, num_stages: int) -> None:
+    smallest = patch_size * 2 ** (num_stages - 1)
+    if img_size % smallest:
+        merges = f" and to be halved {num_stages - 1} times by the merges" if num_stages > 1 else ""
+        raise BinaryViTError(
+            f"img_size={img_size} is not divisible by {smallest}, as it must be to be cut into patches of "
+            f"patch_size={patch_size}{merges}; choose a multiple, such as {smallest * max(1, round(img_size / smallest))}."
+        )
+
+
+def _check_cls_token(num_stages: int, reductions: tuple[int, ...], pooling_branches: bool) -> None:
+    if pooling_branches:
+        raise BinaryViTError(
+            "pooling_branches=True needs tokens that form a grid, and the CLS token of global_pool='token' does not; "
+            "use global_pool='avg' or pooling_branches=False."
+        )
+    if num_stages > 1 or reductions != (1,):
+        raise BinaryViTError(
+            "global_pool='token' adds a CLS token, which patch merging and spatial reduction can't place on the grid; "
+            "use global_pool='avg', or one stage with reductions=1."
+        )
