@@ -1,0 +1,156 @@
+"""What the notebooks share, so that their cells stay thin: from parameters to a checked configuration and a folder."""
+
+import ast
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from IPython import get_ipython
+
+from binaryvit.config import RECIPES, TrainingConfig, suggestion
+from binaryvit.data import Data
+from binaryvit.errors import BinaryViTError
+from binaryvit.model import LADDER
+from binaryvit.runs import RunRecord, read_record
+from binaryvit.training import train
+
+_BINARY_VARIANTS = {name for _, *binary in LADDER.values() for name in binary}
+
+
+def check_parameters() -> None:
+    """Refuses a parameter that papermill was given and the running notebook does not have (papermill only warns).
+
+    Papermill writes what it was given into a cell behind the notebook's own parameters; the two are compared by the
+    names they assign. Does nothing outside IPython. Raises BinaryViTError with the name that was probably meant.
+    """
+    shell = get_ipython()
+    cells = shell.user_ns.get("In", []) if shell else []
+    for own, injected in pairwise(cells):
+        if injected.startswith("# Parameters\n"):
+            known = _assigned(own)
+            for name in _assigned(injected):
+                if name not in known:
+                    raise BinaryViTError(f"The notebook has no parameter {name!r}{suggestion(name, known)}")
+
+
+def _assigned(source: str) -> list[str]:
+    targets = [
+        target
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    ]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def recipe_of(variant: str) -> str:
+    """The recipe whose defaults a variant is trained with: "student" for the binary ones, "teacher" for all others."""
+    return "student" if variant in _BINARY_VARIANTS else "teacher"
+
+
+def configure(settings: dict[str, Any], **parameters: Any) -> TrainingConfig:
+    """The configuration of one run from a notebook's parameters.
+
+    A parameter that is None is the default of the variant's recipe; `settings` holds any other field of TrainingConfig,
+    and there None is a value like any other. Raises BinaryViTError when a field is unknown, wrong, or given twice.
+    """
+    if not isinstance(settings, dict):
+        raise BinaryViTError(f"settings must be a mapping of TrainingConfig's fields to values, not {settings!r}.")
+    given = {name: value for name, value in parameters.items() if value is not None}
+    twice = sorted(given.keys() & settings.keys())
+    if twice:
+        raise BinaryViTError(f"Given twice, as a parameter and in settings: {', '.join(twice)}. Give each once.")
+    fields = given | settings
+    return TrainingConfig(**{**RECIPES[recipe_of(str(fields.get("variant")))], **fields})
+
+
+def run_folder(config: TrainingConfig) -> Path:
+    """Where a run goes that was given no folder: below runs/, a folder of its own for each configuration."""
+    data = re.sub(r"[^A-Za-z0-9]+", "-", config.data.rstrip("/").rsplit("/", 1)[-1]).strip("-")
+    return Path("runs") / f"{config.variant}-{data}-seed{config.seed}-{config.key()[:8]}"
+
+
+def show_configuration(config: TrainingConfig) -> pd.DataFrame:
+    """Every field of a configuration beside the default of its variant's recipe, changed ones marked."""
+    recipe = recipe_of(config.variant)
+    defaults = TrainingConfig(**{"variant": config.variant, **RECIPES[recipe]}).model_dump()
+    rows = [
+        {"setting": name, "value": value, f"{recipe} recipe": defaults[name], "changed": value != defaults[name]}
+        for name, value in config.model_dump().items()
+    ]
+    table = pd.DataFrame(rows).set_index("setting")
+    table["changed"] = table["changed"].map({True: "changed", False: ""})
+    return table.map(lambda value: "none" if value is None else str(value))
+
+
+def show_data(data: Data) -> pd.DataFrame:
+    """The two splits of a data set: names and numbers of images."""
+    table = pd.DataFrame(
+        [
+            {"split": use, "name": name, "images": images, "classes": data.num_classes}
+            for use, (name, images) in data.splits.items()
+        ]
+    ).set_index("split")
+    table.columns.name = f"{data.label} ({data.fingerprint[:12]})"
+    return table
+
+
+def train_or_show(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_id: str = "") -> RunRecord:
+    """Trains or resumes the run in `run_dir`; one that is finished is left as it is, and its record returned.
+
+    Raises BinaryViTError when the folder holds a finished run of another configuration.
+    """
+    record = read_record(run_dir)
+    if record is None:
+        return train(config, run_dir, study=study, run_id=run_id)
+    if record.key.config != config.key():
+        stored = record.config
+        changed = [name for name, value in config.model_dump(mode="json").items() if stored.get(name) != value]
+        raise BinaryViTError(
+            f"{run_dir} holds a finished run of another configuration (other: {', '.join(changed) or 'teacher'}). "
+            "It is left as it is; choose another output folder, or move that one away."
+        )
+    print(f"{run_dir} holds this run, finished on {record.started:%Y-%m-%d}: nothing is trained, its record is shown.")
+    return record
+
+
+def finding(metrics: pd.DataFrame, record: RunRecord) -> str:
+    """What the curves of a finished run show, in sentences made from its numbers."""
+    first, last, best = metrics.iloc[0], metrics.iloc[-1], metrics.loc[metrics["top1"].idxmax()]
+    sentences = [
+        f"After {len(metrics)} epoch{'s' * (len(metrics) > 1)}, {record.result.top1:.2f} % of the "
+        f"{record.data.eval_images:,} evaluation images of {record.data.label} are classified correctly "
+        f"(chance: {100 / record.data.num_classes:.2f} %)."
+    ]
+    if len(metrics) > 1:
+        direction = "fell" if last["eval_loss"] < first["eval_loss"] else "did not fall"
+        sentences += [
+            f"The evaluation loss {direction}, from {first['eval_loss']:.3f} after the first epoch to "
+            f"{last['eval_loss']:.3f}; top-1 was highest after epoch {best['epoch']:.0f} ({best['top1']:.2f} %)."
+        ]
+        if metrics["flip_rate"].notna().any():
+            sentences += [
+                f"{first['flip_rate']:.2%} of the binary weights changed sign in the first epoch, "
+                f"{last['flip_rate']:.2%} in the last."
+            ]
+    return " ".join(sentences)
+
+
+def show_record(record: RunRecord, run_dir: str | Path) -> pd.DataFrame:
+    """The result of a run, where it is stored, and what it was made from."""
+    commit = record.git.commit or "unknown"
+    facts = {
+        "folder": str(run_dir),
+        "top-1": f"{record.result.top1:.2f} %",
+        "top-5": "-" if record.result.top5 is None else f"{record.result.top5:.2f} %",
+        "evaluation loss": f"{record.result.eval_loss:.4f}",
+        "evaluated on": f"{record.data.eval_images:,} images of {record.data.label}, split {record.data.eval_split}",
+        "training": f"{record.result.epochs} epochs in {record.duration_seconds:,.0f} s "
+        f"({record.result.images_per_second:,.0f} images/s on {record.hardware.cpu})",
+        "weights": f"{record.weights.file}, {record.weights.bytes / 1e6:.3f} MB, {record.weights.dtype}",
+        "commit": commit + (" with uncommitted changes" if record.git.dirty else ""),
+        "key": record.key.config,
+    }
+    return pd.DataFrame({"": facts})
