@@ -1,0 +1,43 @@
+# Every target makes or updates the virtual environment .venv first; the second time that takes a moment.
+# Another Python than the first suitable one: make PYTHON=/path/to/python3.11 TARGET
+
+BIN = .venv/bin
+SMOKE = results/reproduced/smoke
+PYTEST_ARGS =
+
+export PYTHON
+export JUPYTER_PREFER_ENV_PATH = 1# notebooks run on this environment's kernel, not on a user's of the same name
+
+.PHONY: help install reproduce test lint format lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+install: ## the virtual environment .venv: exact versions, and this package
+	@sh .ci/install
+
+reproduce: install ## train the smoke study, teacher and all binary variants, and fill its tables (minutes on 2 cores)
+	HF_HUB_OFFLINE=1 $(BIN)/binaryvit reproduce results/smoke/study.yaml --output $(SMOKE)
+	@echo "The tables are in $(SMOKE)/tables."
+
+# Two processes of one thread each use two cores better than one process of two threads: the models are small.
+test: install ## all tests (10 minutes on 2 cores at most); PYTEST_ARGS="-k name" for some of them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: install ## check the form of code and notebooks
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+format: install ## put code and notebooks into that form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/nbstripout notebooks/*.ipynb
+
+lock: install ## requirements.lock anew, after a change of the dependencies in pyproject.toml
+	$(BIN)/uv pip compile --universal --extra dev --no-annotate --custom-compile-command "make lock" \
+		--output-file requirements.lock pyproject.toml
+
+clean: ## remove .venv and caches; results stay
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find binaryvit tests -name __pycache__ -type d -prune -exec rm -rf {} +
