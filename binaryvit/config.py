@@ -22,6 +22,16 @@ from binaryvit.errors import BinaryViTError
 # by the identity of its content.
 NOT_IN_KEY = frozenset({"data_dir", "data_label", "teacher", "workers", "threads", "checkpoint_minutes"})
 
+_NOT_MODEL_ARGS = {
+    "num_classes": "comes from the data",
+    "img_size": "is set by image_size",
+    "drop_rate": "is set by dropout",
+    "attn_drop_rate": "is set by attention_dropout",
+    "drop_path_rate": "is set by drop_path",
+    "pretrained": "would load weights: training starts from random ones",
+    "checkpoint_path": "would load weights: training starts from random ones",
+}
+
 # What the paper's two kinds of runs on ImageNet-1k use, as differences to the class defaults below, which are the
 # student's (BinaryViT, section 4.1, and the authors' training scripts).
 RECIPES: dict[str, dict[str, Any]] = {
@@ -108,7 +118,7 @@ class TrainingConfig(BaseModel):
     # Execution.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
-    workers: int = Field(0, ge=0)  # data-loading processes per training process
+    workers: int | None = Field(None, ge=0)  # data-loading processes per training process; None: as many as useful
     threads: int | None = Field(None, ge=1)  # CPU threads per training process; None: PyTorch's choice
     processes: int = Field(1, ge=1)  # training processes, one per GPU
     checkpoint_minutes: float = Field(5.0, ge=0)  # between checkpoints inside an epoch; 0: after every step
@@ -151,6 +161,11 @@ class TrainingConfig(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         problems = [sentence for wrong, sentence in self._contradictions() if wrong]
+        problems += [
+            f"model_args holds {name!r}, which {where}: leave it out there."
+            for name, where in _NOT_MODEL_ARGS.items()
+            if name in self.model_args
+        ]
         for field in ("variant", "teacher_variant"):
             name = getattr(self, field)
             if name is not None and not timm.is_model(name):
@@ -233,11 +248,17 @@ class TrainingConfig(BaseModel):
         (give it where the teacher does not exist yet; `teacher.run_identity` says what a run's will be).
         """
         if self.teacher is not None and teacher_identity is None:
-            from binaryvit.teacher import identity
+            from binaryvit.teacher import identity  # which needs models, and they a configuration
 
             teacher_identity = identity(self.teacher)
-        content = self.model_dump(mode="json", exclude=NOT_IN_KEY) | {"teacher": teacher_identity}
+        content = self.model_dump(mode="json", exclude=NOT_IN_KEY)
+        content |= {"teacher": teacher_identity, "data": without_place(self.data)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def without_place(path: str) -> str:
+    """A name or relative path as it is; of an absolute path, which belongs to one machine, the last part."""
+    return Path(path).name if Path(path).expanduser().is_absolute() else path
 
 
 def suggestion(name: str, known: list[str]) -> str:

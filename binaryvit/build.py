@@ -1,0 +1,69 @@
+"""From a configuration to a model: its construction, the images it expects, and its compiled form."""
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import nn
+
+from binaryvit.config import TrainingConfig
+from binaryvit.errors import BinaryViTError
+
+
+def model_arguments(config: TrainingConfig, num_classes: int) -> dict:
+    """What `timm.create_model` needs beside the variant to rebuild a run's model for inference."""
+    arguments = {**config.model_args, "num_classes": num_classes}
+    if config.image_size is not None:
+        arguments["img_size"] = config.image_size
+    return arguments
+
+
+def create_model(config: TrainingConfig, num_classes: int) -> nn.Module:
+    """The model a run trains, with the random weights its seed gives.
+
+    The caller's random state is left as it was. Raises `BinaryViTError` when the arguments don't fit the variant.
+    """
+    regularization = {
+        "drop_rate": config.dropout,
+        "attn_drop_rate": config.attention_dropout,
+        "drop_path_rate": config.drop_path,
+    }
+    arguments = model_arguments(config, num_classes) | {name: rate for name, rate in regularization.items() if rate > 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        try:
+            return timm.create_model(config.variant, **arguments)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+            raise BinaryViTError(f"{config.variant} cannot be built with {given}: {error}.") from error
+
+
+def input_settings(
+    model: nn.Module, image_size: int | None = None
+) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:
+    """Input size (3, height, width) of a model, and the mean and deviation per channel its images are normalized with.
+
+    `image_size` is the one it was built with; None: the variant's own.
+    """
+    settings = resolve_data_config({}, model=model)
+    size = settings["input_size"] if image_size is None else (3, image_size, image_size)
+    return size, settings["mean"], settings["std"]
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of a model: those of its stages, or timm's `blocks` of a columnar model."""
+    stages = getattr(model, "stages", [model])
+    return [block for stage in stages for block in getattr(stage, "blocks", [])]
+
+
+def compile_blocks(model: nn.Module) -> nn.Module:
+    """Compiles each transformer block of `model`, in place; equal blocks share their compiled code.
+
+    The shapes are compiled as they come: with dynamic shapes, a pyramid's second stage would recompile everything into
+    slower code.
+    """
+    # Each stage's shape, in training and in evaluation, is one more compilation of the same function.
+    limit = 16 * len(getattr(model, "stages", [model]))
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+    for block in blocks_of(model):
+        block.compile(dynamic=False)
+    return model

@@ -1,0 +1,90 @@
+"""The state of an unfinished run on disk: one file, replaced in one step, data and never code."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from binaryvit.errors import BinaryViTError
+from binaryvit.files import write_atomically
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+_FORMAT = 1
+_METADATA = "binaryvit_training_state"
+
+
+def save_state(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Replaces the checkpoint `path` by these tensors and this JSON-able state."""
+    text = json.dumps({"format": _FORMAT, **state})
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata={_METADATA: text}))
+
+
+def load_state(path: str | Path, identity: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads a checkpoint of the run that `identity` (names and values) describes.
+
+    Raises `BinaryViTError` when it is truncated, no checkpoint of ours or one of another run; nothing is changed then.
+    """
+    advice = "Nothing was changed; move the file away to start the run again, or choose another folder."
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            text = (file.metadata() or {}).get(_METADATA)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BinaryViTError(f"The checkpoint {path} is damaged or no checkpoint at all ({error}). {advice}") from None
+    try:
+        state = json.loads(text or "")
+        if state["format"] != _FORMAT:
+            raise BinaryViTError(
+                f"The checkpoint {path} has format {state['format']}, this version reads {_FORMAT}. {advice}"
+            )
+        stored = state["identity"]
+        different = [name for name, value in identity.items() if stored[name] != value]
+    except (ValueError, KeyError, TypeError):
+        raise BinaryViTError(f"The file {path} is no training checkpoint of binaryvit. {advice}") from None
+    if different:
+        raise BinaryViTError(
+            f"The checkpoint {path} belongs to another run: its {' and '.join(different)} differ from this one's. "
+            f"{advice}"
+        )
+    return tensors, state
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The moments of an optimizer, by `number of the parameter . name`."""
+    slots = optimizer.state_dict()["state"].items()
+    return {f"{number}.{name}": tensor for number, values in slots for name, tensor in values.items()}
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The reverse of `optimizer_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under names of one part of a checkpoint."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def of_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one part of a checkpoint under their own names."""
+    return {
+        name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")
+    }
+
+
+def restore_module(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Loads a module's own tensors. Raises `BinaryViTError` when they are not exactly the module's."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise BinaryViTError(f"The checkpoint {path} does not fit the model it was made for: {error}") from None
