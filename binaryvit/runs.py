@@ -208,7 +208,7 @@ def read_table(run_dir: str | Path, name: str) -> pd.DataFrame:
     """
     path = Path(run_dir) / name
     try:
-        return pd.read_csv(path, float_precision="round_trip")
+        return pd.read_csv(path)
     except FileNotFoundError as error:
         raise BinaryViTError(f"{path} is missing: the run has not reached the end of its first epoch.") from error
     except (OSError, ValueError) as error:

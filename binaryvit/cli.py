@@ -1,0 +1,116 @@
+"""The command line: `binaryvit reproduce`, `binaryvit status`, `binaryvit train`.
+
+Exit codes: 0 all is done, 1 something is not (a run failed, is stale or missing), 2 a mistake in what was asked for,
+130 interrupted.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from binaryvit.errors import BinaryViTError
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code. A user's mistake is printed as its sentence, without traceback."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C: nothing is lost
+    try:
+        return options.command(options)
+    except BinaryViTError as error:
+        print(f"binaryvit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("binaryvit: interrupted; the same command goes on from here.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="binaryvit", description="Binary vision transformers: train, compare, explain."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    reproduce = commands.add_parser("reproduce", help="train what a study lacks, then make its tables and figures")
+    _add_study(reproduce)
+    reproduce.add_argument("--dry-run", action="store_true", help="only say what would run, and how long")
+    reproduce.add_argument(
+        "--only", nargs="+", default=[], metavar="ID", help="these runs (and their teacher), no analysis"
+    )
+    reproduce.add_argument("--rerun-stale", action="store_true", help="move stale runs aside and train them anew")
+    reproduce.add_argument("--workers", type=int, metavar="N", help="data-loading processes per training process")
+    reproduce.add_argument("--threads", type=int, metavar="N", help="CPU threads per training process")
+    reproduce.set_defaults(command=_reproduce)
+
+    status = commands.add_parser("status", help="list a study's runs, and why each is done, stale, failed or missing")
+    _add_study(status)
+    status.set_defaults(command=_status)
+
+    train = commands.add_parser(
+        "train", help="train one configuration (also under `accelerate launch -m binaryvit.cli`)"
+    )
+    train.add_argument("config", metavar="CONFIG.yaml", help="fields of TrainingConfig, one `name: value` a line")
+    train.add_argument(
+        "--output", required=True, metavar="DIR", help="the run's folder; one that was interrupted goes on"
+    )
+    train.set_defaults(command=_train)
+    return parser
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY", help="a study.yaml, or the folder that holds one")
+    parser.add_argument("--output", metavar="DIR", help="folder for all that the study produces (default: the study's)")
+    parser.add_argument("--data-dir", metavar="DIR", help="a local copy of the study's data set")
+    parser.add_argument("--data-label", metavar="TEXT", help="how tables call the data, when the copy differs")
+    parser.add_argument("--check-data", action="store_true", help="load the data and compare them with those on record")
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from binaryvit.study import load_study  # takes seconds, which --help should not
+
+    execution = {name: getattr(options, name, None) for name in ("data_dir", "data_label", "workers", "threads")}
+    given = {name: value for name, value in execution.items() if value is not None}
+    return load_study(options.study, options.output, **given)
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from binaryvit.runner import rehearse, reproduce
+
+    work = rehearse if options.dry_run else reproduce
+    outcome = work(_load(options), only=options.only, rerun_stale=options.rerun_stale, check_data=options.check_data)
+    if options.dry_run:
+        return 0
+    for run in outcome.runs:
+        if run.state != "done":
+            print(f"NOT DONE: {run.id} is {run.state}: {run.reason}", file=sys.stderr)
+    return 0 if outcome.complete else 1
+
+
+def _status(options: argparse.Namespace) -> int:
+    from binaryvit.runner import fingerprint_if_needed
+    from binaryvit.study import plan
+
+    study = _load(options)
+    runs = plan(study, fingerprint_if_needed(study, (), options.check_data))
+    width = max(len(run.id) for run in runs)
+    print(f"{study.name}: {study.title}")
+    for run in runs:
+        print(f"{run.state.upper() if run.state in ('stale', 'failed') else run.state:8}{run.id:{width}}  {run.reason}")
+    return 0 if all(run.state == "done" for run in runs) else 1
+
+
+def _train(options: argparse.Namespace) -> int:
+    from binaryvit.config import TrainingConfig
+    from binaryvit.training import train
+
+    record = train(TrainingConfig.from_yaml(options.config), options.output)
+    print(f"{options.output}: top-1 {record.result.top1:.2f} % after {record.result.epochs} epochs")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
