@@ -173,8 +173,8 @@ def accuracy_against_operations(
             if group.empty:
                 continue
             axes.plot(
-                group["ops"], group["top1"], marker, markersize=4, markerfacecolor=face, color=GREY, markeredgewidth=0.7,
-                zorder=1, label=f"published: {certainty}",
+                group["ops"], group["top1"], marker, markersize=4, markeredgewidth=0.7, markerfacecolor=face,
+                color=GREY, zorder=1, label=f"published: {certainty}",
             )  # fmt: skip
     binary = points[~points["variant"].isin([teacher for teacher, *_ in LADDER.values()])]
     axes.plot(binary["ops"], binary["top1"], color=GREY, linewidth=0.7, linestyle=":", zorder=1)

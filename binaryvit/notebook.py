@@ -4,7 +4,7 @@ import ast
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from IPython import get_ipython
@@ -13,8 +13,10 @@ from binaryvit.config import RECIPES, TrainingConfig, suggestion
 from binaryvit.data import Data
 from binaryvit.errors import BinaryViTError
 from binaryvit.model import LADDER
-from binaryvit.runs import RunRecord, read_record
-from binaryvit.training import train
+from binaryvit.runs import RunRecord
+
+if TYPE_CHECKING:
+    from binaryvit.cost import Cost
 
 _BINARY_VARIANTS = {name for _, *binary in LADDER.values() for name in binary}
 
@@ -97,23 +99,13 @@ def show_data(data: Data) -> pd.DataFrame:
     return table
 
 
-def train_or_show(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_id: str = "") -> RunRecord:
-    """Trains or resumes the run in `run_dir`; one that is finished is left as it is, and its record returned.
-
-    Raises BinaryViTError when the folder holds a finished run of another configuration.
-    """
-    record = read_record(run_dir)
-    if record is None:
-        return train(config, run_dir, study=study, run_id=run_id)
-    if record.key.config != config.key():
-        stored = record.config
-        changed = [name for name, value in config.model_dump(mode="json").items() if stored.get(name) != value]
-        raise BinaryViTError(
-            f"{run_dir} holds a finished run of another configuration (other: {', '.join(changed) or 'teacher'}). "
-            "It is left as it is; choose another output folder, or move that one away."
-        )
-    print(f"{run_dir} holds this run, finished on {record.started:%Y-%m-%d}: nothing is trained, its record is shown.")
-    return record
+def describe_cost(total: "Cost") -> str:
+    """A model's totals in one sentence."""
+    return (
+        f"In total {total.parameters / 1e6:.3f} M parameters, {total.binary_weights / 1e6:.3f} M of them one bit "
+        f"({total.bytes / 1e6:.3f} MB); {total.bops / 1e6:,.2f} M BOPs and {total.flops / 1e6:,.2f} M FLOPs per image, "
+        f"that is {total.ops / 1e6:,.2f} M OPs, or {total.ops_elementwise / 1e6:,.2f} M with elementwise work."
+    )
 
 
 def finding(metrics: pd.DataFrame, record: RunRecord) -> str:
