@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from binaryvit.transforms import Transform, eval_transform, normalize, random_er
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 FINGERPRINT_IMAGES = 4096
+MAX_WORKERS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +147,8 @@ def train_batches(
 
     Args:
         data: what `load_data` gave.
-        config: seed, batch_size, accumulation_steps, repeated_augmentation, workers, and the augmentation's fields.
+        config: seed, batch_size, accumulation_steps, repeated_augmentation, workers (None: `useful_workers`), and the
+            augmentation's fields.
         input_size: of the model, (3, height, width).
         mean, std: per channel, of values in 0..1; what the model was or will be trained with.
         epoch: from 0.
@@ -171,7 +174,7 @@ def train_batches(
         std,
         (config.seed, epoch),
     )
-    return _batches(prepared, list(np.stack([positions, order[positions]], axis=-1)), config.workers)
+    return _batches(prepared, list(np.stack([positions, order[positions]], axis=-1)), config.workers, world_size)
 
 
 def eval_batches(
@@ -192,7 +195,18 @@ def eval_batches(
     pairs = np.stack([indices, indices], axis=-1)
     prepared = _PreparedImages(data.eval, eval_transform(config, input_size), None, mean, std, (0, 0))
     batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
-    return _batches(prepared, batches, config.workers)
+    return _batches(prepared, batches, config.workers, world_size)
+
+
+def useful_workers(in_memory: bool, world_size: int) -> int:
+    """Number of worker processes when none is asked for.
+
+    None for images in memory on a machine without GPU, where they would only take the model's cores; else what the
+    cores allow after one for each training process, up to MAX_WORKERS.
+    """
+    if in_memory and not torch.cuda.is_available():
+        return 0
+    return max(0, min(MAX_WORKERS, (os.cpu_count() or 1) // world_size - 1))
 
 
 class _PreparedImages(Dataset):
@@ -231,10 +245,14 @@ class _PreparedImages(Dataset):
         return prepared, torch.from_numpy(self.split.labels[indices]), torch.from_numpy(self.split.rows[indices])
 
 
-def _batches(prepared: _PreparedImages, batches: list[np.ndarray], workers: int) -> Iterator[Batch]:
+def _batches(
+    prepared: _PreparedImages, batches: list[np.ndarray], workers: int | None, world_size: int
+) -> Iterator[Batch]:
     if not batches:
         return
-    prepared.split.pixels  # noqa: B018 - decoded here, before workers start, so that they share it
+    in_memory = prepared.split.pixels is not None  # decoded here, before workers start, so that they share it
+    if workers is None:
+        workers = useful_workers(in_memory, world_size)
     loader = DataLoader(
         prepared,
         batch_sampler=batches,
@@ -244,10 +262,18 @@ def _batches(prepared: _PreparedImages, batches: list[np.ndarray], workers: int)
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader draws from the global one
     )
-    for batch in loader:
-        if isinstance(batch, BinaryViTError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, BinaryViTError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise BinaryViTError(
+            "A data-loading process was ended from outside, as happens when memory runs out: set workers to a smaller "
+            "number than it was."
+        ) from error
 
 
 def _as_is(batch: Batch) -> Batch:
@@ -309,12 +335,13 @@ def _encoded_table(split: str, table: datasets.Dataset, column: str) -> datasets
 
 def _class_names(table: datasets.Dataset, column: str) -> tuple[str, ...]:
     feature = table.features[column]
-    values = [] if isinstance(feature, datasets.ClassLabel) else [v for v in table.unique(column) if v is not None]
+    is_plain = isinstance(feature, datasets.Value)
+    values = [value for value in table.unique(column) if value is not None] if is_plain else []
     if isinstance(feature, datasets.ClassLabel):
         names = tuple(feature.names)
-    elif all(isinstance(value, str) for value in values):
+    elif values and all(isinstance(value, str) for value in values):
         names = tuple(sorted(values))
-    elif all(isinstance(value, int) for value in values) and max(values) < len(table):
+    elif values and all(isinstance(value, int) for value in values) and max(values) < len(table):
         names = tuple(str(index) for index in range(max(values) + 1))
     else:
         raise BinaryViTError(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from binaryvit.errors import BinaryViTError
 
@@ -53,7 +53,7 @@ class ImageSplit:
         return [self._file(int(row), image) for row, image in zip(rows, column, strict=True)]
 
     def images(self, indices: Sequence[int]) -> list[Image.Image]:
-        """The images as RGB (see `to_rgb`).
+        """The images as RGB (see `to_rgb`). The first call decodes the whole split if it fits into memory.
 
         Raises:
             BinaryViTError: one cannot be read; the split and the row are named.
@@ -85,8 +85,9 @@ class ImageSplit:
         try:
             return to_rgb(Image.open(io.BytesIO(data)))
         except Exception as error:  # decoders raise nearly anything on broken bytes
+            reason = "not an image file" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
             place = self._place(int(self.rows[index]))
-            raise BinaryViTError(f"{place} cannot be used ({error}): replace or remove it.") from error
+            raise BinaryViTError(f"{place} cannot be used ({reason}): replace or remove it.") from error
 
     def _file(self, row: int, image: dict | None) -> bytes:
         if image and image["bytes"]:

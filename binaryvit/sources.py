@@ -1,7 +1,8 @@
-"""Where data comes from: embedded digits, the Hugging Face hub, or a local folder of parquet or of class folders."""
+"""Where data comes from: embedded digits, the Hugging Face hub, or a local folder of parquet files or class folders."""
 
 import io
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ EVAL_SPLITS = ("validation", "valid", "val", "test")
 """Names of evaluation splits in the order in which they are looked for. The hub's ImageNet hides its test labels."""
 
 _DIGITS_EVAL = 360
+_SHARD = re.compile(r"(^|-)\d+(-of-\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def open_source(data: str, data_dir: str | Path | None = None, data_config: str 
     Args:
         data: "digits", the path of a local folder, or a name on the Hugging Face hub. A folder of that name goes first.
         data_dir: a local folder that holds the data set called `data`; then the hub is not asked.
-        data_config: which configuration of a hub data set, where it has several.
+        data_config: which configuration of the data set, where it has several; in a folder the subfolder of that name.
 
     Raises:
         BinaryViTError: it does not exist, is gated, cannot be reached or cannot be read; the text says what to do.
@@ -50,8 +52,9 @@ def open_source(data: str, data_dir: str | Path | None = None, data_config: str 
         return _digits()
     folder = Path(data_dir if data_dir is not None else data).expanduser()
     if folder.is_dir():
-        has_parquet = any(folder.glob("*.parquet")) or any(folder.glob("*/*.parquet"))
-        return _parquet_folder(folder, data_config) if has_parquet else _class_folders(folder)
+        inner = folder / data_config if data_config and (folder / data_config).is_dir() else folder
+        files = [*inner.glob("*.parquet"), *inner.glob("*/*.parquet")]
+        return _parquet_folder(folder, files) if files else _class_folders(folder)
     if data_dir is not None or data.startswith((".", "~", os.sep)):
         raise BinaryViTError(f"The data folder {folder} does not exist: correct data_dir or data.")
     return _hub(data, data_config)
@@ -122,14 +125,24 @@ def _is_image_file(path: str) -> bool:
     return path.lower().endswith(IMG_EXTENSIONS) and _visible(Path(path))
 
 
-def _parquet_folder(folder: Path, data_config: str | None) -> Source:
-    """Splits are told by the files' or folders' names (train.parquet, data/test-00000-of-00001.parquet)."""
-    try:
-        return Source(f"local folder: {folder.resolve().name}", dict(datasets.load_dataset(str(folder), data_config)))
-    except Exception as error:  # arrow, datasets and the file system each have their own
-        raise BinaryViTError(
-            f"The parquet files in {folder} cannot be read ({_reason(error)}): copy them again, or correct data_config."
-        ) from error
+def _parquet_folder(folder: Path, files: list[Path]) -> Source:
+    """train.parquet, data/train-00000-of-00004.parquet or train/0000.parquet, each split with its own features.
+
+    Read split by split, because `load_dataset` of a folder gives all splits the class names of the first.
+    """
+    files_of: dict[str, list[str]] = {}
+    for file in sorted(files):
+        name = _SHARD.sub("", file.stem) or file.parent.name
+        files_of.setdefault(name, []).append(str(file))
+    splits = {}
+    for name, paths in files_of.items():
+        try:
+            splits[name] = datasets.Dataset.from_parquet(paths)
+        except Exception as error:  # arrow, datasets and the file system each have their own
+            raise BinaryViTError(
+                f"The parquet files of split '{name}' in {folder} cannot be read ({_reason(error)}): copy them again."
+            ) from error
+    return Source(f"local folder: {folder.resolve().name}", splits)
 
 
 def _hub(name: str, data_config: str | None) -> Source:
