@@ -5,8 +5,9 @@ BIN = .venv/bin
 SMOKE = results/reproduced/smoke
 PYTEST_ARGS =
 
+# Notebooks run on this environment's kernel, not on a user's of the same name.
+export JUPYTER_PREFER_ENV_PATH = 1
 export PYTHON
-export JUPYTER_PREFER_ENV_PATH = 1# notebooks run on this environment's kernel, not on a user's of the same name
 
 .PHONY: help install reproduce test lint format lock clean
 

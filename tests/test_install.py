@@ -178,6 +178,16 @@ def test_the_named_python_is_the_only_one_tried(checkout: Checkout, tmp_path: Pa
     )
 
 
+def test_another_python_than_the_environments_is_not_ignored(checkout: Checkout):
+    checkout.install()
+    named = str(checkout.tools / "python3.11")
+    assert checkout.install(PYTHON=named).returncode == 0
+    checkout.command("python3.12", FAKE_PYTHON.replace("3.11.7", "3.12.1"))
+    refused = checkout.install(PYTHON="python3.12")
+    assert refused.returncode == 1
+    assert ".venv was made with Python 3.11.7, and python3.12 is Python 3.12.1. 'make clean' first" in refused.stderr
+
+
 def test_a_python_that_cannot_make_environments_is_said(checkout: Checkout):
     refused = checkout.install(FAKE_NO_ENSUREPIP="1")
     assert refused.returncode == 1
