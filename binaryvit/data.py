@@ -160,7 +160,7 @@ def train_batches(
         they are (batch,) int64.
 
     Raises:
-        BinaryViTError: fewer images than a batch, a batch that cannot be split evenly, an unknown augmentation; while
+        BinaryViTError: fewer images than a batch, a batch that cannot be split evenly; while
             iterating, an image that cannot be used.
     """
     accumulation = config.accumulation_steps
