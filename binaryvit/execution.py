@@ -102,7 +102,9 @@ def kernel_environment() -> Iterator[dict[str, str]]:
             "JUPYTER_PATH": os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")])),
             "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")])),
             "IPYTHONDIR": str(Path(folder) / "ipython"),  # no start-up files of the user's, no shared history
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # a warning about the debugger in every notebook
+            # Else every notebook would hold a warning about its debugger, and one about missing widgets.
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
         }
 
 
