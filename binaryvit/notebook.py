@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from IPython import get_ipython
+from pandas.io.formats.style import Styler
 
 from binaryvit.config import RECIPES, TrainingConfig, suggestion
 from binaryvit.data import Data
@@ -146,3 +147,8 @@ def show_record(record: RunRecord, run_dir: str | Path) -> pd.DataFrame:
         "key": record.key.config,
     }
     return pd.DataFrame({"": facts})
+
+
+def show_table(frame: pd.DataFrame, name: str, caption: str | None = None) -> Styler:
+    """A table as people read it: without row numbers, its caption above. `name` makes equal tables equal HTML."""
+    return frame.style.hide(axis="index").set_uuid(name).set_caption(caption)

@@ -139,6 +139,7 @@ def scale_of(record: RunRecord) -> dict[str, Any]:
         "evaluation images": record.data.eval_images,
         "classes": record.data.num_classes,
         "image size": record.config["image_size"] or own_size,
+        "evaluation crop": record.config["eval_crop"],
     }
 
 

@@ -1,5 +1,6 @@
 """The tables of a study, made from its run records, and the way from each cell back to the run it comes from."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,12 @@ from pandas.io.formats.style import Styler
 from binaryvit import findings
 from binaryvit.build import create_model
 from binaryvit.config import TrainingConfig
-from binaryvit.cost import cost
+from binaryvit.cost import Cost, cost
 from binaryvit.errors import BinaryViTError
 from binaryvit.figures import accuracy_against_operations, variant_style
 from binaryvit.files import write_text_atomically
 from binaryvit.model import LADDER
+from binaryvit.notebook import show_table
 from binaryvit.rows import NOT_RUN, NOTHING, Row, describe_scale, read_rows, record_of, scale_of
 from binaryvit.runs import RECORD_FILE
 from binaryvit.study import PlannedRun, Study, plan
@@ -61,7 +63,7 @@ class Table:
 
     def show(self) -> Styler:
         """The table as a notebook shows it."""
-        return self.text.style.hide(axis="index").set_caption(self.caption)
+        return show_table(self.text, self.name, self.caption)
 
     def write(self, folder: str | Path) -> list[Path]:
         """Writes <name>.csv, .md, .tex and .sources.csv into `folder` and returns their paths."""
@@ -308,7 +310,7 @@ def _ladder_entry(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """A step of the ladder as numbers and as text; its size and operations are counted on an instance."""
     label = variant_style(variant).label
-    counted = cost(create_model(TrainingConfig(variant=variant), _IMAGENET["classes"]))
+    counted = _imagenet_cost(variant)
     unknown = {
         "model": label,
         "family": "ViT",
@@ -328,6 +330,11 @@ def _ladder_entry(
     if published is None:
         text["top-1 published (%)"] = NOT_AVAILABLE
     return numbers, text
+
+
+@functools.cache
+def _imagenet_cost(variant: str) -> Cost:
+    return cost(create_model(TrainingConfig(variant=variant), _IMAGENET["classes"]))
 
 
 def accuracy_points(table: Table) -> pd.DataFrame:
