@@ -36,7 +36,7 @@ format: install ## put code and notebooks into that form
 	$(BIN)/nbstripout notebooks/*.ipynb
 
 lock: install ## requirements.lock anew, after a change of the dependencies in pyproject.toml
-	$(BIN)/uv pip compile --universal --extra dev --no-annotate --custom-compile-command "make lock" \
+	$(BIN)/uv pip compile --quiet --universal --extra dev --no-annotate --custom-compile-command "make lock" \
 		--output-file requirements.lock pyproject.toml
 
 clean: ## remove .venv and caches; results stay
