@@ -35,7 +35,11 @@ class TokenBatchNorm(nn.Module):
 
 
 class RPReLU(nn.Module):
-    """PReLU(x - m1) + m2 with one slope and two shifts per channel, on (..., C) (ReActNet, Liu et al. 2020)."""
+    """PReLU(x - m1) + m2 with one slope and two shifts per channel, on (..., C) (ReActNet, Liu et al. 2020).
+
+    Written out because autocast runs `F.prelu` in half precision, whose rounding the next layer's sign would turn into
+    flipped bits. At exactly zero the slope's side is taken, as PyTorch's PReLU does.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -45,7 +49,7 @@ class RPReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x - self.shift_in
-        return F.prelu(x.flatten(0, -2), self.slope).reshape(x.shape) + self.shift_out
+        return torch.where(x > 0, x, self.slope * x) + self.shift_out
 
 
 class Affine(nn.Module):
@@ -278,6 +282,10 @@ class BinaryMlp(nn.Module):
         return self.fc2(self.fc1(x))
 
 
+# (height, width) of the four poolings.
+POOLING_WINDOWS = {"pool1x3": (1, 3), "pool3x1": (3, 1), "pool1x5": (1, 5), "pool5x1": (5, 1)}
+
+
 def _pooling_window(height: int, width: int) -> Tensor:
     """Ones in a height x width window, centred in 5 x 5 zeros."""
     window = torch.zeros(5, 5)
@@ -294,13 +302,11 @@ class PoolingBranches(nn.Module):
     Their alphas start at 0, so a new model computes without them.
     """
 
-    WINDOWS = {"pool1x3": (1, 3), "pool3x1": (3, 1), "pool1x5": (1, 5), "pool5x1": (5, 1)}
-
     def __init__(self, dim: int, grid_size: int):
         super().__init__()
         self.grid_size = grid_size
-        self.affines = nn.ModuleDict({name: Affine(dim, initial_scale=0.0) for name in self.WINDOWS})
-        windows = torch.stack([_pooling_window(*size) for size in self.WINDOWS.values()])
+        self.affines = nn.ModuleDict({name: Affine(dim, initial_scale=0.0) for name in POOLING_WINDOWS})
+        windows = torch.stack([_pooling_window(*size) for size in POOLING_WINDOWS.values()])
         self.register_buffer("windows", windows, persistent=False)
 
     def kernel_and_bias(self) -> tuple[Tensor, Tensor]:
@@ -363,7 +369,7 @@ class BinaryBlock(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """The full-precision stem: a patch_size convolution with bias, images (B, 3, S, S) to tokens (B, N, C), maybe BN."""
+    """The full-precision stem: convolution with bias over patches, images to tokens (B, N, C); maybe a batch norm."""
 
     def __init__(self, in_chans: int, dim: int, patch_size: int, norm: bool):
         super().__init__()

@@ -103,7 +103,8 @@ def _check_grid(img_size: int, patch_size: int, num_stages: int) -> None:
         merges = f" and to be halved {num_stages - 1} times by the merges" if num_stages > 1 else ""
         raise BinaryViTError(
             f"img_size={img_size} is not divisible by {smallest}, as it must be to be cut into patches of "
-            f"patch_size={patch_size}{merges}; choose a multiple, such as {smallest * max(1, round(img_size / smallest))}."
+            f"patch_size={patch_size}{merges}; choose a multiple, such as "
+            f"{smallest * max(1, round(img_size / smallest))}."
         )
 
 
