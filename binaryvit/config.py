@@ -145,7 +145,7 @@ class TrainingConfig(BaseModel):
         """Reads a file of `field: value` lines; the optional entry `recipe: teacher` chooses what the rest changes."""
         fields = read_yaml(path)
         recipe = fields.pop("recipe", "student")
-        if recipe not in RECIPES:
+        if recipe not in list(RECIPES):  # it may be anything, also what cannot be looked up
             raise BinaryViTError(f"{path}: the recipe {recipe!r} does not exist: choose one of {', '.join(RECIPES)}.")
         try:
             return cls(**{**RECIPES[recipe], **fields})
