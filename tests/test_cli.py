@@ -1,0 +1,183 @@
+"""The command line speaks in sentences, and its processes may be interrupted, killed and doubled."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import standin
+
+from binaryvit.cli import main
+from binaryvit.locks import is_locked
+from binaryvit.study import State, load_study, plan
+
+ROOT = Path(__file__).parent.parent
+TEACHER, STUDENT = "deit_micro_patch4_32-seed0", "binaryvit_micro_patch2_32-seed0"
+TINY = """
+name: tiny
+title: A tiny study
+recipe: {epochs: 1, warmup_epochs: 0}
+teacher: {variant: deit_micro_patch4_32}
+variants: [binaryvit_micro_patch2_32]
+analysis: []
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A study of two runs whose notebook needs a second or two and trains nothing."""
+    standin.prepare(tmp_path, load_study, TINY)
+    yield tmp_path
+    for wait in tmp_path.glob("wait-*"):  # no process outlives its test
+        wait.unlink()
+
+
+def reproduce_in_process(folder, log):
+    with open(log, "w", buffering=1) as sys.stdout:
+        sys.exit(main(["reproduce", str(folder)]))
+
+
+@pytest.fixture
+def start(folder):
+    """Starts `binaryvit reproduce` on the study in a process; what is left of it is ended with the test."""
+    # Its processes come from one that has imported the library already, which takes seconds.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["binaryvit.cli", "binaryvit.runner"])
+    started = []
+
+    def start():
+        log = folder / f"log-{len(started)}"
+        started.append(context.Process(target=reproduce_in_process, args=(folder, log)))
+        started[-1].start()
+        return started[-1], log
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def executed(folder):
+    log = folder / "executed.txt"
+    return log.read_text().split() if log.exists() else []
+
+
+def states(folder):
+    return [run.state for run in plan(load_study(folder))]
+
+
+def test_ctrl_c_ends_everything_in_order_and_the_same_command_goes_on(folder):
+    (folder / f"wait-{TEACHER}").touch()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "binaryvit.cli", "reproduce", str(folder)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    begun = folder / "runs" / TEACHER / "begun"
+    until(begun.exists)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert states(folder)[0] is State.RUNNING
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert process.stdout.read().endswith("binaryvit: interrupted; the same command goes on from here.\n")
+    assert not psutil.wait_procs(family, timeout=20)[1], "nothing may go on training"
+    assert (begun.parent / "checkpoint").read_text() == "saved on the way out"
+    assert not (begun.parent / "failure.json").exists() and states(folder) == [State.MISSING, State.MISSING]
+    (folder / f"wait-{TEACHER}").unlink()
+    assert main(["reproduce", str(folder)]) == 0
+    assert executed(folder) == [TEACHER, TEACHER, STUDENT] and states(folder) == [State.DONE, State.DONE]
+    assert not list(folder.glob("runs/*.lock"))
+
+
+def test_a_killed_runner_leaves_its_run_locked_until_that_ends_and_a_second_one_waits(folder, start):
+    (folder / f"wait-{TEACHER}").touch()
+    first, _ = start()
+    until((folder / "runs" / TEACHER / "begun").exists)
+    first.kill()
+    first.join()
+    lock = load_study(folder).runs[0].lock
+    assert is_locked(lock), "the orphan still trains"
+    second, log = start()
+    until(lambda: log.exists() and "another process is training it" in log.read_text())
+    (folder / f"wait-{TEACHER}").unlink()
+    second.join(timeout=120)
+    assert second.exitcode == 0
+    assert executed(folder) == [TEACHER, STUDENT] and states(folder) == [State.DONE, State.DONE]
+
+
+def test_two_at_once_train_every_run_once(folder, start):
+    processes = [start()[0], start()[0]]
+    for process in processes:
+        process.join(timeout=180)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert sorted(executed(folder)) == sorted([TEACHER, STUDENT])
+
+
+def test_status_lists_runs_with_reasons_and_its_exit_code_says_whether_all_are_done(folder, capsys):
+    assert main(["status", str(folder)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tiny: A tiny study"
+    assert [line.split(maxsplit=2) for line in lines[1:]] == [
+        ["missing", TEACHER, "not run yet"],
+        ["missing", STUDENT, "not run yet"],
+    ]
+    for run in load_study(folder).runs:
+        run.folder.mkdir(parents=True)
+        (folder / "records" / f"{run.id}.json").rename(run.folder / "run.json")
+    assert main(["status", str(folder / "study.yaml")]) == 0
+    (folder / "study.yaml").write_text(TINY.replace("epochs: 1", "epochs: 2"))
+    assert main(["status", str(folder)]) == 1
+    assert f"STALE   {TEACHER}" in capsys.readouterr().out
+    assert main(["reproduce", str(folder)]) == 1
+    captured = capsys.readouterr()
+    assert f"NOT DONE: {TEACHER} is stale: epochs was 1 and is 2" in captured.err
+    assert executed(folder) == []
+
+
+def test_a_dry_run_changes_nothing(folder, capsys):
+    before = sorted(folder.rglob("*"))
+    assert main(["reproduce", str(folder), "--dry-run"]) == 0
+    assert sorted(folder.rglob("*")) == before
+    assert f"{STUDENT}: would be trained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["status", "nowhere"], "nowhere cannot be read"),
+        (["reproduce", "{folder}", "--only", "binaryvit_micro_patch2_32"], f"did you mean '{STUDENT}'"),
+        (["reproduce", "{folder}", "--data-dir", "photos"], "leave data_dir out"),
+        (["reproduce", "{folder}", "--workers", "-1"], "workers=-1"),
+        (
+            ["train", "{folder}/study.yaml", "--output", "{folder}/out"],
+            "the recipe {'epochs': 1, 'warmup_epochs': 0} does not exist",
+        ),
+    ],
+)
+def test_a_mistake_is_a_sentence_without_traceback(folder, capsys, arguments, words):
+    assert main([argument.format(folder=folder) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("binaryvit: ") and words in captured.err and "Traceback" not in captured.err
+    assert executed(folder) == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["reprodcue"], ["status"], ["reproduce", "x", "--workers", "many"]])
+def test_bad_arguments_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2
+    assert "usage: binaryvit" in capsys.readouterr().err
