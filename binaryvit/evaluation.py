@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
+from binaryvit.quantizers import at_least_float32
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -49,7 +51,7 @@ def evaluate(
         # The last batch is filled up, so that compiled blocks keep their one shape.
         images = torch.cat([images, images[:1].expand(full - count, -1, -1, -1)])
         with autocast(device, precision):
-            logits = model(images)[:count].float()
+            logits = at_least_float32(model(images)[:count])
         classes = logits.shape[1]
         right = logits.topk(min(5, classes)).indices == labels[:, None]
         sums[0] += F.cross_entropy(logits, labels, reduction="sum")

@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from binaryvit.config import TrainingConfig
+from binaryvit.quantizers import at_least_float32
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A batch's mean loss (0-dim, float32), and the parts it was mixed from; a part that is not used is None."""
+    """A batch's mean loss (0-dim, at least float32), and the parts it was mixed from; a part that is not used is None."""
 
     total: Tensor
     distillation: Tensor | None
@@ -32,7 +33,7 @@ def training_loss(
         labels: classes (B,), or with mixing their mixed (and smoothed) probabilities (B, classes).
         teacher_probabilities: (B, classes), or None without a teacher.
     """
-    logits = logits.float()
+    logits = at_least_float32(logits)
     label = distillation = None
     if teacher_probabilities is not None:
         distillation = F.cross_entropy(logits, teacher_probabilities)

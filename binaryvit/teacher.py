@@ -12,6 +12,7 @@ from binaryvit.build import input_settings
 from binaryvit.checkpoints import load_checkpoint
 from binaryvit.compact import load_inference_weights
 from binaryvit.errors import BinaryViTError
+from binaryvit.quantizers import at_least_float32
 from binaryvit.runs import RunKey, RunRecord, read_record
 
 PRETRAINED = "timm:"
@@ -84,13 +85,13 @@ class Teacher(nn.Module):
         self.register_buffer("offset", (mean - own_mean) / own_std, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to probabilities (B, classes) in float32."""
+        """Images (B, 3, H, W) to probabilities (B, classes), at least in float32."""
         with torch.inference_mode():
             if images.shape[-2:] != self.size:
                 images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
             if not self.is_normalized:
                 images = images * self.factor + self.offset
-            probabilities = self.model(images).float().softmax(dim=-1)
+            probabilities = at_least_float32(self.model(images)).softmax(dim=-1)
         return probabilities.clone()  # autograd saves no tensor of inference mode
 
 

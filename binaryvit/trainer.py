@@ -29,6 +29,7 @@ from binaryvit.data import Data, eval_batches, train_batches
 from binaryvit.errors import BinaryViTError
 from binaryvit.evaluation import Evaluation, autocast, evaluate
 from binaryvit.files import write_text_atomically
+from binaryvit.interruption import Interruption
 from binaryvit.latent import flip_rates, weight_signs
 from binaryvit.losses import training_loss
 from binaryvit.progress import Progress
@@ -92,11 +93,15 @@ class Trainer:
             "epoch": 0,
             "step": 0,
             "sums": {},
-            "train_seconds": 0.0,
+            "epoch_seconds": 0.0,
+            "timed_steps": 0,  # of this epoch: those after the first of each process, which compiles
+            "timed_seconds": 0.0,
             "seconds": 0.0,
             "history": [],
             "flips": [],
         }
+        self._warm = False  # whether this process has done a step
+        self._last_indices: list[int] = []
         self._restore()
         if config.compile:
             for network in filter(
@@ -123,15 +128,14 @@ class Trainer:
         if self.process.num_processes > 1 and self.device.type == "cpu":
             progress.note("Batch norm statistics are those of each process: PyTorch synchronizes them on GPUs only.")
         self.network.train()
-        if self.teacher is not None:
-            self.teacher.eval()
         self._saved = time.monotonic()
-        try:
-            while self.state["epoch"] < self.config.epochs:
-                self._train_epoch(progress)
-                progress.epoch(self._finish_epoch())
-        finally:
-            progress.close()
+        with Interruption() as interruption:
+            try:
+                while self.state["epoch"] < self.config.epochs:
+                    self._train_epoch(progress, interruption)
+                    progress.epoch(self._finish_epoch())
+            finally:
+                progress.close()
 
     def evaluate(self, model: nn.Module, precision: str) -> Evaluation:
         """Evaluates `model` on the whole evaluation split."""
@@ -149,10 +153,10 @@ class Trainer:
             write_text_atomically(self.run_dir / METRICS_FILE, metrics.to_csv(index=False))
             write_text_atomically(self.run_dir / FLIPS_FILE, flips.to_csv(index=False))
 
-    def _train_epoch(self, progress: Progress) -> None:
+    def _train_epoch(self, progress: Progress, interruption: Interruption) -> None:
         state, config = self.state, self.config
-        epoch, before = state["epoch"], state["train_seconds"]
-        begun = time.monotonic()
+        epoch = state["epoch"]
+        then = time.monotonic()
         batches = train_batches(
             self.data, config, *self.input, epoch, state["step"], self.process.process_index, self.process.num_processes
         )
@@ -162,10 +166,25 @@ class Trainer:
             loss = self._step(epoch, step, batches)
             state["step"] = step + 1
             now = time.monotonic()
-            state["train_seconds"] = before + now - begun
-            progress.step(epoch, step, loss, state["step"] * config.batch_size / state["train_seconds"])
+            state["epoch_seconds"] += now - then
+            if self._warm:
+                state["timed_steps"] += 1
+                state["timed_seconds"] += now - then
+            self._warm, then = True, now
+            progress.step(epoch, step, loss, self._images_per_second())
+            if interruption.requested:
+                self._save()
+                raise KeyboardInterrupt
             if now - self._saved >= 60 * config.checkpoint_minutes and state["step"] < self.steps:
                 self._save()
+
+    def _images_per_second(self) -> float:
+        """Of this epoch's training, compilation aside where there was more than one step."""
+        state = self.state
+        steps, seconds = state["timed_steps"], state["timed_seconds"]
+        if not steps:
+            steps, seconds = state["step"], state["epoch_seconds"]
+        return steps * self.config.batch_size / seconds
 
     def _step(self, epoch: int, step: int, batches: Any) -> float:
         """One optimizer step; returns its loss, the mean over all processes' images."""
@@ -230,7 +249,7 @@ class Trainer:
         epoch = state["epoch"] + 1
         rates, flip_rate = flip_rates(self.model, self.signs)
         means = {name: total / self.steps for name, total in state["sums"].items()}
-        seconds = state["train_seconds"] + time.monotonic() - begun
+        seconds = state["epoch_seconds"] + time.monotonic() - begun
         row = {
             "epoch": epoch,
             "lr": state["lr"],
@@ -241,14 +260,15 @@ class Trainer:
             "eval_loss": result.loss,
             "top1": result.top1,
             "top5": result.top5,
-            "images_per_second": self.steps * config.batch_size / state["train_seconds"],
+            "images_per_second": self._images_per_second(),
             "flip_rate": flip_rate,
             "seconds": seconds,
         }
         state["history"].append(row)
         state["flips"] += [{"epoch": epoch, "layer": layer, "flip_rate": rate} for layer, rate in rates.items()]
         self.signs = weight_signs(self.model)
-        state.update(epoch=epoch, step=0, sums={}, train_seconds=0.0, seconds=state["seconds"] + seconds)
+        state.update(epoch=epoch, step=0, sums={}, seconds=state["seconds"] + seconds)
+        state.update(epoch_seconds=0.0, timed_steps=0, timed_seconds=0.0)
         self._save()
         self.write_tables()
         return row
