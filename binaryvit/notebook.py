@@ -1,23 +1,34 @@
 """What the notebooks share, so that their cells stay thin: from parameters to a checked configuration and a folder."""
 
 import ast
+import io
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from IPython import get_ipython
-from pandas.io.formats.style import Styler
+from IPython.display import HTML, Image
+from matplotlib.figure import Figure
 
 from binaryvit.config import RECIPES, TrainingConfig, suggestion
+from binaryvit.cost import Cost
 from binaryvit.data import Data
 from binaryvit.errors import BinaryViTError
+from binaryvit.figures import style
 from binaryvit.model import LADDER
 from binaryvit.runs import RunRecord
 
-if TYPE_CHECKING:
-    from binaryvit.cost import Cost
+# The paper's recipe is for millions of photographs; with this a model learns the digits in a few epochs.
+_DIGITS = {"batch_size": 64, "learning_rate": 2e-3, "learning_rate_batch": 64, "crop_scale": (0.7, 1.0)}
+_DIGITS |= {"horizontal_flip": 0.0, "eval_crop": 1.0}
+DIGITS_SETTINGS: dict[str, dict[str, Any]] = {
+    "student": _DIGITS,
+    "teacher": _DIGITS
+    | {"learning_rate": 1e-3, "warmup_epochs": 1, "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "auto_augment": None}
+    | {"color_jitter": None, "random_erasing": 0.0, "repeated_augmentation": 1, "drop_path": 0.0},
+}
 
 _BINARY_VARIANTS = {name for _, *binary in LADDER.values() for name in binary}
 
@@ -53,20 +64,25 @@ def recipe_of(variant: str) -> str:
     return "student" if variant in _BINARY_VARIANTS else "teacher"
 
 
-def configure(settings: dict[str, Any], **parameters: Any) -> TrainingConfig:
+def configure(settings: dict[str, Any] | None, **parameters: Any) -> TrainingConfig:
     """The configuration of one run from a notebook's parameters.
 
     A parameter that is None is the default of the variant's recipe; `settings` holds any other field of TrainingConfig,
-    and there None is a value like any other. Raises BinaryViTError when a field is unknown, wrong, or given twice.
+    and there None is a value like any other. When `settings` itself is None, the digits get what suits them
+    (`DIGITS_SETTINGS`, where no parameter says otherwise) and other data nothing. Raises BinaryViTError when a field is
+    unknown, wrong, or given twice.
     """
+    given = {name: value for name, value in parameters.items() if value is not None}
+    recipe = recipe_of(str(given.get("variant")))
+    if settings is None:
+        digits = given.get("data") == "digits"
+        settings = {name: value for name, value in DIGITS_SETTINGS[recipe].items() if digits and name not in given}
     if not isinstance(settings, dict):
         raise BinaryViTError(f"settings must be a mapping of TrainingConfig's fields to values, not {settings!r}.")
-    given = {name: value for name, value in parameters.items() if value is not None}
     twice = sorted(given.keys() & settings.keys())
     if twice:
         raise BinaryViTError(f"Given twice, as a parameter and in settings: {', '.join(twice)}. Give each once.")
-    fields = given | settings
-    return TrainingConfig(**{**RECIPES[recipe_of(str(fields.get("variant")))], **fields})
+    return TrainingConfig(**{**RECIPES[recipe], **given, **settings})
 
 
 def run_folder(config: TrainingConfig) -> Path:
@@ -75,7 +91,7 @@ def run_folder(config: TrainingConfig) -> Path:
     return Path("runs") / f"{config.variant}-{data}-seed{config.seed}-{config.key()[:8]}"
 
 
-def show_configuration(config: TrainingConfig) -> pd.DataFrame:
+def describe_configuration(config: TrainingConfig) -> pd.DataFrame:
     """Every field of a configuration beside the default of its variant's recipe, changed ones marked."""
     recipe = recipe_of(config.variant)
     defaults = TrainingConfig(**{"variant": config.variant, **RECIPES[recipe]}).model_dump()
@@ -88,19 +104,17 @@ def show_configuration(config: TrainingConfig) -> pd.DataFrame:
     return table.map(lambda value: "none" if value is None else str(value))
 
 
-def show_data(data: Data) -> pd.DataFrame:
+def describe_data(data: Data) -> pd.DataFrame:
     """The two splits of a data set: names and numbers of images."""
-    table = pd.DataFrame(
+    return pd.DataFrame(
         [
             {"split": use, "name": name, "images": images, "classes": data.num_classes}
             for use, (name, images) in data.splits.items()
         ]
     ).set_index("split")
-    table.columns.name = f"{data.label} ({data.fingerprint[:12]})"
-    return table
 
 
-def describe_cost(total: "Cost") -> str:
+def describe_cost(total: Cost) -> str:
     """A model's totals in one sentence."""
     return (
         f"In total {total.parameters / 1e6:.3f} M parameters, {total.binary_weights / 1e6:.3f} M of them one bit "
@@ -131,7 +145,7 @@ def finding(metrics: pd.DataFrame, record: RunRecord) -> str:
     return " ".join(sentences)
 
 
-def show_record(record: RunRecord, run_dir: str | Path) -> pd.DataFrame:
+def describe_record(record: RunRecord, run_dir: str | Path) -> pd.DataFrame:
     """The result of a run, where it is stored, and what it was made from."""
     commit = record.git.commit or "unknown"
     facts = {
@@ -146,9 +160,20 @@ def show_record(record: RunRecord, run_dir: str | Path) -> pd.DataFrame:
         "commit": commit + (" with uncommitted changes" if record.git.dirty else ""),
         "key": record.key.config,
     }
-    return pd.DataFrame({"": facts})
+    return pd.DataFrame({"": facts}).rename_axis("run")
 
 
-def show_table(frame: pd.DataFrame, name: str, caption: str | None = None) -> Styler:
-    """A table as people read it: without row numbers, its caption above. `name` makes equal tables equal HTML."""
-    return frame.style.hide(axis="index").set_uuid(name).set_caption(caption)
+def show_table(frame: pd.DataFrame, name: str, caption: str = "") -> HTML:
+    """A table as people read it, whole, its caption above; a long one scrolls. `name` makes equal tables equal HTML."""
+    styler = frame.style.set_uuid(name).set_caption(caption).format(thousands=",", na_rep="-")
+    if isinstance(frame.index, pd.RangeIndex) or frame.index.name is None:
+        styler = styler.hide(axis="index")
+    return HTML(f'<div style="max-height: 32em; overflow: auto">{styler.to_html()}</div>')
+
+
+def show_figure(figure: Figure) -> Image:
+    """A figure as a picture in the notebook, the same bytes each time."""
+    content = io.BytesIO()
+    with style():
+        figure.savefig(content, format="png", dpi=150, metadata={"Software": "binaryvit"})
+    return Image(content.getvalue(), width=int(figure.get_figwidth() * 96))

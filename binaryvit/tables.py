@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from IPython.display import HTML
 from matplotlib.figure import Figure
-from pandas.io.formats.style import Styler
 
 from binaryvit import findings
 from binaryvit.build import create_model
@@ -61,7 +61,7 @@ class Table:
     sources: pd.DataFrame
     finding: str
 
-    def show(self) -> Styler:
+    def show(self) -> HTML:
         """The table as a notebook shows it."""
         return show_table(self.text, self.name, self.caption)
 
