@@ -4,6 +4,7 @@ A columnar model (the shape of DeiT) is a pyramid with one stage. The variants c
 the ReActNet-style binary DeiT to BinaryViT, at 224 x 224 ("small") and, for training on a CPU, at 32 x 32 ("micro").
 """
 
+import math
 from typing import Any
 
 import torch
@@ -316,10 +317,13 @@ def _adapt_state_dict(model: BinaryVisionTransformer, state_dict: dict[str, Tens
         state_dict.update(renamed)
     for index, stage in enumerate(model.stages):
         name = f"stages.{index}.pos_embed"
-        loaded = state_dict.get(name)
-        if isinstance(loaded, Tensor) and loaded.ndim == 3 and loaded.shape[1] != stage.pos_embed.shape[1]:
+        if name not in state_dict or state_dict[name].shape == stage.pos_embed.shape:
+            continue
+        # Only a square grid (behind the CLS token) can be resampled; anything else is left for loading to refuse.
+        tokens = state_dict[name].shape[1] - model.num_prefix_tokens
+        if math.isqrt(tokens) ** 2 == tokens:
             state_dict[name] = resample_abs_pos_embed(
-                loaded, (stage.grid_size, stage.grid_size), num_prefix_tokens=model.num_prefix_tokens
+                state_dict[name], [stage.grid_size] * 2, num_prefix_tokens=model.num_prefix_tokens
             )
 
 

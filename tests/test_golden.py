@@ -77,6 +77,15 @@ def assert_equal(actual: torch.Tensor, expected: torch.Tensor, what: str, absolu
     assert error <= bound, f"{what}: off by {error:.2e}, allowed {bound:.2e}"
 
 
+def test_a_number_changed_in_its_ninth_digit_is_noticed(case):
+    _, _, expected = case
+    for key in ("eval.logits", "train.loss"):
+        changed = expected[key].clone()
+        changed.view(-1)[changed.abs().argmax()] *= 1 + 1e-8
+        with pytest.raises(AssertionError, match="off by"):
+            assert_equal(expected[key], changed, key)
+
+
 def test_parameters_and_expected_numbers(case):
     config, model, expected = case
     assert sum(p.numel() for p in model.parameters()) == config["parameters"]
