@@ -156,7 +156,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
         model.load_state_dict(state_dict)
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         model.load_state_dict(before)
         problems = str(error).split("\n\t", 1)[-1].replace("\n\t", " ")
         raise BinaryViTError(f"{path} does not fit this {type(model).__name__}: {problems[:600]}") from error
