@@ -5,6 +5,7 @@ Exit codes: 0 all is done, 1 something is not (a run failed, is stale or missing
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -51,11 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(command=_status)
 
     train = commands.add_parser(
-        "train", help="train one configuration (also under `accelerate launch -m binaryvit.cli`)"
+        "train", help="train one configuration (here, under accelerate launch or torchrun; see `processes`)"
     )
     train.add_argument("config", metavar="CONFIG.yaml", help="fields of TrainingConfig, one `name: value` a line")
+    train.add_argument("--output", required=True, metavar="DIR", help="the run's folder; an interrupted run goes on")
+    train.add_argument("--study", default="", metavar="NAME", help="the study that the record names")
     train.add_argument(
-        "--output", required=True, metavar="DIR", help="the run's folder; one that was interrupted goes on"
+        "--run-id", default="", metavar="ID", help="the run's name in the record (default: the folder's)"
     )
     train.set_defaults(command=_train)
     return parser
@@ -105,10 +108,12 @@ def _status(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from binaryvit.config import TrainingConfig
-    from binaryvit.training import train
+    from binaryvit.launch import train
 
-    record = train(TrainingConfig.from_yaml(options.config), options.output)
-    print(f"{options.output}: top-1 {record.result.top1:.2f} % after {record.result.epochs} epochs")
+    config = TrainingConfig.from_yaml(options.config)
+    record = train(config, options.output, study=options.study, run_id=options.run_id)
+    if os.environ.get("RANK", "0") == "0":  # one of the processes that a launcher started
+        print(f"{options.output}: top-1 {record.result.top1:.2f} % after {record.result.epochs} epochs")
     return 0
 
 

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import papermill
+import psutil
 import yaml
 
 from binaryvit.config import RECIPES, TrainingConfig, suggestion
@@ -21,8 +22,8 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
 from binaryvit.notebook import configure, recipe_of
 
-# What an interrupted papermill gets to end its kernel, which gets some seconds of that to store a checkpoint.
-_GRACE_SECONDS = 30
+# What an interrupted kernel gets to end its step and to store a checkpoint.
+_GRACE_SECONDS = 60
 
 
 class NotebookFailed(BinaryViTError):
@@ -161,15 +162,32 @@ def execute(
 
 
 def _end(child: subprocess.Popen) -> None:
-    """Ends papermill and its kernel if they still run: asks, then insists."""
-    for number, seconds in ((signal.SIGINT, _GRACE_SECONDS), (signal.SIGTERM, 5), (signal.SIGKILL, None)):
-        if child.poll() is not None:
-            return
+    """Ends papermill and its kernel if they still run: asks, then insists. Another Ctrl-C hurries it."""
+    if child.poll() is not None:
+        return
+    print("Stopping the run, which first stores where it is (Ctrl-C again: at once).", file=sys.stderr, flush=True)
+    # The kernel goes first and by itself: papermill, when interrupted, gives it five seconds only.
+    for end, seconds in (
+        (_interrupt_kernel, _GRACE_SECONDS),
+        (lambda papermill: papermill.send_signal(signal.SIGINT), 15),
+        (lambda papermill: papermill.terminate(), 5),
+        (lambda papermill: papermill.kill(), None),
+    ):
         try:
-            os.killpg(child.pid, number)
+            end(child)
             child.wait(seconds)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt, ProcessLookupError):  # a second Ctrl-C hurries it
+            return
+        except (subprocess.TimeoutExpired, KeyboardInterrupt, psutil.NoSuchProcess):
             continue
+
+
+def _interrupt_kernel(papermill: subprocess.Popen) -> None:
+    kernels = [child for child in psutil.Process(papermill.pid).children() if child.is_running()]
+    for kernel in kernels:
+        with suppress(psutil.NoSuchProcess):
+            kernel.send_signal(signal.SIGINT)
+    if not kernels:  # it has not started one yet
+        papermill.send_signal(signal.SIGINT)
 
 
 def _clean(executed: Path, output: Path, notebook: Path, folder: Path, names: dict[str, str]) -> str:

@@ -55,6 +55,16 @@ def load_state(path: str | Path, identity: Mapping[str, Any]) -> tuple[dict[str,
     return tensors, state
 
 
+def stored_identity(path: str | Path) -> dict[str, Any] | None:
+    """The identity of the run that the checkpoint `path` belongs to, without its tensors; None if there is none."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            identity = json.loads((file.metadata() or {}).get(_METADATA) or "")["identity"]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None
+    return identity if isinstance(identity, dict) else None
+
+
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """The moments of an optimizer, by `number of the parameter . name`."""
     slots = optimizer.state_dict()["state"].items()

@@ -127,17 +127,19 @@ class _Session:
                     continue
                 with hold(run.lock) as descriptor:
                     if descriptor is not None:
-                        settled[run.id] = self._settle(run, settled.get(run.teacher_id), descriptor)
-                    elif run.id not in waiting:
-                        waiting.add(run.id)
-                        self.say(f"{run.id}: another process is training it; waiting for its result")
+                        now = state_of(self.study, run, self.fingerprint, locked=False)
+                        if now.state is not State.RUNNING:
+                            settled[run.id] = self._settle(now, settled.get(run.teacher_id), descriptor)
+                            continue
+                if run.id not in waiting:
+                    waiting.add(run.id)
+                    self.say(f"{run.id}: another process is training it; waiting for its result")
             if len(settled) == before:
                 time.sleep(_POLL_SECONDS)
         return [settled[run.id] for run in chosen]
 
     def _settle(self, run: PlannedRun, teacher: PlannedRun | None, descriptor: int) -> PlannedRun:
-        """Brings one run, whose lock is held, to an end: done, stale, failed or (behind its teacher) missing."""
-        run = state_of(self.study, run, self.fingerprint, locked=False)
+        """Brings one run, locked and freshly judged, to an end: done, stale, failed, or missing behind its teacher."""
         if run.state is State.STALE and self.rerun_stale and (teacher is None or teacher.state is State.DONE):
             self.say(f"{run.id}: stale, {run.reason}; kept as {archive(run.folder).name}, and trained anew")
             run = state_of(self.study, run, self.fingerprint, locked=False)

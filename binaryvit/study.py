@@ -12,12 +12,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from binaryvit.config import NOT_IN_KEY, RECIPES, TrainingConfig, read_yaml, suggestion
+from binaryvit.config import NOT_IN_KEY, RECIPES, TrainingConfig, read_yaml, suggestion, without_place
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import is_locked
+from binaryvit.resume import CHECKPOINT_FILE, stored_identity
 from binaryvit.runs import RUNS_FOLDER, RunKey, RunRecord, read_failure, read_record
 from binaryvit.teacher import identity, run_identity
-from binaryvit.training import TRAINING_VERSION
+from binaryvit.training import LOCK_FILE, TRAINING_VERSION
 
 STUDY_FILE = "study.yaml"
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # it becomes a file name
@@ -166,8 +167,9 @@ def plan(study: Study, fingerprint: str | None = None) -> list[PlannedRun]:
 def state_of(
     study: Study, run: PlannedRun, fingerprint: str | None = None, *, locked: bool | None = None
 ) -> PlannedRun:
-    """The run with its state of this moment; see `plan`. `locked`: whether another process holds it, if known."""
-    if is_locked(run.lock) if locked is None else locked:
+    """The run with its state of this moment; see `plan`. `locked`: whether another runner holds it, if known."""
+    # The second lock is training's own: it may outlive whoever started it.
+    if locked or (locked is None and is_locked(run.lock)) or is_locked(run.folder / LOCK_FILE):
         return replace(run, state=State.RUNNING, reason="a process is training it now")
     try:
         record = read_record(run.folder)
@@ -176,6 +178,8 @@ def state_of(
         return replace(run, state=State.STALE, reason=str(error))
     if record is not None:
         return _judge(study, run, record, fingerprint)
+    if changes := _foreign_checkpoint(study, run, fingerprint):
+        return replace(run, state=State.STALE, reason=f"it was interrupted, and {'; '.join(changes)}")
     if failure is not None:
         return replace(run, state=State.FAILED, reason=failure.error)
     if run.folder.exists():
@@ -185,10 +189,11 @@ def state_of(
 
 def _judge(study: Study, run: PlannedRun, record: RunRecord, fingerprint: str | None) -> PlannedRun:
     reference = fingerprint or _fingerprint_on_record(study) or record.key.data
-    teacher = next((other for other in study.runs if other.id == run.teacher_id), None)
+    teacher = _teacher_of(study, run)
+    now = run.config.model_dump(mode="json", exclude=NOT_IN_KEY) | {"data": without_place(run.config.data)}
     changes = [
         f"{name} was {record.config.get(name)!r} and is {value!r}"
-        for name, value in run.config.model_dump(mode="json", exclude=NOT_IN_KEY).items()
+        for name, value in now.items()
         if record.config.get(name) != value
     ]
     if record.key.training_version != TRAINING_VERSION:
@@ -196,12 +201,10 @@ def _judge(study: Study, run: PlannedRun, record: RunRecord, fingerprint: str | 
     if record.key.data != reference:
         whose = "those at hand" if fingerprint else "those of the study's other runs"
         changes += [f"its data (fingerprint {record.key.data[:12]}) are not {whose} ({reference[:12]})"]
-    if teacher is not None:
-        before = state_of(study, teacher, fingerprint)
-        if before.state is State.STALE:
-            changes += [f"its teacher {teacher.id} is stale"]
+    if teacher is not None and state_of(study, teacher, fingerprint).state is State.STALE:
+        changes += [f"its teacher {teacher.id} is stale"]
     try:
-        if not changes and record.key.config != run.config.key(_teacher_identity(study, run, teacher, reference)):
+        if not changes and record.key.config != run.config.key(_teacher_identity(study, run, reference)):
             changes += ["its teacher was another one" if run.config.teacher else "its record was changed by hand"]
     except BinaryViTError as error:  # a teacher from outside that is not there any more
         changes += [str(error)]
@@ -212,8 +215,30 @@ def _judge(study: Study, run: PlannedRun, record: RunRecord, fingerprint: str | 
     return replace(run, state=State.DONE, reason=reason)
 
 
-def _teacher_identity(study: Study, run: PlannedRun, teacher: PlannedRun | None, fingerprint: str) -> str | None:
+def _foreign_checkpoint(study: Study, run: PlannedRun, fingerprint: str | None) -> list[str]:
+    """What changed since an unfinished run's checkpoint was written; training would refuse to go on from it."""
+    identity = stored_identity(run.folder / CHECKPOINT_FILE)
+    if identity is None:  # none, or damaged, which training says
+        return []
+    data = fingerprint or _fingerprint_on_record(study) or identity.get("data")
+    changes = [] if identity.get("data") == data else ["its data are others"]
+    if identity.get("training version") != TRAINING_VERSION:
+        changes += [f"the training code was version {identity.get('training version')} and is {TRAINING_VERSION}"]
+    try:
+        if not changes and identity.get("configuration") != run.config.key(_teacher_identity(study, run, str(data))):
+            changes += ["its configuration or its teacher's has changed"]
+    except BinaryViTError as error:
+        changes += [str(error)]
+    return changes
+
+
+def _teacher_of(study: Study, run: PlannedRun) -> PlannedRun | None:
+    return next((other for other in study.runs if other.id == run.teacher_id), None)
+
+
+def _teacher_identity(study: Study, run: PlannedRun, fingerprint: str) -> str | None:
     """The identity the run's teacher has, or will have once it is trained as the study says."""
+    teacher = _teacher_of(study, run)
     if teacher is not None:
         return run_identity(RunKey(config=teacher.config.key(), data=fingerprint, training_version=TRAINING_VERSION))
     if run.config.teacher is None or run.config.teacher.startswith("timm:"):

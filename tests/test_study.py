@@ -4,15 +4,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import torch
 from records import FINGERPRINT, record_of
 
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold
 from binaryvit.model import LADDER
+from binaryvit.resume import CHECKPOINT_FILE, save_state
 from binaryvit.runs import Failure
 from binaryvit.study import State, load_study, plan
-from binaryvit.training import TRAINING_VERSION
+from binaryvit.training import LOCK_FILE, TRAINING_VERSION
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -199,6 +201,22 @@ def test_a_damaged_record_does_not_hide_the_other_runs(study):
     assert {run.state for run in (planned[0], *planned[2:])} == {State.DONE}
 
 
+def test_an_unfinished_run_of_another_configuration_is_stale(study, write):
+    run = study.runs[1]
+    key = record_of(study, run).key
+    identity = {"configuration": key.config, "data": key.data, "training version": key.training_version}
+    save_state(run.folder / CHECKPOINT_FILE, {"weight": torch.zeros(2)}, {"identity": identity})
+    assert plan(study)[1].state is State.MISSING and plan(study, FINGERPRINT)[1].state is State.MISSING
+    assert "data are others" in plan(study, "e" * 64)[1].reason
+    changed = plan(load_study(write(TINY.replace("epochs: 2", "epochs: 4"))))[1]
+    assert (changed.state, changed.reason) == (
+        State.STALE,
+        "it was interrupted, and its configuration or its teacher's has changed",
+    )
+    (run.folder / CHECKPOINT_FILE).write_bytes(b"no checkpoint")  # which training refuses by name
+    assert plan(study)[1].state is State.MISSING
+
+
 def test_failed_and_running_runs_say_so(study):
     Failure(error="The loss is not finite.", time=datetime.now(UTC)).write(study.runs[0].folder)
     assert (plan(study)[0].state, plan(study)[0].reason) == (State.FAILED, "The loss is not finite.")
@@ -207,6 +225,8 @@ def test_failed_and_running_runs_say_so(study):
         with hold(study.runs[0].lock) as second:
             assert second is None
     assert plan(study)[0].state is State.FAILED and not study.runs[0].lock.exists()
+    with hold(study.runs[0].folder / LOCK_FILE):  # training's own lock, whoever started it
+        assert plan(study)[0].state is State.RUNNING
 
 
 @pytest.mark.parametrize("name", ["smoke", "cifar10", "paper"])
