@@ -150,14 +150,14 @@ def training_curves(metrics: pd.DataFrame) -> Figure:
 
 @_styled
 def accuracy_against_operations(
-    points: pd.DataFrame, eval_images: int, published: pd.DataFrame | None = None
+    points: pd.DataFrame, evaluated_on: str, published: pd.DataFrame | None = None
 ) -> Figure:
     """Top-1 against the operations of one image, one point a model, the ladder's steps joined in their order.
 
     Args:
         points: columns variant (timm name), label, ops, top1 (percent), top1_std (NaN with one seed), seeds; in the
             order of the table.
-        eval_images: number of images the accuracies were measured on.
+        evaluated_on: the images the accuracies were measured on, "10,000 images of CIFAR-10".
         published: other models measured on the same data: columns ops, top1, certainty. Drawn grey, filled where
             the figure is the authors' own.
 
@@ -183,9 +183,10 @@ def accuracy_against_operations(
         axes.errorbar(
             row.ops, row.top1, yerr=row.top1_std if row.seeds > 1 else None, color=drawn.colour, marker=drawn.marker,
             markersize=7 if drawn.marker == "*" else 5, linestyle="none", label=row.label,
+            markeredgecolor=drawn.colour, markerfacecolor=(drawn.colour, 0.5),  # close steps shine through
         )  # fmt: skip
     axes.set_xscale("log")
-    axes.set(xlabel="operations per image (BOPs / 64 + FLOPs)", ylabel=f"top-1 accuracy (%), {eval_images:,} images")
+    axes.set(xlabel="operations per image (BOPs / 64 + FLOPs)", ylabel=f"top-1 accuracy (%)\n{evaluated_on}")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_locator(NullLocator())

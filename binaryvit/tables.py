@@ -198,7 +198,7 @@ def _sources(rows: Sequence[Row]) -> pd.DataFrame:
                 _source(row, column, run, f"binaryvit.cost of {row.variant}, {row.num_classes} classes")
                 for run in row.runs
             ]
-    return pd.DataFrame(lines, columns=list(_SOURCE_COLUMNS))
+    return pd.DataFrame(lines, columns=list(_SOURCE_COLUMNS)).astype({"training_version": "Int64"})
 
 
 def _source(row: Row, column: str, run: PlannedRun, read: str) -> dict[str, Any]:
@@ -356,8 +356,9 @@ def accuracy_figure(study: Study, table: Table, published: pd.DataFrame) -> Figu
     if points.empty:
         return None
     rows = read_rows(study)
-    images = next(record.data.eval_images for row in rows for record in row.values)
-    return accuracy_against_operations(points, images, published if is_imagenet(rows) else None)
+    data = next(record.data for row in rows for record in row.values)
+    evaluated_on = f"{data.eval_images:,} images of {data.label}"
+    return accuracy_against_operations(points, evaluated_on, published if is_imagenet(rows) else None)
 
 
 def provenance(study: Study) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.model import LADDER
 
 PROVENANCE = {"study": "tiny (1)", "runs": {"a-seed0": "0" * 40, 'b"\\)ü': None}}
+IMAGES = "10,000 images of CIFAR-10 (JPEG q75)"
 
 
 def points(names=LADDER["micro"], seeds=1):
@@ -94,7 +95,7 @@ def test_colours_differ_for_colour_blind_readers(matrix):
 
 
 def test_accuracy_against_operations_shows_every_point(metrics):
-    figure = figures.accuracy_against_operations(points(), 10_000)
+    figure = figures.accuracy_against_operations(points(), IMAGES)
     (axes,) = figure.axes
     drawn = {container.get_label(): container.lines[0] for container in axes.containers}
     for row in points().itertuples():
@@ -102,7 +103,7 @@ def test_accuracy_against_operations_shows_every_point(metrics):
         line = drawn[style.label]
         assert line.get_xydata().tolist() == [[row.ops, row.top1]]
         assert (line.get_color(), line.get_marker()) == (style.colour, style.marker)
-    assert "10,000 images" in axes.get_ylabel() and axes.get_xscale() == "log"
+    assert IMAGES in axes.get_ylabel() and axes.get_xscale() == "log"
     ladder = next(line for line in axes.lines if line.get_linestyle() == ":")
     assert ladder.get_ydata().tolist() == points()["top1"].tolist()[1:]
     assert figure.legends[0].get_title().get_text() == "one seed"
@@ -110,7 +111,7 @@ def test_accuracy_against_operations_shows_every_point(metrics):
 
 
 def test_seeds_get_error_bars():
-    figure = figures.accuracy_against_operations(points(seeds=3), 360)
+    figure = figures.accuracy_against_operations(points(seeds=3), IMAGES)
     assert figure.legends[0].get_title().get_text() == "mean ± std of 3 seeds"
     assert all(container.has_yerr for container in figure.axes[0].containers)
     texts_inside(figure)
@@ -121,7 +122,7 @@ def test_published_models_are_grey_and_marked_by_certainty():
         {"ops": [1e8, 2e8, np.nan, 3e8], "top1": [70.0, 60.0, 50.0, 55.0]}
         | {"certainty": ["authors", "table", "doubtful", "second-hand"]}
     )
-    figure = figures.accuracy_against_operations(points(LADDER["small"]), 50_000, published)
+    figure = figures.accuracy_against_operations(points(LADDER["small"]), IMAGES, published)
     labels = {line.get_label(): line for line in figure.axes[0].lines if line.get_label().startswith("published")}
     assert set(labels) == {"published: authors", "published: table", "published: second-hand"}  # one has no operations
     assert labels["published: authors"].get_markerfacecolor() == figures.GREY
@@ -130,9 +131,9 @@ def test_published_models_are_grey_and_marked_by_certainty():
 
 
 def test_one_point_is_enough_and_none_is_an_error():
-    texts_inside(figures.accuracy_against_operations(points().iloc[:1], 10))
+    texts_inside(figures.accuracy_against_operations(points().iloc[:1], IMAGES))
     with pytest.raises(BinaryViTError, match="no run of this study"):
-        figures.accuracy_against_operations(points().iloc[:0], 10)
+        figures.accuracy_against_operations(points().iloc[:0], IMAGES)
 
 
 @pytest.mark.parametrize(("epochs", "absent", "panels"), [(5, [], 4), (1, [], 4), (5, ["flip_rate"], 3)])
@@ -158,7 +159,7 @@ def test_drawing_leaves_the_users_style_alone(metrics):
 
 
 def test_files_carry_their_provenance_and_real_fonts(tmp_path):
-    paths = figures.save(figures.accuracy_against_operations(points(), 360), tmp_path / "new" / "a.b", PROVENANCE)
+    paths = figures.save(figures.accuracy_against_operations(points(), IMAGES), tmp_path / "new" / "a.b", PROVENANCE)
     assert [path.name for path in paths] == ["a.b.pdf", "a.b.png"]
     assert [figures.read_provenance(path) for path in paths] == [PROVENANCE, PROVENANCE]
     with Image.open(paths[1]) as image:
@@ -170,13 +171,13 @@ def test_files_carry_their_provenance_and_real_fonts(tmp_path):
 
 
 def test_equal_records_give_equal_bytes_in_another_process_at_another_time(tmp_path):
-    here = figures.save(figures.accuracy_against_operations(points(), 360), tmp_path / "here", PROVENANCE)
+    here = figures.save(figures.accuracy_against_operations(points(), IMAGES), tmp_path / "here", PROVENANCE)
     script = (
         "import sys, json, time; real = time.time; time.time = lambda: real() + 1e6\n"
         "sys.path[:0] = sys.argv[1:3]\n"
         "import test_figures as t\n"
         "from binaryvit import figures\n"
-        "figures.save(figures.accuracy_against_operations(t.points(), 360), sys.argv[3], t.PROVENANCE)\n"
+        "figures.save(figures.accuracy_against_operations(t.points(), t.IMAGES), sys.argv[3], t.PROVENANCE)\n"
     )
     folder = Path(__file__).parent
     command = [sys.executable, "-c", script, str(folder.parent), str(folder), str(tmp_path / "there")]

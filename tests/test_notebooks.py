@@ -129,7 +129,7 @@ def test_an_unknown_parameter_ends_the_notebook_before_anything_is_written(tmp_p
 @pytest.mark.slow
 def test_running_all_cells_as_in_jupyterlab_trains_on_the_digits(tmp_path):
     document = nbformat.read(TRAIN, as_version=4)
-    NotebookClient(document, timeout=300, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
+    NotebookClient(document, timeout=None, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
     (run_json,) = tmp_path.glob("runs/*/run.json")
     record = read_record(run_json.parent)
     assert record.config["variant"] == PYRAMID and record.data.eval_images == 360
