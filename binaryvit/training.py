@@ -71,7 +71,8 @@ def _check_launch(config: TrainingConfig, process: PartialState) -> None:
     if config.processes != process.num_processes:
         raise BinaryViTError(
             f"processes={config.processes}, but {process.num_processes} were started: run it with "
-            f"`accelerate launch --num_processes {config.processes}`, or set processes to {process.num_processes}."
+            f"`accelerate launch --num_processes {config.processes}` (on CPUs `torchrun --nproc_per_node "
+            f"{config.processes}`), or set processes to {process.num_processes}."
         )
     if config.precision == "fp16" and process.device.type == "cpu":
         raise BinaryViTError("precision='fp16' needs a GPU: on a CPU set it to 'bf16' or 'fp32'.")
