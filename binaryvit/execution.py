@@ -151,7 +151,10 @@ def execute(
                 _end(child)
             errors.seek(0)
             complaint = errors.read()
-        document = _clean(executed, output, notebook, folder, names or {}) if executed.exists() else None
+        try:
+            document = _clean(executed, output, notebook, folder, names or {})
+        except (OSError, ValueError, nbformat.ValidationError):  # papermill died before or while it wrote
+            document = None
         if code == 0 and document is not None:
             write_text_atomically(output, document)
             failed.unlink(missing_ok=True)
