@@ -2,7 +2,8 @@
 
 The file is safetensors. A weight the forward pass uses in one bit is stored as `<name>.bits` (uint8, one row per output
 channel, the bits of its flattened weight packed big-endian, padded with zeros; 1 means +1) and `<name>.scale` (float32,
-one XX A full-precision model is stored the same way, without bits.
+one number per output channel). Everything else is stored as it is, floats in the chosen dtype. The metadata hold, under
+the format's name, a JSON object: version, variant and model arguments. A full-precision model has no bits.
 """
 
 import json
@@ -23,6 +24,8 @@ from binaryvit.quantizers import sign
 
 FORMAT = "binaryvit-inference-weights"
 VERSION = 1
+# Arguments of timm.create_model that read or fetch other files.
+LOADING_ARGS = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
 
 
 def save_inference_weights(
@@ -81,13 +84,18 @@ def load_inference_weights(path: str | Path) -> nn.Module:
 def _build(path: str | Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     """The model the description asks for, built only when the file's tensors are those of such a model.
 
-    timm builds only registered names; nothing in the file is executed. A first model without storage (on the meta
-    device) tells whether the description and the tensors agree, so that a forged one allocates nothing.
+    Only registered names and arguments that load nothing are accepted, so the file can't make timm fetch or open
+    another one. A first model without storage (on the meta device) tells whether the description and the tensors agree,
+    so that a forged one allocates nothing.
     """
     variant = description.get("variant", "")
     stored = sum(tensor.nbytes for tensor in tensors.values())
     try:
         model_args = description["model_args"]
+        if variant not in timm.list_models():
+            raise ValueError("no model of this library or timm has that name")
+        if loading := sorted(LOADING_ARGS & model_args.keys()):
+            raise ValueError(f"its arguments {', '.join(loading)} would load other files")
         _check_bounds(model_args, largest=8 * stored, deepest=len(tensors))
         model_args = {name: tuple(value) if isinstance(value, list) else value for name, value in model_args.items()}
         with torch.device("meta"):

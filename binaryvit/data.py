@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.images import ImageSplit
+from binaryvit.provenance import available_cores
 from binaryvit.sampling import (
     derived_seed,
     epoch_order,
@@ -206,7 +206,7 @@ def useful_workers(in_memory: bool, world_size: int) -> int:
     """
     if in_memory and not torch.cuda.is_available():
         return 0
-    return max(0, min(MAX_WORKERS, (os.cpu_count() or 1) // world_size - 1))
+    return max(0, min(MAX_WORKERS, available_cores() // world_size - 1))
 
 
 class _PreparedImages(Dataset):

@@ -93,6 +93,9 @@ class ImageSplit:
         if image and image["bytes"]:
             return image["bytes"]
         if image and self.folder and image["path"]:
+            file = Path(image["path"])
+            if file.is_absolute() and not file.is_relative_to(self.folder):
+                raise BinaryViTError(f"{self._place(row)} lies outside of the data set: replace or remove it.")
             try:
                 return (self.folder / image["path"]).read_bytes()
             except OSError as error:

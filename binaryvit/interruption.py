@@ -1,13 +1,15 @@
-"""Ctrl-C at a moment that suits: between two steps instead of in the midst of one."""
+"""Ctrl-C, and a scheduler's end, at a moment that suits: between two steps instead of in the midst of one."""
 
 import signal
 import threading
 from types import FrameType
 from typing import Self
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interruption:
-    """While entered, the first SIGINT sets `requested`; a second one interrupts at once, as usual.
+    """While entered, the first SIGINT or SIGTERM sets `requested`; a second one acts at once, as before.
 
     Outside of the main thread, where Python handles no signals, it changes nothing.
     """
@@ -18,13 +20,17 @@ class Interruption:
     def __enter__(self) -> Self:
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
-            self._before = signal.signal(signal.SIGINT, self._handle)
+            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._main:
-            signal.signal(signal.SIGINT, self._before)
+        self._restore()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        signal.signal(signal.SIGINT, self._before)
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._main:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)

@@ -11,7 +11,7 @@ from binaryvit.quantizers import at_least_float32
 
 @dataclass(frozen=True)
 class Loss:
-    """A batch's mean loss (0-dim, at least float32), and the parts it was mixed from; a part that is not used is None."""
+    """A batch's mean loss (0-dim, at least float32), and the parts it was mixed from; a part not used is None."""
 
     total: Tensor
     distillation: Tensor | None

@@ -165,7 +165,11 @@ class BinaryVisionTransformer(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes each block in the backward pass instead of storing its activations."""
+        """Recomputes each block in the backward pass instead of storing its activations.
+
+        The gradient stays the same. The running statistics of the blocks' batch norms are updated twice a step, as
+        always with checkpointed batch norm: they follow the data as if their momentum were 0.19 instead of 0.1.
+        """
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -221,7 +225,8 @@ class BinaryVisionTransformer(nn.Module):
         Args:
             x: images (B, in_chans, img_size, img_size).
             indices: the last n features if an int, all if None, else the chosen ones.
-            norm: applies the final norm to the features that have its width; others can't take it.
+            norm: applies the final norm to the features that have its width; others can't take it. It is a batch norm
+                trained on the last feature: in training mode others would enter its statistics.
             stop_early: ends after the last chosen feature.
             output_fmt: "NCHW" grids or "NLC" tokens, both without the CLS token.
             intermediates_only: leaves out the final, normalized feature.
@@ -277,7 +282,7 @@ class BinaryVisionTransformer(nn.Module):
         if self.global_pool == "token":
             x = x[:, 0]
         elif self.global_pool == "avg":
-            x = x.mean(dim=1)
+            x = x[:, self.num_prefix_tokens :].mean(dim=1)
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 

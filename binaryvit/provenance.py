@@ -67,9 +67,15 @@ def describe_hardware(device: str | torch.device) -> Hardware:
     """The machine this process runs on; GPU names only when `device` is a GPU."""
     kind = torch.device(device).type
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if kind == "cuda" else []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Hardware(device=kind, cpu=_cpu_name(), cores=cores or 1, memory_gb=round(memory / 1e9, 1), gpus=gpus)
+    return Hardware(device=kind, cpu=_cpu_name(), cores=available_cores(), memory_gb=round(memory / 1e9, 1), gpus=gpus)
+
+
+def available_cores() -> int:
+    """The CPU cores this process may use, which under a scheduler or in a container are fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

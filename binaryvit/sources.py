@@ -20,7 +20,9 @@ EVAL_SPLITS = ("validation", "valid", "val", "test")
 """Names of evaluation splits in the order in which they are looked for. The hub's ImageNet hides its test labels."""
 
 _DIGITS_EVAL = 360
-_SHARD = re.compile(r"(^|-)\d+(-of-\d+)?$")
+# The end of a file's name that tells the shard: train-00000-of-00004, train-0, and, on the hub's older data sets, with
+# a hash behind.
+_SHARD = re.compile(r"(^|-)\d+(-of-\d+(-[0-9a-f]{8,})?)?$")
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,9 @@ def _parquet_folder(folder: Path, files: list[Path]) -> Source:
 
 def _hub(name: str, data_config: str | None) -> Source:
     try:
-        return Source(f"Hugging Face hub: {name}", dict(datasets.load_dataset(name, data_config)))
+        splits = dict(datasets.load_dataset(name, data_config))
+        # Of data sets made of image files the tables hold paths into the cache.
+        return Source(f"Hugging Face hub: {name}", splits, folder=Path(datasets.config.HF_CACHE_HOME))
     except DatasetNotFoundError as error:
         if "gated" in str(error):
             raise BinaryViTError(

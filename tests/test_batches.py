@@ -250,10 +250,10 @@ def test_a_worker_that_is_killed(digits, monkeypatch):
 
 
 def test_useful_workers(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr("binaryvit.data.available_cores", lambda: 6)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert [useful_workers(True, 1), useful_workers(False, 1), useful_workers(False, 2)] == [0, 5, 2]
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr("binaryvit.data.available_cores", lambda: 64)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [useful_workers(True, 1), useful_workers(False, 8), useful_workers(False, 64)] == [8, 7, 0]
 

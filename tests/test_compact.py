@@ -110,6 +110,10 @@ def test_missing_truncated_and_foreign_files_are_refused(saved, tmp_path):
         ({"model_args": {"depths": [10**9, 1, 1, 1]}}, "more than the file holds"),
         ({"model_args": {"num_classes": 10**12}}, "more than the file holds"),
         ({"model_args": [1]}, "can't be built"),
+        ({"variant": "hf-hub:someone/model"}, "no model of this library"),
+        ({"variant": "local-dir:."}, "no model of this library"),
+        ({"model_args": {"checkpoint_path": "other.pth"}}, "checkpoint_path would load other files"),
+        ({"model_args": {"pretrained": True}}, "pretrained would load other files"),
         ({"model_args": {"num_classes": 11}}, "does not fit"),
     ],
 )

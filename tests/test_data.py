@@ -114,7 +114,14 @@ def test_parquet_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "place", ["{}.parquet", "{}-00000-of-00001.parquet", "data/{}-00000-of-00001.parquet", "{}/0000.parquet"]
+    "place",
+    [
+        "{}.parquet",
+        "{}-00000-of-00001.parquet",
+        "{}-00000-of-00001-1359597a978bc4fa.parquet",
+        "data/{}-00000-of-00001.parquet",
+        "{}/0000.parquet",
+    ],
 )
 @pytest.mark.parametrize("data_config", [None, "small"])
 def test_where_parquet_files_may_lie(tmp_path, place, data_config):

@@ -77,6 +77,14 @@ def test_reset_classifier(name):
     assert isinstance(model.get_classifier(), torch.nn.Identity)
 
 
+def test_averaging_leaves_the_cls_token_out():
+    model = create("reactdeit_micro_patch4_32").eval()
+    model.reset_classifier(4, global_pool="avg")
+    features = torch.randn(2, 65, 192)
+    expected = model.head(features[:, 1:].mean(dim=1))
+    torch.testing.assert_close(model.forward_head(features), expected)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_intermediates_agree_with_the_forward_pass(name):
     model = create(name).eval()
@@ -155,9 +163,9 @@ def test_gradient_checkpointing_computes_the_same(name):
 
 
 @pytest.mark.parametrize("name", BINARY)
-def test_every_parameter_gets_a_gradient(name):
-    model = create(name).train()
-    model(images_for(model, batch=4)).square().sum().backward()
+def test_every_parameter_gets_a_gradient(name, device):
+    model = create(name).to(device).train()
+    model(images_for(model, batch=4).to(device)).square().sum().backward()
     assert not [n for n, parameter in model.named_parameters() if parameter.grad is None]
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
@@ -198,18 +206,18 @@ def test_bit_widths(bits):
     assert any("level" in name for name, _ in model.named_parameters()) == (bits[1] == 1)
 
 
-def test_mixed_precision_keeps_signs_where_float32_has_them():
+def test_mixed_precision_keeps_signs_where_float32_has_them(device):
     """Under autocast only the products may round; few of the signs behind them change."""
     torch.manual_seed(0)
-    model = create("binaryvit_micro_patch2_32").eval()
+    model = create("binaryvit_micro_patch2_32").to(device).eval()
     seen = {}
     for name, module in model.named_modules():
         if name.endswith("binarize"):
             module.register_forward_hook(lambda _, __, output, name=name: seen.setdefault(name, []).append(output))
-    images = images_for(model, batch=8)
+    images = images_for(model, batch=8).to(device)
     with torch.no_grad():
         model(images)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             model(images)
     assert all(len(outputs) == 2 and outputs[1].dtype == torch.float32 for outputs in seen.values())
     changed = {name: (a != b).float().mean().item() for name, (a, b) in seen.items()}

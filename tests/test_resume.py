@@ -119,7 +119,8 @@ def test_resuming_repeats_no_step(uninterrupted, tmp_path, monkeypatch):
     assert steps == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 1), (1, 2)]
 
 
-def test_interrupt_saves_the_step_it_came_in(uninterrupted, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_the_step_it_came_in(number, uninterrupted, tmp_path, monkeypatch):
     config, expected = uninterrupted
     config = config.model_copy(update={"checkpoint_minutes": 60.0})
     run = tmp_path / "run"
@@ -129,7 +130,7 @@ def test_interrupt_saves_the_step_it_came_in(uninterrupted, tmp_path, monkeypatc
     def with_signal(self, images, labels):
         calls.append(1)
         if len(calls) == 3:  # the first part of the second step
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return backward(self, images, labels)
 
     monkeypatch.setattr(Trainer, "_backward", with_signal)
