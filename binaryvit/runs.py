@@ -38,6 +38,7 @@ class GitState(_Record):
 
     commit: str | None
     dirty: bool | None  # tracked files outside results/ differ from the commit
+    resumed_at: list[str | None] = []  # other commits at which an interrupted run went on
 
 
 class DataRecord(_Record):
@@ -78,7 +79,7 @@ class RunResult(_Record):
 
 
 class WeightsRecord(_Record):
-    """The stored inference weights; `top1` is measured again with the stored file when `dtype` is not float32."""
+    """The stored inference weights; `top1` is that of the stored file, loaded again, in float32 and not compiled."""
 
     file: str  # relative to the run's folder
     bytes: int

@@ -33,6 +33,7 @@ from binaryvit.interruption import Interruption
 from binaryvit.latent import flip_rates, weight_signs
 from binaryvit.losses import training_loss
 from binaryvit.progress import Progress
+from binaryvit.provenance import git_state
 from binaryvit.runs import METRICS_FILE
 from binaryvit.sampling import derived_seed, steps_per_epoch
 from binaryvit.schedule import LearningRate
@@ -89,6 +90,7 @@ class Trainer:
         self.signs = weight_signs(self.model)
         self.state: dict[str, Any] = {
             "identity": identity,
+            "sources": [],  # the commits it was trained at, in their order
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "epoch": 0,
             "step": 0,
@@ -103,6 +105,9 @@ class Trainer:
         self._warm = False  # whether this process has done a step
         self._last_indices: list[int] = []
         self._restore()
+        source = git_state().model_dump()
+        if source not in self.state["sources"]:
+            self.state["sources"].append(source)
         if config.compile:
             for network in filter(
                 None, (self.model, self.teacher and self.teacher.model, self.ema and self.ema.module)

@@ -1,8 +1,9 @@
 """Training a model from a configuration to a run record."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
 from binaryvit.latent import latent_histograms, latent_layers
 from binaryvit.locks import hold
-from binaryvit.provenance import describe_hardware, git_state, package_versions
-from binaryvit.runs import DataRecord, RunKey, RunRecord, RunResult, WeightsRecord, read_record
+from binaryvit.provenance import describe_hardware, package_versions
+from binaryvit.runs import DataRecord, GitState, RunKey, RunRecord, RunResult, WeightsRecord, read_record
 from binaryvit.sampling import scoped_random_state
 from binaryvit.trainer import Trainer
 
@@ -49,7 +50,8 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
             another process trains in it; the loss is not finite.
     """
     run_dir = Path(run_dir)
-    process = PartialState(cpu=not torch.cuda.is_available())
+    # The others wait while the first process prepares the data; a large set seen for the first time takes long.
+    process = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=2))
     _check_launch(config, process)
     with process.main_process_first():
         data = load_data(config)
@@ -73,6 +75,12 @@ def _check_launch(config: TrainingConfig, process: PartialState) -> None:
             f"processes={config.processes}, but {process.num_processes} were started: run it with "
             f"`accelerate launch --num_processes {config.processes}` (on CPUs `torchrun --nproc_per_node "
             f"{config.processes}`), or set processes to {process.num_processes}."
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if process.device.type == "cuda" and here > torch.cuda.device_count():
+        raise BinaryViTError(
+            f"{here} processes were started on a machine with {torch.cuda.device_count()} GPUs: each needs one of its "
+            f"own. Set processes to at most {torch.cuda.device_count()}; accumulation_steps keeps the batch."
         )
     if config.precision == "fp16" and process.device.type == "cpu":
         raise BinaryViTError("precision='fp16' needs a GPU: on a CPU set it to 'bf16' or 'fp32'.")
@@ -136,7 +144,7 @@ def _record(trainer: Trainer, key: RunKey, weights: WeightsRecord, study: str, r
         study=study,
         key=key,
         config=config.model_dump(mode="json") | places,
-        git=git_state(),
+        git=_sources(state["sources"]),
         data=_data_record(trainer.data),
         packages=package_versions(),
         hardware=describe_hardware(trainer.device),
@@ -154,6 +162,14 @@ def _record(trainer: Trainer, key: RunKey, weights: WeightsRecord, study: str, r
         ),
         weights=weights,
     )
+
+
+def _sources(states: list[dict]) -> GitState:
+    """The code a run was trained with: what each of its processes found when it started, not what lies there now."""
+    first, *others = states
+    dirty = [state["dirty"] for state in states]
+    resumed_at = [state["commit"] for state in others if state["commit"] != first["commit"]]
+    return GitState(commit=first["commit"], dirty=None if None in dirty else any(dirty), resumed_at=resumed_at)
 
 
 def _data_record(data: Data) -> DataRecord:

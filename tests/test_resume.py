@@ -17,6 +17,7 @@ from training_setup import TIMING, student, write_teacher
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.resume import CHECKPOINT_FILE, load_state, save_state
+from binaryvit.runs import GitState
 from binaryvit.trainer import Trainer
 from binaryvit.training import train
 
@@ -140,6 +141,25 @@ def test_interrupt_saves_the_step_it_came_in(number, uninterrupted, tmp_path, mo
     train(config, run)
     assert len(calls) == 12
     assert_same_outcome(expected, run)
+
+
+def test_the_record_names_the_code_that_ran(uninterrupted, tmp_path, monkeypatch):
+    """Not the code that lies there when the run ends; and each commit at which it went on."""
+    config, _ = uninterrupted
+    step = Trainer._step
+
+    def stopped(self, epoch, number, batches):
+        if (epoch, number) == (1, 0):
+            raise RuntimeError
+        return step(self, epoch, number, batches)
+
+    commits = iter([GitState(commit="a" * 40, dirty=False), GitState(commit="b" * 40, dirty=True)])
+    monkeypatch.setattr("binaryvit.trainer.git_state", lambda: next(commits))
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(Trainer, "_step", stopped)
+        train(config, tmp_path / "run")
+    record = train(config, tmp_path / "run")
+    assert record.git == GitState(commit="a" * 40, dirty=True, resumed_at=["b" * 40])
 
 
 @pytest.mark.parametrize("size", [0, 5, 1000, -1])
