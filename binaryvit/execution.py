@@ -206,10 +206,13 @@ def _clean(executed: Path, output: Path, notebook: Path, folder: Path, names: di
         str(place): "." for place in (folder.resolve(), notebook.parent.parent, Path(__file__).resolve().parents[1])
     }
     places |= {sys.prefix: ".", sys.base_prefix: ".", str(Path.home()): "~"}
+    # A home folder "/" or a data folder "." is part of too many words.
+    places = {path: short for path, short in places.items() if len(Path(path).parts) > 1}
     for path in sorted(places, key=len, reverse=True):
         text = re.sub(rf"(?<![\w.]){re.escape(path)}(?![\w.-])", places[path], text)
     for name, replacement in names.items():
-        text = text.replace(name, replacement)
+        if len(Path(name).parts) > 1:
+            text = text.replace(name, replacement)
     return text
 
 

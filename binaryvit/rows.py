@@ -4,9 +4,10 @@ A scale is a data set, an evaluation split, an image size and a recipe. Finished
 so that no value of another scale can stand in a table or on an axis.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -14,11 +15,10 @@ import pandas as pd
 import timm
 
 from binaryvit.build import create_model
-from binaryvit.config import NOT_IN_KEY, RECIPES, TrainingConfig
+from binaryvit.config import NOT_IN_KEY, TrainingConfig
 from binaryvit.cost import Cost, cost
 from binaryvit.errors import BinaryViTError
 from binaryvit.figures import variant_style
-from binaryvit.notebook import recipe_of
 from binaryvit.runs import RunRecord, read_record
 from binaryvit.study import PlannedRun, State, Study, plan
 
@@ -42,6 +42,7 @@ class Row:
     values: tuple[RunRecord, ...]
     stale: bool
     num_classes: int
+    is_teacher: bool  # the others learn from it
 
     @property
     def config(self) -> TrainingConfig:
@@ -52,13 +53,9 @@ class Row:
         return self.config.variant
 
     @property
-    def is_teacher(self) -> bool:
-        return recipe_of(self.variant) == "teacher"
-
-    @cached_property
     def model_cost(self) -> Cost:
         """Counted on an instance of the model."""
-        return cost(create_model(self.config, self.num_classes))
+        return model_cost(self.config, self.num_classes)
 
     @property
     def missing(self) -> str:
@@ -93,6 +90,17 @@ class Measured:
         return f"{self.mean:.2f}" if self.seeds else NOTHING
 
 
+def model_cost(config: TrainingConfig, num_classes: int) -> Cost:
+    """The cost of the model a configuration trains, counted on an instance of it."""
+    return _count(config.variant, json.dumps(config.model_args), config.image_size, num_classes)
+
+
+@cache
+def _count(variant: str, model_args: str, image_size: int | None, num_classes: int) -> Cost:
+    config = TrainingConfig(variant=variant, model_args=json.loads(model_args), image_size=image_size)
+    return cost(create_model(config, num_classes))
+
+
 def read_rows(study: Study) -> list[Row]:
     """The study's models, each with its seeds and the records its numbers may be taken from, in the study's order.
 
@@ -104,7 +112,8 @@ def read_rows(study: Study) -> list[Row]:
         groups.setdefault(run.id.removesuffix(f"-seed{run.config.seed}"), []).append(run)
     runs = [run for group in groups.values() for run in group]
     done = {run.id: record_of(run) for run in runs if run.state is State.DONE}
-    _refuse_mixing(list(done.values()))
+    teachers = {run.teacher_id for run in study.runs}
+    _refuse_mixing([record for name, record in done.items() if name in teachers], list(done.values()))
     stale = {run.id: record for run in runs if run.state is State.STALE and (record := record_of(run)) is not None}
     stale = {run.id: stale[run.id] for run in runs if run.id in stale and _recipe(stale[run.id].config) == _plan(run)}
     scale = next((scale_of(record) for record in (*done.values(), *stale.values())), {})
@@ -115,7 +124,16 @@ def read_rows(study: Study) -> list[Row]:
         finished = [done[run.id] for run in group if run.id in done]
         outdated = [stale[run.id] for run in group if run.id in stale and scale_of(stale[run.id]) == scale]
         classes = scale.get("classes") or timm.get_pretrained_cfg(variant).num_classes
-        rows.append(Row(label, tuple(group), tuple(finished or outdated), bool(outdated and not finished), classes))
+        rows.append(
+            Row(
+                label,
+                tuple(group),
+                tuple(finished or outdated),
+                bool(outdated and not finished),
+                classes,
+                group[0].id in teachers,
+            )
+        )
     return rows
 
 
@@ -151,11 +169,11 @@ def _plan(run: PlannedRun) -> dict[str, Any]:
     return _recipe(run.config.model_dump(mode="json"))
 
 
-def _refuse_mixing(records: Sequence[RunRecord]) -> None:
+def _refuse_mixing(teachers: Sequence[RunRecord], records: Sequence[RunRecord]) -> None:
     _refuse_differences(records, scale_of)
-    for kind in RECIPES:
-        of_kind = [record for record in records if recipe_of(record.config["variant"]) == kind]
-        _refuse_differences(of_kind, lambda record: _recipe(record.config))
+    students = [record for record in records if record not in teachers]
+    for alike in (teachers, students):
+        _refuse_differences(alike, lambda record: _recipe(record.config))
 
 
 def _refuse_differences(records: Sequence[RunRecord], properties: Callable[[RunRecord], dict[str, Any]]) -> None:
