@@ -156,7 +156,8 @@ def describe_record(record: RunRecord, run_dir: str | Path) -> pd.DataFrame:
         "evaluated on": f"{record.data.eval_images:,} images of {record.data.label}, split {record.data.eval_split}",
         "training": f"{record.result.epochs} epochs in {record.duration_seconds:,.0f} s "
         f"({record.result.images_per_second:,.0f} images/s on {record.hardware.cpu})",
-        "weights": f"{record.weights.file}, {record.weights.bytes / 1e6:.3f} MB, {record.weights.dtype}",
+        "weights": f"{record.weights.file}, {record.weights.bytes / 1e6:.3f} MB, {record.weights.dtype}; "
+        f"top-1 with the stored weights {record.weights.top1:.2f} %",
         "commit": commit + (" with uncommitted changes" if record.git.dirty else ""),
         "key": record.key.config,
     }

@@ -1,6 +1,5 @@
 """The tables of a study, made from its run records, and the way from each cell back to the run it comes from."""
 
-import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,15 +13,13 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from binaryvit import findings
-from binaryvit.build import create_model
 from binaryvit.config import TrainingConfig
-from binaryvit.cost import Cost, cost
 from binaryvit.errors import BinaryViTError
 from binaryvit.figures import accuracy_against_operations, variant_style
 from binaryvit.files import write_text_atomically
 from binaryvit.model import LADDER
 from binaryvit.notebook import show_table
-from binaryvit.rows import NOT_RUN, NOTHING, Row, describe_scale, read_rows, record_of, scale_of
+from binaryvit.rows import NOT_RUN, NOTHING, Row, describe_scale, model_cost, read_rows, record_of, scale_of
 from binaryvit.runs import RECORD_FILE
 from binaryvit.study import PlannedRun, Study, plan
 
@@ -310,7 +307,7 @@ def _ladder_entry(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """A step of the ladder as numbers and as text; its size and operations are counted on an instance."""
     label = variant_style(variant).label
-    counted = _imagenet_cost(variant)
+    counted = model_cost(TrainingConfig(variant=variant), _IMAGENET["classes"])
     unknown = {
         "model": label,
         "family": "ViT",
@@ -330,11 +327,6 @@ def _ladder_entry(
     if published is None:
         text["top-1 published (%)"] = NOT_AVAILABLE
     return numbers, text
-
-
-@functools.cache
-def _imagenet_cost(variant: str) -> Cost:
-    return cost(create_model(TrainingConfig(variant=variant), _IMAGENET["classes"]))
 
 
 def accuracy_points(table: Table) -> pd.DataFrame:
