@@ -86,6 +86,8 @@ def test_ctrl_c_ends_everything_in_order_and_the_same_command_goes_on(folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # Also where the tests themselves run in the background, which shells start with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     begun = folder / "runs" / TEACHER / "begun"
     until(begun.exists)
