@@ -16,7 +16,7 @@ from binaryvit.config import RECIPES, TrainingConfig, suggestion
 from binaryvit.cost import Cost
 from binaryvit.data import Data
 from binaryvit.errors import BinaryViTError
-from binaryvit.figures import style
+from binaryvit.figures.style import style
 from binaryvit.model import LADDER
 from binaryvit.runs import RunRecord
 

@@ -1,0 +1,92 @@
+"""One look for every figure: palette, widths on the page, and how each variant is called and drawn."""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from binaryvit.model import LADDER
+
+SINGLE_COLUMN, DOUBLE_COLUMN = 3.25, 6.875  # widths in inches on a two-column page
+
+# Okabe and Ito's palette, which people with any common colour blindness can tell apart.
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+GREY = "#777777"
+
+_STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E5E5E5",
+    "grid.linewidth": 0.6,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.5,
+    "errorbar.capsize": 2,
+    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK]),
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 300,
+    "figure.dpi": 150,
+    "pdf.fonttype": 42,  # real fonts: text in the PDF can be searched, and publishers accept it
+}
+
+
+@dataclass(frozen=True)
+class VariantStyle:
+    """How one variant is called and drawn, in every figure and table."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+# In the order of the ladder: the teacher, then the paper's rows.
+_LADDER_STYLES = (
+    VariantStyle("full-precision DeiT (teacher)", BLACK, "*"),
+    VariantStyle("ReActNet-DeiT (baseline)", ORANGE, "o"),
+    VariantStyle("+ average pooling", SKY, "s"),
+    VariantStyle("+ pooling branches", GREEN, "^"),
+    VariantStyle("+ affine", PURPLE, "D"),
+    VariantStyle("BinaryViT (+ pyramid)", VERMILION, "v"),
+    VariantStyle("BinaryViT, fp patch embeddings", BLUE, "P"),
+)
+_VARIANT_STYLES = {
+    name: style for family in LADDER.values() for name, style in zip(family, _LADDER_STYLES, strict=True)
+}
+
+
+def variant_style(variant: str) -> VariantStyle:
+    """Label, colour and marker of a variant by its timm name; a model outside the ladder is grey and keeps its name."""
+    return _VARIANT_STYLES.get(variant, VariantStyle(variant, GREY, "h"))
+
+
+def style() -> AbstractContextManager[None]:
+    """The style, as a context: `with style(): ...` around all that draws."""
+    return matplotlib.rc_context(_STYLE)
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Decorator: a function that draws a figure draws it in the style."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: Any, **kwargs: Any) -> Figure:
+        with style():
+            return draw(*args, **kwargs)
+
+    return wrapper
