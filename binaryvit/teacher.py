@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from binaryvit.build import input_settings
+from binaryvit.build import image_size, input_settings
 from binaryvit.checkpoints import load_checkpoint
 from binaryvit.compact import load_inference_weights
 from binaryvit.errors import BinaryViTError
@@ -75,9 +75,7 @@ class Teacher(nn.Module):
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.model = model
-        # A position embedding of another size was resampled when the model was built, and its description stays behind.
-        size = getattr(getattr(model, "patch_embed", model), "img_size", None) or input_settings(model)[0][1:]
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.size = image_size(model)
         own_mean, own_std = (torch.tensor(values).view(-1, 1, 1) for values in input_settings(model)[1:])
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
         self.is_normalized = torch.equal(mean, own_mean) and torch.equal(std, own_std)
