@@ -1,4 +1,4 @@
-"""The command line: `binaryvit reproduce`, `binaryvit status`, `binaryvit train`.
+"""The command line: `binaryvit reproduce`, `status`, `train` and `bench`.
 
 Exit codes: 0 all is done, 1 something is not (a run failed, is stale or missing), 2 a mistake in what was asked for,
 130 interrupted.
@@ -61,6 +61,17 @@ def _parser() -> argparse.ArgumentParser:
         "--run-id", default="", metavar="ID", help="the run's name in the record (default: the folder's)"
     )
     train.set_defaults(command=_train)
+
+    bench = commands.add_parser("bench", help="measure this machine's speed")
+    measurements = bench.add_subparsers(required=True, metavar="WHAT")
+    load = measurements.add_parser("load", help="images/s that one CPU core decodes and augments")
+    load.add_argument("--images", type=int, default=256, metavar="N", help="images per repetition (default: 256)")
+    load.add_argument("--repetitions", type=int, default=5, metavar="N", help="interleaved (default: 5)")
+    load.add_argument(
+        "--needs", type=float, nargs="+", default=[], metavar="X", help="images/s that one GPU trains: cores for it"
+    )
+    load.add_argument("--output", metavar="FILE.csv", help="where to store every repetition")
+    load.set_defaults(command=_bench_load)
     return parser
 
 
@@ -114,6 +125,21 @@ def _train(options: argparse.Namespace) -> int:
     record = train(config, options.output, study=options.study, run_id=options.run_id)
     if os.environ.get("RANK", "0") == "0":  # one of the processes that a launcher started
         print(f"{options.output}: top-1 {record.result.top1:.2f} % after {record.result.epochs} epochs")
+    return 0
+
+
+def _bench_load(options: argparse.Namespace) -> int:
+    from binaryvit.bench.loading import measure_loading, summarize_loading
+    from binaryvit.files import write_text_atomically
+    from binaryvit.provenance import describe_hardware
+
+    if min(options.images, options.repetitions, *options.needs) <= 0:
+        raise BinaryViTError("--images, --repetitions and --needs are positive numbers.")
+    measured = measure_loading(images=options.images, repetitions=options.repetitions)
+    if options.output:
+        write_text_atomically(options.output, measured.to_csv(index=False))
+    print(f"Images of 500x375 pixels to 224x224, one core of {describe_hardware('cpu').cpu}:")
+    print(summarize_loading(measured, options.needs).round(1).to_string())
     return 0
 
 

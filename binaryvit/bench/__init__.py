@@ -1,0 +1,1 @@
+"""Measurements of speed: of training, and of loading its images."""
