@@ -1,0 +1,1 @@
+"""Looking into trained models: from stored runs and images, through measurements kept beside the runs, to figures."""

@@ -1,0 +1,69 @@
+"""A figure together with the numbers that are drawn and the sentence they support."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from IPython.display import Image, Markdown
+from matplotlib.figure import Figure
+
+from binaryvit import figures
+from binaryvit.errors import BinaryViTError
+from binaryvit.notebook import show_figure
+from binaryvit.runs import read_record
+from binaryvit.study import Study
+from binaryvit.written import Note, sha256_of_table
+
+FIGURES_FOLDER = "figures"
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A figure of a study.
+
+    Attributes:
+        name: stem of its files.
+        inputs: all numbers that are drawn, by what they are.
+        draw: draws them, anew each time.
+        runs: ids of the runs they come from.
+        finding: what the numbers show, in sentences made from them.
+    """
+
+    name: str
+    inputs: dict[str, pd.DataFrame]
+    draw: Callable[[], Figure]
+    runs: tuple[str, ...]
+    finding: str
+
+    def source(self, study: Study) -> dict[str, Any]:
+        """What the figure is made from: study, runs with the commit each was trained at, sha256 of each input.
+
+        Nothing in it depends on when or at which commit the figure is drawn, so neither do its files. Raises
+        BinaryViTError when one of the runs is no finished run of the study.
+        """
+        folders = {run.id: run.folder for run in study.runs}
+        commits = {}
+        for name in self.runs:
+            record = read_record(folders[name]) if name in folders else None
+            if record is None:
+                raise BinaryViTError(f"The figure {self.name} names {name}, which is no finished run of {study.name}.")
+            commits[name] = record.git.commit
+        inputs = {name: sha256_of_table(table) for name, table in sorted(self.inputs.items())}
+        return {"study": study.name, "runs": commits, "inputs": inputs}
+
+    def write(self, study: Study) -> list[Path]:
+        """Writes the figure as PDF and PNG into the study's figures/, and beside them a note on what it was made from.
+
+        Returns the paths of the two pictures.
+        """
+        stem = study.output / FIGURES_FOLDER / self.name
+        source = self.source(study)
+        paths = figures.save(self.draw(), stem, source)
+        Note.of(source, paths).write(stem.with_name(f"{stem.name}.json"))
+        return paths
+
+    def show(self) -> tuple[Image, Markdown]:
+        """The figure and its finding, as a notebook shows them: `display(*drawing.show())`."""
+        return show_figure(self.draw()), Markdown(self.finding)
