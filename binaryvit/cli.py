@@ -1,4 +1,4 @@
-"""The command line: `binaryvit reproduce`, `status`, `train` and `bench`.
+"""The command line: `binaryvit reproduce`, `status`, `commands`, `plan`, `train` and `bench`.
 
 Exit codes: 0 all is done, 1 something is not (a run failed, is stale or missing), 2 a mistake in what was asked for,
 130 interrupted.
@@ -50,6 +50,14 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="list a study's runs, and why each is done, stale, failed or missing")
     _add_study(status)
     status.set_defaults(command=_status)
+
+    planning = commands.add_parser("plan", help="estimate on paper how long a study takes on GPUs")
+    _add_study(planning)
+    planning.add_argument("--gpu", choices=["V100", "A100", "H100"], default="A100", help="(default: A100)")
+    planning.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64], metavar="N", help="(default: 1 8 64)")
+    planning.add_argument("--train-images", type=int, metavar="N", help="(default: those of ImageNet-1k)")
+    planning.add_argument("--days", type=float, default=7.0, help="to say images/s needed for it (default: 7)")
+    planning.set_defaults(command=_plan)
 
     train = commands.add_parser(
         "train", help="train one configuration (here, under accelerate launch or torchrun; see `processes`)"
@@ -115,6 +123,21 @@ def _status(options: argparse.Namespace) -> int:
     for run in runs:
         print(f"{run.state.upper() if run.state in ('stale', 'failed') else run.state:8}{run.id:{width}}  {run.reason}")
     return 0 if all(run.state == "done" for run in runs) else 1
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from binaryvit import planning
+
+    images = planning.IMAGENET_TRAIN_IMAGES if options.train_images is None else options.train_images
+    if options.days <= 0:
+        raise BinaryViTError(f"--days {options.days:g} leaves no time: give a positive number.")
+    study, gpu, assumed = _load(options), planning.ACCELERATORS[options.gpu], planning.Assumptions()
+    works = planning.count_work(study)
+    print(planning.describe(gpu, assumed, images), end="\n\n")
+    print(planning.needed_throughput(study, works, options.days, images).round(1).to_string(index=False), end="\n\n")
+    planned = planning.plan_training(study, works, gpu, options.gpus, images, assumed)
+    print(planning.readable(planned).to_string(index=False))
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:
