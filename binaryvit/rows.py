@@ -137,6 +137,12 @@ def read_rows(study: Study) -> list[Row]:
     return rows
 
 
+def read_ladder(study: Study) -> list[Row]:
+    """The rows of `read_rows` that are steps of the ladder (`Study.ladder`)."""
+    steps = {run.id for run in study.ladder}
+    return [row for row in read_rows(study) if row.runs[0].id in steps]
+
+
 def record_of(run: PlannedRun) -> RunRecord | None:
     """The record of a finished or stale run; None when there is none that can be read."""
     if run.state not in (State.DONE, State.STALE):

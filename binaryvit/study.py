@@ -83,6 +83,11 @@ class PlannedRun:
     reason: str = "not run yet"
 
     @property
+    def bits(self) -> tuple[int, int]:
+        """Bits of the weights and of the activations of the model's binary layers: 1 unless its arguments differ."""
+        return tuple(self.config.model_args.get(name, 1) for name in ("weight_bits", "activation_bits"))
+
+    @property
     def lock(self) -> Path:
         """The lock file that is held while the run trains."""
         return self.folder.with_name(f"{self.folder.name}.lock")
@@ -108,6 +113,16 @@ class Study:
     def data_config(self) -> TrainingConfig:
         """A configuration to load the study's data with, from the current folder. All rows share their data."""
         return self.runs[0].config.model_copy(update={"data_dir": self.data_dir and str(self.data_dir)})
+
+    @property
+    def ladder(self) -> tuple[PlannedRun, ...]:
+        """The runs that are steps of the ladder: the teacher, and the students of the first one's bits.
+
+        A model of other bits is a step in precision, not in architecture, and is compared with its like alone.
+        """
+        teachers = {run.teacher_id for run in self.runs}
+        bits = next(run.bits for run in self.runs if run.id not in teachers)
+        return tuple(run for run in self.runs if run.id in teachers or run.bits == bits)
 
 
 def load_study(path: str | Path, output: str | Path | None = None, **execution: Any) -> Study:

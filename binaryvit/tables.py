@@ -19,7 +19,7 @@ from binaryvit.figures import accuracy_against_operations, variant_style
 from binaryvit.files import write_text_atomically
 from binaryvit.model import LADDER
 from binaryvit.notebook import show_table
-from binaryvit.rows import NOT_RUN, NOTHING, Row, describe_scale, model_cost, read_rows, record_of, scale_of
+from binaryvit.rows import NOT_RUN, NOTHING, Row, describe_scale, model_cost, read_ladder, record_of, scale_of
 from binaryvit.runs import RECORD_FILE
 from binaryvit.study import PlannedRun, Study, plan
 
@@ -117,7 +117,7 @@ def ablation(study: Study) -> Table:
 
     Raises BinaryViTError when the study's runs are not of one scale.
     """
-    rows = read_rows(study)
+    rows = read_ladder(study)
     numbers = pd.DataFrame([_numbers(row) for row in rows])
     valid = numbers["top1"].where(numbers["state"].ne("stale") & numbers["seeds"].gt(0))
     numbers.insert(numbers.columns.get_loc("top1_std") + 1, "top1_difference", valid.diff())
@@ -259,7 +259,7 @@ def comparison(study: Study, published: pd.DataFrame) -> Table:
         study: the study whose accuracies are compared.
         published: what `read_published` returns.
     """
-    rows = read_rows(study)
+    rows = read_ladder(study)
     comparable = is_imagenet(rows)
     mine = {row.variant: row for row in rows if comparable and not row.config.model_args}
     known = {
@@ -347,7 +347,7 @@ def accuracy_figure(study: Study, table: Table, published: pd.DataFrame) -> Figu
     points = accuracy_points(table)
     if points.empty:
         return None
-    rows = read_rows(study)
+    rows = read_ladder(study)
     data = next(record.data for row in rows for record in row.values)
     evaluated_on = f"{data.eval_images:,} images of {data.label}"
     return accuracy_against_operations(points, evaluated_on, published if is_imagenet(rows) else None)
@@ -355,5 +355,5 @@ def accuracy_figure(study: Study, table: Table, published: pd.DataFrame) -> Figu
 
 def provenance(study: Study) -> dict[str, Any]:
     """What a figure's file says about where it comes from: the study, its runs, and the commit of each."""
-    runs = {record.id: record.git.commit for row in read_rows(study) for record in row.values}
+    runs = {record.id: record.git.commit for row in read_ladder(study) for record in row.values}
     return {"study": study.name, "runs": runs}

@@ -50,6 +50,15 @@ def finish(study, *runs, **changes):
         record_of(study, run, **changes).write(run.folder)
 
 
+def test_the_ladder_is_of_one_precision(study, write):
+    assert [run.bits for run in study.runs[:4]] == [(1, 1), (1, 1), (1, 1), (1, 32)]
+    assert [run.id for run in study.ladder] == [run.id for run in study.runs if "w1a32" not in run.id]
+    real = load_study(
+        write(TINY.replace("recipe: {epochs: 2,", "recipe: {model_args: {activation_bits: 32}, epochs: 2,"))
+    )
+    assert real.ladder == real.runs  # a ladder of real activations is one as well
+
+
 def states(study, fingerprint=None):
     return [run.state for run in plan(study, fingerprint)]
 
@@ -235,7 +244,10 @@ def test_the_committed_studies_resolve_to_the_whole_ladder(name):
     family = "small" if name == "paper" else "micro"
     teacher, *students = LADDER[family]
     assert study.name == name
-    assert [run.config.variant for run in study.runs] == [teacher, *students]
+    assert [run.config.variant for run in study.ladder] == [teacher, *students]
+    other_bits = [] if name == "paper" else [(1, 32), (32, 1), (32, 32)]
+    assert study.runs[: len(study.ladder)] == study.ladder
+    assert [run.bits for run in study.runs[len(study.ladder) :]] == other_bits
     assert {run.teacher_id for run in study.runs[1:]} == {study.runs[0].id}
     text = (RESULTS / name / "study.yaml").read_text()
     assert text.startswith("#") and f"binaryvit reproduce results/{name}/study.yaml" in text
