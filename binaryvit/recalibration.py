@@ -29,14 +29,17 @@ def reestimated_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, ...
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         raise BinaryViTError(f"{type(model).__name__} has no batch norm whose statistics could be estimated anew.")
-    before = [(norm.momentum, {name: buffer.clone() for name, buffer in norm.named_buffers()}) for norm in norms]
+    before = [
+        (norm.momentum, norm.training, {name: buffer.clone() for name, buffer in norm.named_buffers()})
+        for norm in norms
+    ]
     try:
         _estimate(model, norms, batches)
         yield
     finally:
-        for norm, (momentum, buffers) in zip(norms, before, strict=True):
+        for norm, (momentum, training, buffers) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            norm.train(False)
+            norm.train(training)
             for name, buffer in norm.named_buffers():
                 buffer.copy_(buffers[name])
 
