@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
-from stored_study import BASELINE, PYRAMID, TEACHER, stored_study
+from stored_study import BASELINE, PYRAMID, TEACHER, store, stored_study
 
 from binaryvit.analysis import stored
 from binaryvit.analysis.stored import check_images, evaluation_batches, example_images, stored_runs
 from binaryvit.compact import load_inference_weights
+from binaryvit.data import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.runs import read_record
 from binaryvit.study import load_study
@@ -50,6 +51,16 @@ def test_seeds_of_one_model_are_told_apart(tmp_path):
     text = "name: small\ntitle: Two seeds\nseeds: [0, 1]\nrecipe: {image_size: 16}\n"
     runs = stored_runs(stored_study(tmp_path, text + "variants: [reactdeit_micro_patch4_32]\n"))
     assert [run.label for run in runs] == [f"ReActNet-DeiT (baseline), seed {seed}" for seed in (0, 1)]
+
+
+def test_other_precisions_come_only_when_asked_for(study):
+    row = "  - {variant: binaryvit_micro_patch2_32, id: real, recipe: {model_args: {weight_bits: 32}}}\n"
+    with (study.output / "study.yaml").open("a") as file:
+        file.write(row)
+    study = load_study(study.output)
+    store(study, study.runs[-1], load_data(study.data_config).fingerprint)
+    assert [run.id for run in stored_runs(study)] == [TEACHER, BASELINE, PYRAMID]
+    assert [run.id for run in stored_runs(study, ["real-seed0", PYRAMID])] == [PYRAMID, "real-seed0"]
 
 
 def test_unfinished_runs_are_left_out_unless_they_are_asked_for(study):
@@ -104,6 +115,9 @@ def test_evaluation_images_are_spread_over_the_classes_and_normalized(original):
     assert images.shape == (50, 3, 16, 16) and images.dtype == torch.float32
     again = list(evaluation_batches(original, run, 50, batch_size=50))
     assert torch.equal(again[0][0], images)
+
+    training = torch.cat([batch for batch, _ in evaluation_batches(original, run, 10**6, split="train")])
+    assert len(training) == 1437 and not (training == images[0]).flatten(1).all(1).any()
 
     # Every image, enlarged by Pillow from scikit-learn's own arrays, is found among all evaluation images.
     everything = torch.cat([images for images, _ in evaluation_batches(original, run, 10**6)])

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -91,19 +92,21 @@ class ExampleImages:
 
 
 def stored_runs(study: Study, ids: Sequence[str] | None = None) -> list[StoredRun]:
-    """The finished, current runs of a study in the study's order: all there are, or those called `ids`.
+    """The finished, current runs of a study in the study's order: those of the ladder (`Study.ladder`), or of `ids`.
 
     Raises BinaryViTError for an empty selection, an id the study does not have (it says so when another study has), a
     chosen run that is not done, no finished run at all, and a finished run without its weights.
     """
     rows = read_rows(study)
     planned = {run.id: run for row in rows for run in row.runs}
-    if ids is not None:
+    if ids is None:
+        ids = [run.id for run in study.ladder if planned[run.id].state is State.DONE]
+    else:
         _check_selection(study, ids, planned)
     found = []
     for row in rows:
         for run in row.runs:
-            if run.state is State.DONE and (ids is None or run.id in ids):
+            if run.id in ids:
                 label = row.label if len(row.runs) == 1 else f"{row.label}, seed {run.config.seed}"
                 found.append(StoredRun(run.id, label, row.variant, run.folder, record_of(run)))
     if not found:
@@ -144,12 +147,12 @@ def _other_study(study: Study, name: str) -> str:
 
 
 def evaluation_batches(
-    study: Study, run: StoredRun, images: int, batch_size: int = 100
+    study: Study, run: StoredRun, images: int, batch_size: int = 100, split: Literal["eval", "train"] = "eval"
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images of the evaluation split as the run's model takes them: the same ones always, each class in its proportion.
 
-    All are taken where the split has no more than `images`. The data are loaded when this is called, once for all runs
-    of a study.
+    With split="train" they are of the training split, prepared in the same way, without augmentation. All are taken
+    where the split has no more than `images`. The data are loaded when this is called, once for all runs of a study.
 
     Returns:
         Tuples of images (batch, 3, height, width) float32, normalized, and labels (batch,) int64.
@@ -163,15 +166,16 @@ def evaluation_batches(
             f"The data at hand (fingerprint {data.fingerprint[:12]}) are not those of the run {run.id} "
             f"({run.record.key.data[:12]}): give the same copy as data_dir."
         )
-    chosen = evenly_spaced_per_class(data.eval.labels, min(images, len(data.eval)))
+    source = getattr(data, split)
+    chosen = evenly_spaced_per_class(source.labels, min(images, len(source)))
     input_size, mean, std = run.input_settings()
     transform = eval_transform(run.config, input_size)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(chosen), batch_size):
             rows = chosen[start : start + batch_size]
-            pixels = torch.stack([transform(image) for image in data.eval.images(rows)])
-            yield normalize(pixels, mean, std), torch.from_numpy(data.eval.labels[rows])
+            pixels = torch.stack([transform(image) for image in source.images(rows)])
+            yield normalize(pixels, mean, std), torch.from_numpy(source.labels[rows])
 
     return batches()
 
