@@ -9,7 +9,7 @@ PYTEST_ARGS =
 export JUPYTER_PREFER_ENV_PATH = 1
 export PYTHON
 
-.PHONY: help install reproduce test lint format lock clean
+.PHONY: help install reproduce figures test lint format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,10 @@ install: ## the virtual environment .venv: exact versions, and this package
 reproduce: install ## train the smoke study, teacher and all binary variants, and fill its tables (minutes on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/binaryvit reproduce results/smoke/study.yaml --output $(SMOKE)
 	@echo "The tables are in $(SMOKE)/tables."
+
+figures: install ## tables and figures of the committed studies again, from what is stored: no training, no data (minutes)
+	HF_HUB_OFFLINE=1 $(BIN)/binaryvit figures results/smoke
+	HF_HUB_OFFLINE=1 $(BIN)/binaryvit figures results/cifar10
 
 # Two processes of one thread each use two cores better than one process of two threads: the models are small.
 test: install ## all tests (10 minutes on 2 cores at most); PYTEST_ARGS="-k name" for some of them

@@ -1,7 +1,7 @@
-"""The command line: `binaryvit reproduce`, `status`, `commands`, `plan`, `train` and `bench`.
+"""The command line: `binaryvit reproduce`, `status`, `figures`, `verify`, `commands`, `plan`, `train` and `bench`.
 
-Exit codes: 0 all is done, 1 something is not (a run failed, is stale or missing), 2 a mistake in what was asked for,
-130 interrupted.
+Exit codes: 0 all is done, 1 something is not (a run failed, is stale or missing; a table or figure is not current),
+2 a mistake in what was asked for, 130 interrupted.
 """
 
 import argparse
@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
 
     reproduce = commands.add_parser("reproduce", help="train what a study lacks, then make its tables and figures")
     _add_study(reproduce)
+    _add_data(reproduce)
     reproduce.add_argument("--dry-run", action="store_true", help="only say what would run, and how long")
     reproduce.add_argument(
         "--only", nargs="+", default=[], metavar="ID", help="these runs (and their teacher), no analysis"
@@ -49,7 +50,19 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="list a study's runs, and why each is done, stale, failed or missing")
     _add_study(status)
+    _add_data(status)
     status.set_defaults(command=_status)
+
+    figures = commands.add_parser("figures", help="make a study's tables and figures again, without training")
+    _add_study(figures)
+    figures.add_argument(
+        "--data-dir", metavar="DIR", help="a local copy of the data, where something is to be measured"
+    )
+    figures.set_defaults(command=_figures)
+
+    verify = commands.add_parser("verify", help="say of each table and figure: current, stale, hand-edited, missing")
+    _add_study(verify)
+    verify.set_defaults(command=_verify)
 
     planning = commands.add_parser("plan", help="estimate on paper how long a study takes on GPUs")
     _add_study(planning)
@@ -86,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY", help="a study.yaml, or the folder that holds one")
     parser.add_argument("--output", metavar="DIR", help="folder for all that the study produces (default: the study's)")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="a local copy of the study's data set")
     parser.add_argument("--data-label", metavar="TEXT", help="how tables call the data, when the copy differs")
     parser.add_argument("--check-data", action="store_true", help="load the data and compare them with those on record")
@@ -123,6 +139,23 @@ def _status(options: argparse.Namespace) -> int:
     for run in runs:
         print(f"{run.state.upper() if run.state in ('stale', 'failed') else run.state:8}{run.id:{width}}  {run.reason}")
     return 0 if all(run.state == "done" for run in runs) else 1
+
+
+def _figures(options: argparse.Namespace) -> int:
+    from binaryvit.runner import analyse
+
+    return 1 if analyse(_load(options)) else 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from binaryvit.verify import Verdict, verify
+
+    findings = verify(_load(options))
+    width = max((len(finding.file) for finding in findings), default=0)
+    for finding in findings:
+        verdict = finding.verdict if finding.verdict is Verdict.CURRENT else finding.verdict.upper()
+        print(f"{verdict:12}{finding.file:{width}}  {finding.reason}".rstrip())
+    return 0 if all(finding.verdict is Verdict.CURRENT for finding in findings) else 1
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ import yaml
 from binaryvit.config import RECIPES, TrainingConfig, suggestion
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
-from binaryvit.notebook import configure, recipe_of
+from binaryvit.recipes import configure, recipe_of
 
 # What an interrupted kernel gets to end its step and to store a checkpoint.
 _GRACE_SECONDS = 60
@@ -47,13 +47,14 @@ def find_notebook(name: str, start: Path) -> Path:
 
 def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
     """Refuses parameters the notebook does not have: papermill only warns, and the default would be used instead."""
-    known = list(_declared(notebook))
+    known = list(declared_parameters(notebook))
     for name in parameters:
         if name not in known:
             raise BinaryViTError(f"{notebook.name} has no parameter {name!r}{suggestion(name, known)}")
 
 
-def _declared(notebook: Path) -> dict[str, Any]:
+def declared_parameters(notebook: Path) -> dict[str, Any]:
+    """The notebook's parameters by name, as papermill finds them. Raises BinaryViTError when it is no notebook."""
     try:
         return papermill.inspect_notebook(str(notebook))
     except Exception as error:  # each of papermill, nbformat and json has its own
@@ -65,7 +66,7 @@ def training_parameters(notebook: Path, config: TrainingConfig, **names: str) ->
 
     `names`: output, study and run_id. Raises BinaryViTError when the notebook does not know one of them.
     """
-    declared = _declared(notebook)
+    declared = declared_parameters(notebook)
     defaults = TrainingConfig(**{"variant": config.variant, **RECIPES[recipe_of(config.variant)]}).model_dump(
         mode="json"
     )

@@ -1,36 +1,33 @@
-"""What the notebooks share, so that their cells stay thin: from parameters to a checked configuration and a folder."""
+"""What the notebooks share, so that their cells stay thin: checked parameters, descriptions, and what they show."""
 
 import ast
-import io
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from IPython import get_ipython
-from IPython.display import HTML, Image
-from matplotlib.figure import Figure
 
 from binaryvit.config import RECIPES, TrainingConfig, suggestion
 from binaryvit.cost import Cost
 from binaryvit.data import Data
+from binaryvit.display import show_figure, show_table
 from binaryvit.errors import BinaryViTError
-from binaryvit.figures.style import style
-from binaryvit.model import LADDER
+from binaryvit.recipes import configure, recipe_of
 from binaryvit.runs import RunRecord
 
-# The paper's recipe is for millions of photographs; with this a model learns the digits in a few epochs.
-_DIGITS = {"batch_size": 64, "learning_rate": 2e-3, "learning_rate_batch": 64, "crop_scale": (0.7, 1.0)}
-_DIGITS |= {"horizontal_flip": 0.0, "eval_crop": 1.0}
-DIGITS_SETTINGS: dict[str, dict[str, Any]] = {
-    "student": _DIGITS,
-    "teacher": _DIGITS
-    | {"learning_rate": 1e-3, "warmup_epochs": 1, "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "auto_augment": None}
-    | {"color_jitter": None, "random_erasing": 0.0, "repeated_augmentation": 1, "drop_path": 0.0},
-}
-
-_BINARY_VARIANTS = {name for _, *binary in LADDER.values() for name in binary}
+__all__ = [
+    "check_parameters",
+    "configure",
+    "describe_configuration",
+    "describe_cost",
+    "describe_data",
+    "describe_record",
+    "finding",
+    "run_folder",
+    "show_figure",
+    "show_table",
+]
 
 
 def check_parameters() -> None:
@@ -57,32 +54,6 @@ def _assigned(source: str) -> list[str]:
         for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
     ]
     return [target.id for target in targets if isinstance(target, ast.Name)]
-
-
-def recipe_of(variant: str) -> str:
-    """The recipe whose defaults a variant is trained with: "student" for the binary ones, "teacher" for all others."""
-    return "student" if variant in _BINARY_VARIANTS else "teacher"
-
-
-def configure(settings: dict[str, Any] | None, **parameters: Any) -> TrainingConfig:
-    """The configuration of one run from a notebook's parameters.
-
-    A parameter that is None is the default of the variant's recipe; `settings` holds any other field of TrainingConfig,
-    and there None is a value like any other. When `settings` itself is None, the digits get what suits them
-    (`DIGITS_SETTINGS`, where no parameter says otherwise) and other data nothing. Raises BinaryViTError when a field is
-    unknown, wrong, or given twice.
-    """
-    given = {name: value for name, value in parameters.items() if value is not None}
-    recipe = recipe_of(str(given.get("variant")))
-    if settings is None:
-        digits = given.get("data") == "digits"
-        settings = {name: value for name, value in DIGITS_SETTINGS[recipe].items() if digits and name not in given}
-    if not isinstance(settings, dict):
-        raise BinaryViTError(f"settings must be a mapping of TrainingConfig's fields to values, not {settings!r}.")
-    twice = sorted(given.keys() & settings.keys())
-    if twice:
-        raise BinaryViTError(f"Given twice, as a parameter and in settings: {', '.join(twice)}. Give each once.")
-    return TrainingConfig(**{**RECIPES[recipe], **given, **settings})
 
 
 def run_folder(config: TrainingConfig) -> Path:
@@ -162,19 +133,3 @@ def describe_record(record: RunRecord, run_dir: str | Path) -> pd.DataFrame:
         "key": record.key.config,
     }
     return pd.DataFrame({"": facts}).rename_axis("run")
-
-
-def show_table(frame: pd.DataFrame, name: str, caption: str = "") -> HTML:
-    """A table as people read it, whole, its caption above; a long one scrolls. `name` makes equal tables equal HTML."""
-    styler = frame.style.set_uuid(name).set_caption(caption).format(thousands=",", na_rep="-")
-    if isinstance(frame.index, pd.RangeIndex) or frame.index.name is None:
-        styler = styler.hide(axis="index")
-    return HTML(f'<div style="max-height: 32em; overflow: auto">{styler.to_html()}</div>')
-
-
-def show_figure(figure: Figure) -> Image:
-    """A figure as a picture in the notebook, the same bytes each time."""
-    content = io.BytesIO()
-    with style():
-        figure.savefig(content, format="png", dpi=150, metadata={"Software": "binaryvit"})
-    return Image(content.getvalue(), width=int(figure.get_figwidth() * 96))

@@ -10,7 +10,14 @@ from pathlib import Path
 from binaryvit.config import suggestion
 from binaryvit.data import load_data
 from binaryvit.errors import BinaryViTError
-from binaryvit.execution import check_parameters, execute, find_notebook, kernel_environment, training_parameters
+from binaryvit.execution import (
+    check_parameters,
+    declared_parameters,
+    execute,
+    find_notebook,
+    kernel_environment,
+    training_parameters,
+)
 from binaryvit.files import write_text_atomically
 from binaryvit.locks import hold
 from binaryvit.runs import Failure, read_failure, read_record
@@ -76,19 +83,66 @@ def reproduce(
     """
     chosen = select(study, only)
     notebook = find_notebook(TRAIN_NOTEBOOK, study.path.parent)
-    analysis = [] if only else [(name, find_notebook(name, study.path.parent)) for name in study.analysis]
+    analysis = [] if only else _analysis_notebooks(study)
     for run in chosen:
         training_parameters(notebook, run.config, output="", study="", run_id="")
-    for _, path in analysis:
-        check_parameters(path, {"study": ""})
     _write_study_file(study)
     states = [state_of(study, run) for run in chosen]
     fingerprint = fingerprint_if_needed(study, states, check_data or rerun_stale)
     with kernel_environment() as environment:
         session = _Session(study, notebook, fingerprint, rerun_stale, environment, say)
         runs = session.train_all(chosen)
-        failed = tuple(name for name, path in analysis if not session.analyse(path))
+        failed = _analyse_all(study, analysis, environment, say)
     return Outcome(tuple(runs), failed)
+
+
+def analyse(study: Study, *, say: Say = _say) -> tuple[str, ...]:
+    """Executes the analysis notebooks alone, which makes the study's tables and figures again from what is stored.
+
+    Nothing is trained. The data are needed only where a measurement is not stored or does not hold any more. Returns
+    the names of the notebooks that failed. Raises BinaryViTError when there is no notebook of a name.
+    """
+    notebooks = _analysis_notebooks(study)
+    _write_study_file(study)
+    with kernel_environment() as environment:
+        return _analyse_all(study, notebooks, environment, say)
+
+
+def _analysis_notebooks(study: Study) -> list[Path]:
+    """The study's analysis notebooks, each known to take the study as its parameter."""
+    notebooks = [find_notebook(name, study.path.parent) for name in study.analysis]
+    for notebook in notebooks:
+        check_parameters(notebook, {"study": ""})
+    return notebooks
+
+
+def _analyse_all(study: Study, notebooks: Sequence[Path], environment: dict[str, str], say: Say) -> tuple[str, ...]:
+    return tuple(notebook.name for notebook in notebooks if not _analyse(study, notebook, environment, say))
+
+
+def _analyse(study: Study, notebook: Path, environment: dict[str, str], say: Say) -> bool:
+    """Executes an analysis notebook into the study's folder; says so and returns False when it fails."""
+    parameters, names = {"study": "."}, {}
+    data_dir = study.runs[0].config.data_dir  # seen from the study's folder, in which notebooks run
+    if data_dir is not None and "data_dir" in declared_parameters(notebook):
+        parameters["data_dir"] = data_dir
+        names[data_dir] = Path(data_dir).name
+    output = study.output / notebook.name
+    waiting = False
+    while True:
+        with hold(study.output / f"{notebook.stem}.lock") as descriptor:
+            if descriptor is not None:
+                try:
+                    execute(notebook, output, parameters, study.output, environment, (descriptor,), names)
+                except BinaryViTError as error:
+                    say(f"{notebook.name}: FAILED: {error}")
+                    return False
+                say(f"{notebook.name}: executed, see {os.path.relpath(output)}")
+                return True
+        if not waiting:
+            waiting = True
+            say(f"{notebook.name}: another process is executing it; waiting for it to end")
+        time.sleep(_POLL_SECONDS)
 
 
 def _write_study_file(study: Study) -> None:
@@ -186,21 +240,6 @@ class _Session:
             run = replace(run, state=State.FAILED, reason=noted.error)
             self.say(f"{run.id}: FAILED: {run.reason}")
         return run
-
-    def analyse(self, path: Path) -> bool:
-        """Executes an analysis notebook into the study's folder; says so and returns False when it fails."""
-        with hold(self.study.output / f"{path.stem}.lock") as descriptor:
-            if descriptor is None:
-                self.say(f"{path.name}: another process is executing it")
-                return True
-            try:
-                output = self.study.output / path.name
-                execute(path, output, {"study": "."}, self.study.output, self.environment, (descriptor,))
-                self.say(f"{path.name}: executed, see {os.path.relpath(output)}")
-            except BinaryViTError as error:
-                self.say(f"{path.name}: FAILED: {error}")
-                return False
-        return True
 
 
 def archive(folder: Path) -> Path:

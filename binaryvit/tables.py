@@ -10,19 +10,20 @@ from typing import Any
 
 import pandas as pd
 from IPython.display import HTML
-from matplotlib.figure import Figure
 
 from binaryvit import findings
 from binaryvit.config import TrainingConfig
+from binaryvit.display import show_table
 from binaryvit.errors import BinaryViTError
-from binaryvit.figures import accuracy_against_operations, variant_style
+from binaryvit.figures import variant_style
 from binaryvit.files import write_text_atomically
 from binaryvit.model import LADDER
-from binaryvit.notebook import show_table
 from binaryvit.rows import NOT_RUN, NOTHING, Row, describe_scale, model_cost, read_ladder, record_of, scale_of
 from binaryvit.runs import RECORD_FILE
 from binaryvit.study import PlannedRun, Study, plan
+from binaryvit.written import Note
 
+TABLES_FOLDER = "tables"
 NOT_AVAILABLE = "not available"
 _COSTS = ("parameters", "binary_weights", "bytes", "bops", "flops", "ops", "ops_elementwise")
 
@@ -62,17 +63,26 @@ class Table:
         """The table as a notebook shows it."""
         return show_table(self.text, self.name, self.caption)
 
-    def write(self, folder: str | Path) -> list[Path]:
-        """Writes <name>.csv, .md, .tex and .sources.csv into `folder` and returns their paths."""
-        contents = {
-            ".csv": self.numbers.to_csv(index=False),
-            ".md": self.to_markdown(),
-            ".tex": self.to_latex(),
-            ".sources.csv": self.sources.to_csv(index=False),
+    def contents(self) -> dict[str, str]:
+        """The table's files by name: <name>.csv, .md, .tex and .sources.csv."""
+        return {
+            f"{self.name}.csv": self.numbers.to_csv(index=False),
+            f"{self.name}.md": self.to_markdown(),
+            f"{self.name}.tex": self.to_latex(),
+            f"{self.name}.sources.csv": self.sources.to_csv(index=False),
         }
-        for ending, content in contents.items():
-            write_text_atomically(Path(folder) / f"{self.name}{ending}", content)
-        return [Path(folder) / f"{self.name}{ending}" for ending in contents]
+
+    def write(self, folder: str | Path) -> list[Path]:
+        """Writes the files into `folder`, and <name>.json, a note on them; returns the paths of the files."""
+        contents = self.contents()
+        paths = [Path(folder) / name for name in contents]
+        for path, content in zip(paths, contents.values(), strict=True):
+            write_text_atomically(path, content)
+        commits = self.sources.groupby("run", sort=False)["commit"].first()
+        Note.of({"runs": commits.where(commits.notna(), None).to_dict()}, paths).write(
+            Path(folder) / f"{self.name}.json"
+        )
+        return paths
 
     def to_markdown(self) -> str:
         """The caption, a Markdown table, and the finding."""
@@ -327,33 +337,3 @@ def _ladder_entry(
     if published is None:
         text["top-1 published (%)"] = NOT_AVAILABLE
     return numbers, text
-
-
-def accuracy_points(table: Table) -> pd.DataFrame:
-    """The rows of an ablation that have a current accuracy, for `figures.accuracy_against_operations`."""
-    return table.numbers[table.numbers["seeds"].gt(0) & table.numbers["state"].ne("stale")]
-
-
-def accuracy_figure(study: Study, table: Table, published: pd.DataFrame) -> Figure | None:
-    """Accuracy against operations of the study's current runs; None when there are none.
-
-    Published models are drawn only beside a study of their scale.
-
-    Args:
-        study: the study.
-        table: its ablation.
-        published: what `read_published` returns.
-    """
-    points = accuracy_points(table)
-    if points.empty:
-        return None
-    rows = read_ladder(study)
-    data = next(record.data for row in rows for record in row.values)
-    evaluated_on = f"{data.eval_images:,} images of {data.label}"
-    return accuracy_against_operations(points, evaluated_on, published if is_imagenet(rows) else None)
-
-
-def provenance(study: Study) -> dict[str, Any]:
-    """What a figure's file says about where it comes from: the study, its runs, and the commit of each."""
-    runs = {record.id: record.git.commit for row in read_ladder(study) for record in row.values}
-    return {"study": study.name, "runs": runs}

@@ -55,6 +55,6 @@ def csv_of(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, float_format=_DIGITS, lineterminator="\n")
 
 
-def sha256_of_table(frame: pd.DataFrame) -> str:
-    """sha256 (hexadecimal) of a table's CSV (`csv_of`)."""
-    return hashlib.sha256(csv_of(frame).encode()).hexdigest()
+def sha256_of_text(text: str) -> str:
+    """sha256 (hexadecimal) of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -13,7 +13,7 @@ from binaryvit.study import Study, load_study
 TEACHER, BASELINE, PYRAMID = (
     f"{name}-seed0" for name in ("deit_micro_patch4_32", "reactdeit_micro_patch4_32", "binaryvit_micro_patch2_32")
 )
-_FILE = """
+STUDY = """
 name: small
 title: A small study
 recipe: {image_size: 16, eval_crop: 1.0, epochs: 6}
@@ -24,7 +24,7 @@ variants:
 """
 
 
-def stored_study(folder: Path, file: str = _FILE) -> Study:
+def stored_study(folder: Path, file: str = STUDY) -> Study:
     """A study on the digits in `folder` whose runs are all finished."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.yaml").write_text(file)

@@ -17,7 +17,7 @@ from binaryvit.execution import (
     kernel_environment,
     training_parameters,
 )
-from binaryvit.notebook import configure
+from binaryvit.recipes import configure
 
 TRAIN = Path(__file__).parent.parent / "notebooks" / "train.ipynb"
 

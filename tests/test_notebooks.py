@@ -168,7 +168,8 @@ def test_tables_show_and_store_the_studys_numbers(tmp_path):
 
     stored = contents(tmp_path / "tiny")
     names = {f"{name}{end}" for name in ("ablation", "comparison") for end in (".csv", ".md", ".tex", ".sources.csv")}
-    assert set(stored) == names | {f"accuracy_against_operations.{end}" for end in ("pdf", "png")}
+    names |= {"ablation.json", "comparison.json"}
+    assert set(stored) == names | {f"accuracy_against_operations.{end}" for end in ("pdf", "png", "json")}
     ablation = pd.read_csv(tmp_path / "tiny" / "tables" / "ablation.csv")
     assert ablation["top1"].tolist()[:6] == [79.0, 46.0, 49.0, 52.5, 52.25, 61.0] and pd.isna(ablation["top1"].iloc[6])
     picture = tmp_path / "tiny" / "figures" / "accuracy_against_operations.png"

@@ -163,11 +163,12 @@ def test_notebooks_run_on_the_kernel_of_this_environment():
 
 
 def test_the_makefile_has_the_targets_people_are_told_of():
-    targets = {"help", "install", "reproduce", "test", "lint", "format", "lock", "clean"}
+    targets = {"help", "install", "reproduce", "figures", "test", "lint", "format", "lock", "clean"}
     listed = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert {line.split()[1] for line in listed.splitlines() if line.startswith("  make ")} == targets
     planned = subprocess.run(["make", "-n", *targets], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "binaryvit reproduce results/smoke/study.yaml" in planned
+    assert all(f"binaryvit figures results/{study}\n" in planned for study in ("smoke", "cifar10"))
     assert "make test" in (ROOT / "CONTRIBUTING.md").read_text()
     assert re.search(r"make .*\btest\b", (ROOT / ".ci/run").read_text())
     assert (ROOT / ".ci/run").stat().st_mode & 0o111

@@ -52,4 +52,11 @@ def test_a_tiny_study_trains_is_tabulated_and_is_not_trained_again(tmp_path, mon
     assert main(["reproduce", "results/tiny", "--only", *runs["id"]]) == 0
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")} == before
     assert main(["status", "results/tiny"]) == 0
-    assert capfd.readouterr().out.count(" done") + 0 >= 2
+    assert capfd.readouterr().out.count("done") >= 2
+
+    assert main(["verify", "results/tiny"]) == 0, capfd.readouterr()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (folder / "tables" / "ablation.csv").unlink()
+    assert main(["figures", "results/tiny"]) == 0, capfd.readouterr()
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert after.keys() == before.keys() and [path for path in after if after[path] != before[path]] == []

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import nbformat
 import pytest
 from records import FINGERPRINT, record_of
 
@@ -36,7 +37,7 @@ class World:
         (folder / "notebooks").mkdir()
         shutil.copy(NOTEBOOKS / "train.ipynb", folder / "notebooks")
         self.file.write_text(TINY)
-        self.executed, self.said, self.loaded, self.hooks = [], [], [], {}
+        self.executed, self.said, self.loaded, self.hooks, self.given = [], [], [], {}, None
         monkeypatch.setattr(runner, "execute", self._execute)
         monkeypatch.setattr(runner, "load_data", self._load_data)
         monkeypatch.setattr(runner, "_POLL_SECONDS", 0.01)
@@ -46,6 +47,14 @@ class World:
 
     def edit(self, old, new):
         self.file.write_text(self.file.read_text().replace(old, new))
+
+    def add_analysis(self, parameters):
+        """Gives the study an analysis notebook tables.ipynb that has these parameters."""
+        self.edit("analysis: []", "analysis: [tables.ipynb]")
+        cell = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
+        nbformat.write(notebook, self.folder / "notebooks" / "tables.ipynb")
 
     def reproduce(self, *, output=None, **options):
         self.executed.clear()
@@ -59,6 +68,9 @@ class World:
     def _execute(self, notebook, output, parameters, folder, environment, pass_fds=(), names=None):
         if notebook.name != "train.ipynb":
             self.executed.append(notebook.name)
+            self.given = parameters, names
+            if notebook.name in self.hooks:
+                self.hooks[notebook.name]()
             return
         study = self.study(output=folder)
         run = next(run for run in study.runs if run.id == parameters["run_id"])
@@ -207,13 +219,8 @@ def test_durations_come_from_the_same_variant_per_epoch_and_from_the_committed_s
 def test_another_output_gets_everything_and_the_study_keeps_what_it_has(world):
     world.reproduce()
     before = {path: path.read_bytes() for path in world.folder.rglob("*") if path.is_file()}
-    world.edit("analysis: []", "analysis: [tables.ipynb]")
+    world.add_analysis("study = None")
     before[world.file] = world.file.read_bytes()
-    (world.folder / "notebooks" / "tables.ipynb").write_text(
-        '{"cells": [{"cell_type": "code", "execution_count": null, "id": "a", "metadata": {"tags": ["parameters"]},'
-        ' "outputs": [], "source": "study = None"}], "metadata": {"kernelspec": {"name": "python3",'
-        ' "display_name": "p", "language": "python"}}, "nbformat": 4, "nbformat_minor": 5}'
-    )
     afresh = world.folder / "afresh"
     assert world.reproduce(output=afresh).complete and world.executed == [TEACHER, FIRST, SECOND, "tables.ipynb"]
     assert {path: path.read_bytes() for path in before} == before
@@ -232,3 +239,34 @@ def test_without_notebooks_or_with_an_unknown_one_nothing_starts(world):
     with pytest.raises(BinaryViTError, match=r"no notebooks/train\.ipynb"):
         world.reproduce()
     assert world.executed == []
+
+
+def test_figures_are_made_without_training_or_data(world):
+    world.add_analysis("study = None")
+    assert runner.analyse(world.study(data_dir=world.folder / "photos"), say=world.said.append) == ()
+    assert world.executed == ["tables.ipynb"] and world.loaded == []
+    assert world.given == ({"study": "."}, {})
+    world.hooks["tables.ipynb"] = fail("No weights.")
+    assert runner.analyse(world.study(), say=world.said.append) == ("tables.ipynb",)
+    assert world.said[-1] == "tables.ipynb: FAILED: No weights."
+
+
+def test_a_notebook_that_measures_is_told_where_the_data_are_but_stores_no_path(world):
+    world.add_analysis("study = None\ndata_dir = None")
+    runner.analyse(world.study(data_dir=world.folder.parent / "photos"), say=world.said.append)
+    assert world.given == ({"study": ".", "data_dir": "../photos"}, {"../photos": "photos"})
+    assert world.reproduce().complete and world.given == ({"study": "."}, {})
+
+
+def test_an_analysis_that_another_process_executes_is_waited_for_and_then_made(world):
+    world.add_analysis("study = None")
+    taken = hold(world.folder / "tables.lock")
+    assert taken.__enter__() is not None
+
+    def say(line):
+        world.said.append(line)
+        if "another process" in line:
+            taken.__exit__(None, None, None)
+
+    assert runner.analyse(world.study(), say=say) == ()
+    assert world.executed == ["tables.ipynb"] and "waiting" in world.said[0]

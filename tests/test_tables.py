@@ -1,7 +1,9 @@
 """Tables hold the records' own numbers, lead back to them, and refuse what is of another scale."""
 
 import csv
+import hashlib
 import io
+import json
 import math
 import re
 import shutil
@@ -13,6 +15,7 @@ import timm
 from records import record_of
 
 from binaryvit import findings, tables
+from binaryvit.analysis import ladder
 from binaryvit.cost import cost
 from binaryvit.errors import BinaryViTError
 from binaryvit.model import LADDER
@@ -120,7 +123,7 @@ def test_several_seeds_give_mean_deviation_and_number(make_study):
     assert column(tables.ablation(study), ACCURACY)[MICRO[1]] == "46.50 ± 0.71 (n = 2) (1 not run)"
 
 
-def test_what_was_not_run_failed_or_is_stale_says_so(study, tmp_path):
+def test_what_was_not_run_failed_or_is_stale_says_so(study, published):
     finish(study, skip=MICRO[3:5])
     (failed,) = (run for run in study.runs if run.config.variant == MICRO[3])
     Failure(error="The loss is not finite.", time="2025-01-02T00:00:00Z").write(failed.folder)
@@ -131,7 +134,9 @@ def test_what_was_not_run_failed_or_is_stale_says_so(study, tmp_path):
     assert accuracy[MICRO[6]] == "55.50 (stale)"
     assert step[MICRO[3]] == step[MICRO[4]] == step[MICRO[5]] == step[MICRO[6]] == "-"
     assert "BinaryViT, fp patch embeddings" in table.finding.split("Without a current result")[1]
-    assert MICRO[6] not in set(tables.accuracy_points(table)["variant"])
+    (drawing,) = ladder.drawings(study, table, published)
+    assert drawing.inputs["points"]["variant"].tolist() == [*MICRO[:3], MICRO[5]]
+    assert drawing.runs == tuple(f"{variant}-seed0" for variant in (*MICRO[:3], MICRO[5]))
     states = tables.states(study).set_index("run")
     assert states.loc[failed.id].tolist() == ["failed", "The loss is not finite."]
 
@@ -154,7 +159,7 @@ def test_a_study_without_any_run_has_its_table(study):
     assert set(table.text[ACCURACY]) == {"not run"}
     assert table.numbers["parameters"].gt(1e6).all()
     assert "no run finished yet" in table.caption
-    assert tables.accuracy_figure(study, table, pd.DataFrame()) is None
+    assert ladder.drawings(study, table, pd.DataFrame()) == []
 
 
 @pytest.mark.parametrize(
@@ -230,6 +235,9 @@ def test_files_hold_the_table(study, tmp_path):
     markdown = paths[1].read_text()
     assert "| + pooling branches | 52.50 | +3.50 | 99.00 |" in markdown
     assert table.caption in markdown and table.finding in markdown
+    note = json.loads((tmp_path / "tables" / "ablation.json").read_text())
+    assert note["source"]["runs"] == {run.id: "0" * 40 for run in study.runs}
+    assert note["files"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     before = [path.read_bytes() for path in paths]
     tables.ablation(study).write(tmp_path / "tables")
     assert [path.read_bytes() for path in paths] == before
@@ -345,14 +353,6 @@ def test_the_finding_of_the_figure_names_the_undominated():
     text = findings.of_accuracy_against_operations(points)
     assert "Of 4 models, 3" in text
     assert [name in text for name in ("a (10.00 %, 1.00 M", "b (30", "c (20", "d (40")] == [True, True, False, True]
-
-
-def test_provenance_of_the_figure_names_its_runs_only(study):
-    finish(study, skip=MICRO[1:2])
-    assert tables.provenance(study) == {
-        "study": "tiny",
-        "runs": {run.id: "0" * 40 for run in study.runs if run.config.variant != MICRO[1]},
-    }
 
 
 def test_five_classes_are_needed_for_top5(study):

@@ -21,7 +21,8 @@ from binaryvit.study import Study
 from binaryvit.written import Note, csv_of, sha256_of
 
 MEASUREMENTS_FOLDER = "measurements"
-_may_measure = ContextVar("may_measure", default=True)
+# While nothing may be measured: the files that were asked for.
+_asked_for: ContextVar[set[Path] | None] = ContextVar("asked_for", default=None)
 
 
 def measured(
@@ -60,6 +61,8 @@ def measured(
     for run in runs:
         path = measurement_path(study, name, run.id)
         source = {**source_of(run), "name": name, "version": version, "settings": settings}
+        if (asked_for := _asked_for.get()) is not None:
+            asked_for.add(path)
         if reason := _why_not_current(path, source):
             _store(path, source, run, measure, reason)
         if path.read_text(encoding="utf-8").count("\n") > 1:  # a run may have nothing to measure
@@ -87,13 +90,17 @@ def source_of(run: StoredRun) -> dict[str, Any]:
 
 
 @contextmanager
-def stored_ones_only() -> Iterator[None]:
-    """Within, `measured` makes nothing: it raises BinaryViTError for a measurement that is missing or does not hold."""
-    token = _may_measure.set(False)
+def stored_ones_only() -> Iterator[set[Path]]:
+    """Within, `measured` makes nothing: it raises BinaryViTError for a measurement that is missing or does not hold.
+
+    Yields a set that comes to hold the CSV files that were asked for.
+    """
+    asked_for: set[Path] = set()
+    token = _asked_for.set(asked_for)
     try:
-        yield
+        yield asked_for
     finally:
-        _may_measure.reset(token)
+        _asked_for.reset(token)
 
 
 def _why_not_current(path: Path, source: dict[str, Any]) -> str:
@@ -111,7 +118,7 @@ def _store(
     path: Path, source: dict[str, Any], run: StoredRun, measure: Callable[[StoredRun], pd.DataFrame], reason: str
 ) -> None:
     wanted = f"The measurement {source['name']!r} of the run {run.id} cannot be used ({reason})"
-    if not _may_measure.get():
+    if _asked_for.get() is not None:
         raise BinaryViTError(f"{wanted}: execute the study's analysis again, with its data at hand.")
     try:
         table = measure(run)

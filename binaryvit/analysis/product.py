@@ -10,11 +10,11 @@ from IPython.display import Image, Markdown
 from matplotlib.figure import Figure
 
 from binaryvit import figures
+from binaryvit.display import show_figure
 from binaryvit.errors import BinaryViTError
-from binaryvit.notebook import show_figure
 from binaryvit.runs import read_record
 from binaryvit.study import Study
-from binaryvit.written import Note, sha256_of_table
+from binaryvit.written import Note, csv_of, sha256_of_text
 
 FIGURES_FOLDER = "figures"
 
@@ -37,6 +37,11 @@ class Drawing:
     runs: tuple[str, ...]
     finding: str
 
+    @property
+    def file_names(self) -> list[str]:
+        """The names of its files."""
+        return [f"{self.name}.pdf", f"{self.name}.png"]
+
     def source(self, study: Study) -> dict[str, Any]:
         """What the figure is made from: study, runs with the commit each was trained at, sha256 of each input.
 
@@ -50,7 +55,7 @@ class Drawing:
             if record is None:
                 raise BinaryViTError(f"The figure {self.name} names {name}, which is no finished run of {study.name}.")
             commits[name] = record.git.commit
-        inputs = {name: sha256_of_table(table) for name, table in sorted(self.inputs.items())}
+        inputs = {name: sha256_of_text(csv_of(table)) for name, table in sorted(self.inputs.items())}
         return {"study": study.name, "runs": commits, "inputs": inputs}
 
     def write(self, study: Study) -> list[Path]:
