@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
-from binaryvit.analysis import ladder
+from binaryvit.analysis import branches, ladder, precision
 from binaryvit.analysis.product import Drawing
 from binaryvit.study import Study
 from binaryvit.tables import Table
 
 ANALYSES: dict[str, Callable[[Study], Sequence[Table | Drawing]]] = {
     "tables.ipynb": ladder.products,
+    "branches.ipynb": branches.drawings,
+    "precision.ipynb": precision.drawings,
 }
 """By the notebook's file name, as a study's `analysis` lists it: what makes its products from what is stored."""
