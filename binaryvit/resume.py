@@ -14,6 +14,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_atomically
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+PROCESSES = "processes"  # the entry of an identity that is a number; the others say less about what differs
 _FORMAT = 1
 _METADATA = "binaryvit_training_state"
 
@@ -28,7 +29,8 @@ def save_state(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[s
 def load_state(path: str | Path, identity: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads a checkpoint of the run that `identity` (names and values) describes.
 
-    Raises `BinaryViTError` when it is truncated, no checkpoint of ours or one of another run; nothing is changed then.
+    Raises `BinaryViTError` when it is truncated, no checkpoint of ours, one of another run or of another number of
+    processes; nothing is changed then.
     """
     advice = "Nothing was changed; move the file away to start the run again, or choose another folder."
     try:
@@ -43,10 +45,16 @@ def load_state(path: str | Path, identity: Mapping[str, Any]) -> tuple[dict[str,
             raise BinaryViTError(
                 f"The checkpoint {path} has format {state['format']}, this version reads {_FORMAT}. {advice}"
             )
-        stored = state["identity"]
+        stored = {PROCESSES: identity.get(PROCESSES)} | state["identity"]  # which earlier checkpoints do not name
         different = [name for name, value in identity.items() if stored[name] != value]
     except (ValueError, KeyError, TypeError):
         raise BinaryViTError(f"The file {path} is no training checkpoint of binaryvit. {advice}") from None
+    if PROCESSES in different:
+        raise BinaryViTError(
+            f"The checkpoint {path} was written with processes={stored[PROCESSES]}, not {identity[PROCESSES]}. Another "
+            "number would change a training's random numbers and, on CPUs, its batch norm statistics: set processes to "
+            f"{stored[PROCESSES]} to go on, or train anew in another folder."
+        )
     if different:
         raise BinaryViTError(
             f"The checkpoint {path} belongs to another run: its {' and '.join(different)} differ from this one's. "

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast, reduce
+from accelerate.utils import broadcast, gather_object, reduce
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -102,6 +102,8 @@ class Trainer:
             "history": [],
             "flips": [],
         }
+        self.interruption = Interruption()
+        self._stopping = False  # whether a process was asked to stop
         self._warm = False  # whether this process has done a step
         self._last_indices: list[int] = []
         self._restore()
@@ -134,10 +136,10 @@ class Trainer:
             progress.note("Batch norm statistics are those of each process: PyTorch synchronizes them on GPUs only.")
         self.network.train()
         self._saved = time.monotonic()
-        with Interruption() as interruption:
+        with self.interruption:
             try:
                 while self.state["epoch"] < self.config.epochs:
-                    self._train_epoch(progress, interruption)
+                    self._train_epoch(progress)
                     progress.epoch(self._finish_epoch())
             finally:
                 progress.close()
@@ -158,7 +160,7 @@ class Trainer:
             write_text_atomically(self.run_dir / METRICS_FILE, metrics.to_csv(index=False))
             write_text_atomically(self.run_dir / FLIPS_FILE, flips.to_csv(index=False))
 
-    def _train_epoch(self, progress: Progress, interruption: Interruption) -> None:
+    def _train_epoch(self, progress: Progress) -> None:
         state, config = self.state, self.config
         epoch = state["epoch"]
         then = time.monotonic()
@@ -177,7 +179,7 @@ class Trainer:
                 state["timed_seconds"] += now - then
             self._warm, then = True, now
             progress.step(epoch, step, loss, self._images_per_second())
-            if interruption.requested:
+            if self._stopping:
                 self._save()
                 raise KeyboardInterrupt
             if now - self._saved >= 60 * config.checkpoint_minutes and state["step"] < self.steps:
@@ -205,8 +207,12 @@ class Trainer:
             last = part == config.accumulation_steps - 1
             with nullcontext() if last or self.network is self.model else self.network.no_sync():
                 parts.append(self._backward(images, labels))
-        sums = reduce(torch.stack(parts).sum(dim=0), reduction="sum")
-        total, distillation, label, right = (value / config.batch_size for value in sums.tolist())
+        sums = torch.stack(parts).sum(dim=0)
+        # Whichever process is asked to stop, all stop after the same step: none waits for one that has left.
+        asked = sums.new_tensor([self.interruption.requested])
+        *sums, asked = reduce(torch.cat([sums, asked]), reduction="sum").tolist()
+        total, distillation, label, right = (value / config.batch_size for value in sums)
+        self._stopping = asked > 0
         if not math.isfinite(total):
             raise self._not_finite(f"The loss became {total}", epoch, step, indices)
         self._last_indices = indices
@@ -293,6 +299,8 @@ class Trainer:
 
     def _restore(self) -> None:
         path = self.run_dir / resume.CHECKPOINT_FILE
+        if len(set(gather_object([path.exists()]))) > 1:
+            raise BinaryViTError(f"Not all processes see {path}: the folder must be one that all machines share.")
         if not path.exists():
             if (self.run_dir / METRICS_FILE).exists():
                 raise BinaryViTError(
@@ -308,6 +316,8 @@ class Trainer:
             resume.restore_module(self.ema.module, resume.of_prefix("ema", tensors), path)
         self.scaler.load_state_dict(state.pop("scaler"))
         self.state = state
+        if len(set(gather_object([(state["epoch"], state["step"])]))) > 1:
+            raise BinaryViTError(f"The processes see {path} in different versions: start the run again.")
         self.write_tables()
 
     def _check_weights(self) -> None:

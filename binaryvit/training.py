@@ -1,13 +1,16 @@
 """Training a model from a configuration to a run record."""
 
 import os
+import platform
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from binaryvit.build import model_arguments
 from binaryvit.compact import load_inference_weights, save_inference_weights
@@ -18,6 +21,7 @@ from binaryvit.files import write_text_atomically
 from binaryvit.latent import latent_histograms, latent_layers
 from binaryvit.locks import hold
 from binaryvit.provenance import describe_hardware, package_versions
+from binaryvit.resume import PROCESSES
 from binaryvit.runs import DataRecord, GitState, RunKey, RunRecord, RunResult, WeightsRecord, read_record
 from binaryvit.sampling import scoped_random_state
 from binaryvit.trainer import Trainer
@@ -30,12 +34,15 @@ WEIGHTS_FILE = "weights.safetensors"
 HISTOGRAM_FILE = "latent_weights.csv"
 LATENT_LAYERS_FILE = "latent_layers.csv"
 LOCK_FILE = "training.lock"
+# What a network file system may take to show a machine a file that another one made.
+_VISIBLE_SECONDS = 90.0
 
 
 def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_id: str = "") -> RunRecord:
     """Trains what `config` describes into the folder `run_dir`, going on from a checkpoint that is there.
 
-    A finished run is returned as it is. On a CPU, or on one or several GPUs when started with `accelerate launch`.
+    A finished run is returned as it is. On a CPU, or on one or several GPUs when started with `accelerate launch` or
+    torchrun; on several machines these share the folder, and the first process of all writes to it.
     `run_dir` then holds metrics.csv and weight_flips.csv (rewritten after each epoch), latent_weights.csv and
     latent_layers.csv, weights.safetensors (for inference), run.json (written last) and checkpoint.safetensors (ignored
     by git). The random state of the caller is left as it was.
@@ -47,7 +54,7 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
 
     Raises:
         BinaryViTError: the data, teacher or model cannot be had; the folder holds another run, or a damaged checkpoint;
-            another process trains in it; the loss is not finite.
+            another process trains in it; a machine does not see it; the loss is not finite.
     """
     run_dir = Path(run_dir)
     # The others wait while the first process prepares the data; a large set seen for the first time takes long.
@@ -56,10 +63,11 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
     with process.main_process_first():
         data = load_data(config)
     key = RunKey(config=config.key(), data=data.fingerprint, training_version=TRAINING_VERSION)
-    if (record := _finished(run_dir, key)) is not None:
+    if (record := _finished(run_dir, key, process)) is not None:
         return record
     with _locked(run_dir, process), _threads(config.threads), scoped_random_state():
         identity = {"configuration": key.config, "data": key.data, "training version": key.training_version}
+        identity[PROCESSES] = config.processes
         trainer = Trainer(config, data, run_dir, identity, process)
         trainer.run()
         weights = _store_weights(trainer)
@@ -86,8 +94,9 @@ def _check_launch(config: TrainingConfig, process: PartialState) -> None:
         raise BinaryViTError("precision='fp16' needs a GPU: on a CPU set it to 'bf16' or 'fp32'.")
 
 
-def _finished(run_dir: Path, key: RunKey) -> RunRecord | None:
-    record = read_record(run_dir)
+def _finished(run_dir: Path, key: RunKey, process: PartialState) -> RunRecord | None:
+    """The record of a finished run, as the first process sees it, so that all go on or none does."""
+    [record] = broadcast_object_list([read_record(run_dir) if process.is_main_process else None])
     if record is None or record.key == key:
         return record
     changed = [name for name in RunKey.model_fields if getattr(record.key, name) != getattr(key, name)]
@@ -99,13 +108,20 @@ def _finished(run_dir: Path, key: RunKey) -> RunRecord | None:
 
 @contextmanager
 def _locked(run_dir: Path, process: PartialState) -> Iterator[None]:
-    """Keeps a second training out of the folder; the lock goes with the process, however it ends."""
-    if not process.is_main_process:
-        yield
-        return
-    with hold(run_dir / LOCK_FILE) as descriptor:
-        if descriptor is None:
+    """Keeps a second training out of the folder; the lock goes with the first process, however that ends."""
+    lock = run_dir / LOCK_FILE
+    with hold(lock) if process.is_main_process else nullcontext() as descriptor:
+        [held] = broadcast_object_list([descriptor is not None])
+        if not held:
             raise BinaryViTError(f"Another process is training in {run_dir}: wait for it, or choose another folder.")
+        until = time.monotonic() + _VISIBLE_SECONDS
+        while not lock.exists():
+            if time.monotonic() > until:
+                raise BinaryViTError(
+                    f"{run_dir} on {platform.node()} is not the folder that the first process writes to: give all "
+                    "machines an output folder that they share."
+                )
+            time.sleep(0.2)
         yield
 
 
