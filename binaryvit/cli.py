@@ -44,8 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only", nargs="+", default=[], metavar="ID", help="these runs (and their teacher), no analysis"
     )
     reproduce.add_argument("--rerun-stale", action="store_true", help="move stale runs aside and train them anew")
-    reproduce.add_argument("--workers", type=int, metavar="N", help="data-loading processes per training process")
-    reproduce.add_argument("--threads", type=int, metavar="N", help="CPU threads per training process")
+    _add_speed(reproduce)
     reproduce.set_defaults(command=_reproduce)
 
     status = commands.add_parser("status", help="list a study's runs, and why each is done, stale, failed or missing")
@@ -63,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="say of each table and figure: current, stale, hand-edited, missing")
     _add_study(verify)
     verify.set_defaults(command=_verify)
+
+    listing = commands.add_parser("commands", help="print one shell command for each run a study lacks (for a cluster)")
+    _add_study(listing)
+    _add_data(listing)
+    listing.add_argument("--stage", choices=["teacher", "students"], help="only these (default: the teacher first)")
+    _add_speed(listing)
+    listing.set_defaults(command=_commands)
 
     planning = commands.add_parser("plan", help="estimate on paper how long a study takes on GPUs")
     _add_study(planning)
@@ -107,12 +113,21 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check-data", action="store_true", help="load the data and compare them with those on record")
 
 
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes per training process")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads per training process")
+
+
+def _execution(options: argparse.Namespace) -> dict[str, Any]:
+    """What was given of the options that say where and how fast a study's runs happen."""
+    execution = {name: getattr(options, name, None) for name in ("data_dir", "data_label", "workers", "threads")}
+    return {name: value for name, value in execution.items() if value is not None}
+
+
 def _load(options: argparse.Namespace) -> Any:
     from binaryvit.study import load_study  # takes seconds, which --help should not
 
-    execution = {name: getattr(options, name, None) for name in ("data_dir", "data_label", "workers", "threads")}
-    given = {name: value for name, value in execution.items() if value is not None}
-    return load_study(options.study, options.output, **given)
+    return load_study(options.study, options.output, **_execution(options))
 
 
 def _reproduce(options: argparse.Namespace) -> int:
@@ -156,6 +171,22 @@ def _verify(options: argparse.Namespace) -> int:
         verdict = finding.verdict if finding.verdict is Verdict.CURRENT else finding.verdict.upper()
         print(f"{verdict:12}{finding.file:{width}}  {finding.reason}".rstrip())
     return 0 if all(finding.verdict is Verdict.CURRENT for finding in findings) else 1
+
+
+def _commands(options: argparse.Namespace) -> int:
+    from binaryvit.cluster import command_of, pending_runs
+    from binaryvit.runner import fingerprint_if_needed
+    from binaryvit.study import plan
+
+    study = _load(options)
+    runs = plan(study, fingerprint_if_needed(study, (), options.check_data))
+    pending = pending_runs(runs)
+    for run in pending_runs(runs, options.stage):
+        print(command_of(study, run, _execution(options)))
+    for run in runs:
+        if run not in pending:
+            print(f"Left out: {run.id} is {run.state}: {run.reason}", file=sys.stderr)
+    return 0
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -1,10 +1,13 @@
 """One process at a time per run: a lock the operating system releases when its last holder dies."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from binaryvit.errors import BinaryViTError
 
 
 @contextmanager
@@ -14,6 +17,11 @@ def hold(path: str | Path) -> Iterator[int | None]:
     An flock belongs to the open file, not to the process: a child that inherits the descriptor keeps the lock also
     when its parent is killed, so nobody else starts the run that the orphan still trains. (This is why it is not
     `filelock`, whose descriptor is private.) The file is removed when the lock is given back.
+
+    On a network file system it works between machines as far as that carries flock over: NFS does (since Linux 2.6.12,
+    by its server's byte-range locks), Lustre when mounted with `flock`.
+
+    Raises BinaryViTError where there are no locks.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,10 +40,9 @@ def hold(path: str | Path) -> Iterator[int | None]:
 
 def _taken(descriptor: int, path: Path) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Its last holder may have removed the file between our opening and locking it: then another one counts.
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except (BlockingIOError, FileNotFoundError):
+        return _flock(descriptor, fcntl.LOCK_EX, path) and os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
         return False
 
 
@@ -46,9 +53,22 @@ def is_locked(path: str | Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: looking does not disturb others who look
-    except BlockingIOError:
-        return True
+        return not _flock(descriptor, fcntl.LOCK_SH, path)  # shared: looking does not disturb others who look
     finally:
         os.close(descriptor)
-    return False
+
+
+def _flock(descriptor: int, kind: int, path: str | Path) -> bool:
+    """Whether the lock was to be had at once. Raises BinaryViTError on a file system without locks."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # a holder on another machine removed it; the next attempt meets a new file
+            return False
+        raise BinaryViTError(
+            f"{path} cannot be locked ({error.strerror}), so nothing would keep two processes from training the same "
+            "run: mount its file system with locks (Lustre: flock), or choose an --output on another one."
+        ) from error
+    return True
