@@ -2,10 +2,9 @@
 
 A binary product of K terms takes at most K + 1 values; batch norm, a one-to-one map, adds none, while shortcuts,
 average pooling and sums with other branches do. Counted are distinct float32 numbers, per channel, of a copy of the
-model that computes in float64 (`exact_copy`): values that are equal but for rounding there are equal as float32, too.
+model that computes in float64 (`statistics.exact_copy`): values equal there but for rounding are equal as float32, too.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
@@ -15,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from binaryvit.errors import BinaryViTError
-from binaryvit.layers import BinaryAttention, BinaryBlock, binary_layers
+from binaryvit.layers import BinaryAttention, BinaryBlock
 from binaryvit.model import BinaryVisionTransformer
 from binaryvit.quantizers import sign
-from binaryvit.statistics import Point, evaluating, watching
+from binaryvit.statistics import Point, evaluating, exact_copy, watching
 
 # What a step of a block is called, and where in the block it is seen, in the order of computation. The units of query,
 # key and value are alike: the query's stands for the three.
@@ -106,17 +105,6 @@ class DistinctValues:
     def together(self) -> int:
         """Distinct values of the channels taken together; at most the limit."""
         return min(self._limit, len(torch.cat(self._values).unique()))
-
-
-def exact_copy(model: nn.Module) -> nn.Module:
-    """A copy in float64 whose binary products are exact, for inference.
-
-    Its scales are rounded to float32, as they are stored: the sum of up to 2^29 of them has no rounding in float64.
-    """
-    twin = copy.deepcopy(model)
-    for layer in binary_layers(twin).values():
-        layer.fix_weight(layer.effective_weight().detach().float())
-    return twin.double().eval()
 
 
 def distinct_values(

@@ -1,10 +1,11 @@
 """What one bit does to the activations of a binary model: counts over any number of images, in constant memory.
 
 All numbers are counts of integers, so they are exact and do not depend on how the images are split into batches (as
-long as the model's outputs don't: rounding may depend on the size of a batch, in float64 far less than in float32).
+long as the model's outputs don't: rounding may depend on the size of a batch; see `exact_copy`).
 Layers are called by their module path. The model is only watched: its outputs stay the same bit for bit.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -62,6 +63,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def exact_copy(model: nn.Module) -> nn.Module:
+    """A copy in float64 whose binary products are exact, for inference.
+
+    Its scales are rounded to float32, as they are stored: the sum of up to 2^29 of them has no rounding in float64, so
+    equal products are equal numbers, whatever the order of summation.
+    """
+    twin = copy.deepcopy(model)
+    for layer in binary_layers(twin).values():
+        layer.fix_weight(layer.effective_weight().detach().float())
+    return twin.double().eval()
 
 
 def binary_activations(model: nn.Module) -> dict[str, BinaryActivation]:
