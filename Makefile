@@ -22,8 +22,10 @@ reproduce: install ## train the smoke study, teacher and all binary variants, an
 	@echo "The tables are in $(SMOKE)/tables."
 
 figures: install ## tables and figures of the committed studies again, from what is stored: no training, no data (minutes)
-	HF_HUB_OFFLINE=1 $(BIN)/binaryvit figures results/smoke
-	HF_HUB_OFFLINE=1 $(BIN)/binaryvit figures results/cifar10
+	@$(MAKE) --no-print-directory -j 2 figures-of-smoke figures-of-cifar10
+
+figures-of-%:
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/binaryvit figures results/$*
 
 # Two processes of one thread each use two cores better than one process of two threads: the models are small.
 test: install ## all tests (10 minutes on 2 cores at most); PYTEST_ARGS="-k name" for some of them

@@ -24,6 +24,7 @@ from binaryvit.recipes import configure, recipe_of
 
 # What an interrupted kernel gets to end its step and to store a checkpoint.
 _GRACE_SECONDS = 60
+_INJECTED = "injected-parameters"  # papermill's tag of the cell it adds
 
 
 class NotebookFailed(BinaryViTError):
@@ -202,6 +203,9 @@ def _clean(executed: Path, output: Path, notebook: Path, folder: Path, names: di
         for name in ("start_time", "end_time", "duration"):
             node.metadata.get("papermill", {}).pop(name, None)
         node.metadata.pop("execution", None)
+    for cell in document.cells:
+        if _INJECTED in cell.metadata.get("tags", []):
+            cell["id"] = _INJECTED  # papermill draws it anew each time
     text = nbformat.writes(document) + "\n"
     places = {
         str(place): "." for place in (folder.resolve(), notebook.parent.parent, Path(__file__).resolve().parents[1])

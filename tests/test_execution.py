@@ -66,6 +66,7 @@ print(*facts, "../elsewhere/photos", "for the reader", sep="\\n")
     for place in (tmp_path, sys.prefix, library.parent, Path.home()):
         assert str(place) not in stored
     assert "start_time" not in stored and "duration" not in stored
+    assert [cell["id"] for cell in json.loads(stored)["cells"]][1] == "injected-parameters", "papermill's is random"
 
 
 def test_an_error_is_its_sentence_and_what_was_executed_is_kept(run, tmp_path):
