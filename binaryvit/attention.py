@@ -55,6 +55,16 @@ class AttentionMaps:
         """
         return self._side(self.used.shape[-1], "keys")
 
+    def query_at(self, place: tuple[float, float]) -> int:
+        """The query whose patch holds a place of the image: (down, right), each a share of its side in [0, 1)."""
+        row, column = (int(share * self.grid_size) for share in place)
+        return self.prefix_tokens + row * self.grid_size + column
+
+    def on_key_grid(self, values: Tensor) -> Tensor:
+        """(..., keys) as (..., side, side): what keys with a place in the image hold, at that place."""
+        side = self.key_grid_size
+        return values[..., self.prefix_tokens :].unflatten(-1, (side, side))
+
     def _side(self, tokens: int, kind: str) -> int:
         places = tokens - self.prefix_tokens
         side = math.isqrt(max(places, 0))

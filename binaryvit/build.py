@@ -37,6 +37,24 @@ def create_model(config: TrainingConfig, num_classes: int) -> nn.Module:
             raise BinaryViTError(f"{config.variant} cannot be built with {given}: {error}.") from error
 
 
+def pretrained_model(name: str) -> nn.Module:
+    """timm's model of that name with its published weights.
+
+    Raises BinaryViTError when there are none, or they can't be fetched.
+    """
+    if not timm.is_model_pretrained(name):
+        raise BinaryViTError(
+            f"{name} has no pretrained weights in timm: choose another name, or give a local checkpoint of it."
+        )
+    try:
+        return timm.create_model(name, pretrained=True)
+    except Exception as error:  # whatever the hub's client meets on a machine without network
+        raise BinaryViTError(
+            f"The pretrained weights of {name} could not be fetched ({error}): connect to the network once, or give a "
+            "local checkpoint."
+        ) from error
+
+
 def input_settings(
     model: nn.Module, image_size: int | None = None
 ) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from binaryvit.build import image_size, input_settings
+from binaryvit.build import image_size, input_settings, pretrained_model
 from binaryvit.checkpoints import load_checkpoint
 from binaryvit.compact import load_inference_weights
 from binaryvit.errors import BinaryViTError
@@ -49,7 +49,7 @@ def load_teacher(place: str, variant: str | None, num_classes: int) -> nn.Module
     Raises `BinaryViTError` when it can't be loaded or has another number of classes.
     """
     if place.startswith(PRETRAINED):
-        model = _pretrained(place.removeprefix(PRETRAINED))
+        model = pretrained_model(place.removeprefix(PRETRAINED))
     elif variant is not None:
         model = timm.create_model(variant, num_classes=num_classes)
         load_checkpoint(model, place)
@@ -98,15 +98,3 @@ def _finished_run(folder: Path) -> RunRecord:
     if record is None:
         raise BinaryViTError(f"The teacher {str(folder)!r} is no finished run: train it first.")
     return record
-
-
-def _pretrained(name: str) -> nn.Module:
-    if not timm.is_model_pretrained(name):
-        raise BinaryViTError(f"The teacher {PRETRAINED}{name} has no pretrained weights in timm: choose another name.")
-    try:
-        return timm.create_model(name, pretrained=True)
-    except Exception as error:  # whatever the hub's client meets on a machine without network
-        raise BinaryViTError(
-            f"The pretrained weights of the teacher {PRETRAINED}{name} could not be fetched ({error}): "
-            "connect to the network once, or give a local file and its teacher_variant."
-        ) from error

@@ -10,11 +10,14 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+import timm
 from nbclient import NotebookClient
 from records import record_of
+from stored_study import stored_study
 
 from binaryvit import figures, notebook
-from binaryvit.compact import load_inference_weights
+from binaryvit.analysis import attention
+from binaryvit.compact import load_inference_weights, save_inference_weights
 from binaryvit.config import RECIPES, TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.execution import kernel_environment
@@ -23,7 +26,7 @@ from binaryvit.runs import RunResult, read_metrics, read_record
 from binaryvit.study import load_study
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-TRAIN, TABLES = NOTEBOOKS / "train.ipynb", NOTEBOOKS / "tables.ipynb"
+TRAIN, TABLES, ATTENTION = (NOTEBOOKS / f"{name}.ipynb" for name in ("train", "tables", "attention"))
 TEACHER, PYRAMID = "deit_micro_patch4_32", "binaryvit_micro_patch2_32"
 
 # Seconds instead of minutes: few images, and models a few channels wide.
@@ -228,3 +231,20 @@ def test_runs_without_a_folder_do_not_share_one():
     assert notebook.run_folder(one) != notebook.run_folder(two)
     assert notebook.run_folder(one).parent == Path("runs")
     assert notebook.run_folder(one).name.startswith(f"{PYRAMID}-cifar10-seed0-")
+
+
+@pytest.mark.slow
+def test_the_attention_notebook_shows_and_writes_what_the_library_makes(tmp_path):
+    study = stored_study(tmp_path / "small")
+    model = timm.create_model("deit_micro_patch4_32", img_size=16, embed_dim=24, depth=1)
+    save_inference_weights(
+        model, "other.safetensors", "deit_micro_patch4_32", {"img_size": 16, "embed_dim": 24, "depth": 1}
+    )
+    executed = execute(ATTENTION, study="small", images=20, checkpoint="other.safetensors")
+    made = attention.drawings(study, images=20)
+    texts = outputs(executed, "text/markdown")
+    assert texts[:-1] == [drawing.finding for drawing in made] and "other.safetensors" in texts[-1]
+    assert len(outputs(executed, "image/png")) == len(made) + 1
+    assert "The learned level a" in "".join(outputs(executed, "text/html"))
+    for drawing in made:
+        assert all((study.output / "figures" / name).is_file() for name in drawing.file_names)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
-from binaryvit.analysis import activations, branches, ladder, precision
+from binaryvit.analysis import activations, attention, branches, ladder, precision
 from binaryvit.analysis.product import Drawing
 from binaryvit.study import Study
 from binaryvit.tables import Table
 
 ANALYSES: dict[str, Callable[[Study], Sequence[Table | Drawing]]] = {
     "tables.ipynb": ladder.products,
+    "attention.ipynb": attention.drawings,
     "activations.ipynb": activations.drawings,
     "branches.ipynb": branches.drawings,
     "precision.ipynb": precision.drawings,

@@ -201,10 +201,19 @@ def example_images(run: StoredRun, images: int | Sequence[str | Path] = 2) -> Ex
     Raises:
         BinaryViTError: none are asked for, more than there are, or a file is no image.
     """
+    return images_for(run.config, run.input_settings(), images)
+
+
+def images_for(
+    config: TrainingConfig,
+    settings: tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]],
+    images: int | Sequence[str | Path],
+) -> ExampleImages:
+    """`example_images` for any model: `config` names data and crop, `settings` are the model's `input_settings`."""
     if not isinstance(images, int):
         found = {Path(path).name: _open(path) for path in images}
         credit = "your own images"
-    elif run.record.config["data"] == "digits":
+    elif config.data == "digits":
         found, credit = _digits(images), "scikit-learn's handwritten digits"
     else:
         found, credit = _photographs(images), _PHOTOGRAPHERS
@@ -213,8 +222,8 @@ def example_images(run: StoredRun, images: int | Sequence[str | Path] = 2) -> Ex
         raise BinaryViTError(
             f"{count} example images are asked for, and there are {len(found)}: choose at least one, and no name twice."
         )
-    input_size, mean, std = run.input_settings()
-    transform = eval_transform(run.config, input_size)
+    input_size, mean, std = settings
+    transform = eval_transform(config, input_size)
     tensors = torch.stack([transform(image) for image in found.values()])
     return ExampleImages(tensors.permute(0, 2, 3, 1).numpy(), normalize(tensors, mean, std), tuple(found), credit)
 
