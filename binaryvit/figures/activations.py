@@ -210,7 +210,7 @@ def _draw_steps(axes: Axes, values: pd.DataFrame, steps: Sequence[str], offset: 
         ceiling = _CEILING | (dict(color=drawn.colour, alpha=fade) if by_block else {})
         for part in _parts(steps):  # no line from the end of one part to the beginning of another
             axes.plot(places[part], medians["median"].iloc[part], **look)
-            axes.plot(places[part], medians["observations"].iloc[part], **ceiling)
+        axes.hlines(medians["observations"], np.arange(len(steps)) - 0.5, np.arange(len(steps)) + 0.5, **ceiling)
         axes.plot(places, medians["bound"], linestyle="none", marker="_", markersize=8, color=drawn.colour, alpha=fade)
         if name != "head":
             axes.plot([], [], label=_block_label(name) if by_block else name, **look)
