@@ -69,7 +69,8 @@ def drawings(
     ]
     if len(by_stage):
         staged = tuple(run for run in ids if run in set(by_stage["run"]))
-        intact = whole[(whole["removed"] == "nothing") & whole["run"].isin(staged)]
+        is_intact = (whole["removed"] == "nothing") & (whole["statistics"] == "re-estimated")
+        intact = whole[is_intact & whole["run"].isin(staged)]
         table = pd.concat([intact, by_stage], ignore_index=True)
         drawn.append(
             Drawing(
@@ -108,8 +109,8 @@ def accuracies_without(
 
     One row a run, part of the model ("whole model"; the stages of a pyramid), what is removed there (a key of
     REMOVALS), and statistics of the batch norms: "stored", those of training, or "re-estimated" on training images with
-    the branches already removed. Columns: run, part, removed, statistics, correct, images. What a part does not have
-    has no row.
+    the branches already removed; for a stage the latter alone. Columns: run, part, removed, statistics, correct,
+    images. What a part does not have has no row.
     """
     settings = {"images": images, "statistics_images": statistics_images}
 
@@ -139,7 +140,7 @@ def accuracy_table(
             if not present and (groups or part):
                 continue
             with zeroed(model, present, part) if present else nullcontext():
-                correct = {"stored": count_correct(model, evaluation)}
+                correct = {} if part else {"stored": count_correct(model, evaluation)}
                 with reestimated_statistics(model, training):
                     correct["re-estimated"] = count_correct(model, evaluation)
             rows += [

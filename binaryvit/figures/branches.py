@@ -129,11 +129,10 @@ def accuracy_by_stage(accuracies: pd.DataFrame, evaluated_on: str, estimated_on:
     """Accuracy of each run without groups of branches of one stage, as numbers on a coloured grid.
 
     Args:
-        accuracies: as in `accuracy_without`, with a column part: "stages.0" and so on, and "whole model" for the rows
-            in which nothing is removed. Only re-estimated statistics are drawn.
+        accuracies: as in `accuracy_without`, of re-estimated statistics, with a column part: "stages.0" and so on, and
+            "whole model" for the rows in which nothing is removed.
         evaluated_on, estimated_on: as in `accuracy_without`.
     """
-    accuracies = accuracies[accuracies["statistics"] == "re-estimated"]
     removals = [name for name in dict.fromkeys(accuracies["removed"]) if name != "nothing"]
     parts = sorted(set(accuracies["part"]) - {"whole model"})
     figure, panels = _panels(accuracies, height=0.5 + 0.17 * len(removals), sharey=True)
