@@ -19,7 +19,7 @@ def of_precisions(table: pd.DataFrame, evaluated_on: str) -> str:
             bound = 100 * 1.96 * math.sqrt(2 * full / 100 * (1 - full / 100) / rows.loc["W32A32", "images"])
             sentences.append(
                 f"Against W32A32, {', '.join(changes)}; accuracies of two models differ by up to {bound:.2f} points "
-                "(95 %) through the choice of images alone, and one training each says nothing about its chance."
+                "(95 %) through the choice of images alone, and one training each says nothing about chance in it."
             )
     if {"W1A1", "W32A32"} <= set(rows.index):
         binary, real = rows.loc["W1A1"], rows.loc["W32A32"]
