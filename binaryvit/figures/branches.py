@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from binaryvit.branches import GROUPS
 from binaryvit.figures.style import (
     BLACK,
     BLUE,
@@ -92,8 +93,7 @@ def accuracy_without(accuracies: pd.DataFrame, chance: float, evaluated_on: str,
         evaluated_on: the images, "500 evaluation images of CIFAR-10".
         estimated_on: the images of the statistics, "200 training images without augmentation".
     """
-    removals = list(dict.fromkeys(accuracies["removed"]))
-    order = [name for name in removals if not name.startswith("all ")] + [n for n in removals if n.startswith("all ")]
+    order = _in_order(accuracies["removed"])
     heights = {name: -(number + 0.6 * name.startswith("all ")) for number, name in enumerate(order)}
     figure, panels = _panels(accuracies, height=0.45 + 0.17 * len(order), sharey=True)
     for axes, table in panels:
@@ -133,9 +133,9 @@ def accuracy_by_stage(accuracies: pd.DataFrame, evaluated_on: str, estimated_on:
             "whole model" for the rows in which nothing is removed.
         evaluated_on, estimated_on: as in `accuracy_without`.
     """
-    removals = [name for name in dict.fromkeys(accuracies["removed"]) if name != "nothing"]
+    removals = [name for name in _in_order(accuracies["removed"]) if name != "nothing"]
     parts = sorted(set(accuracies["part"]) - {"whole model"})
-    figure, panels = _panels(accuracies, height=0.5 + 0.17 * len(removals), sharey=True)
+    figure, panels = _panels(accuracies, height=0.65 + 0.17 * len(removals), sharey=True)
     image = None
     for axes, table in panels:
         intact = table[table["removed"] == "nothing"]["accuracy"].iloc[0]
@@ -146,7 +146,7 @@ def accuracy_by_stage(accuracies: pd.DataFrame, evaluated_on: str, estimated_on:
             dark = abs(accuracy - intact) > 38
             text = "-" if np.isnan(accuracy) else f"{accuracy:.0f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else BLACK)
-        axes.set_title(f"{axes.get_title()}: {intact:.0f} %")
+        axes.set_title(f"{axes.get_title()}\nnothing removed: {intact:.0f} %")
         axes.set_xticks(range(len(parts)), [part.removeprefix("stages.") for part in parts])
         axes.set_yticks(range(len(removals)), removals)
         axes.grid(visible=False)
@@ -154,10 +154,16 @@ def accuracy_by_stage(accuracies: pd.DataFrame, evaluated_on: str, estimated_on:
         axes.spines[:].set_visible(False)
     figure.supxlabel(
         f"stage in which it is removed; top-1 accuracy (%), {evaluated_on},\n"
-        f"batch-norm statistics re-estimated on {estimated_on}; in the titles: nothing removed", fontsize=8,
+        f"batch-norm statistics re-estimated on {estimated_on}", fontsize=8,
     )  # fmt: skip
     figure.colorbar(image, ax=figure.axes, shrink=0.8, label="change (points)", aspect=30)
     return figure
+
+
+def _in_order(removed: pd.Series) -> list[str]:
+    """What is removed, each once: nothing, the groups in their order, all of a kind."""
+    order = ["nothing", *GROUPS]
+    return sorted(dict.fromkeys(removed), key=lambda name: order.index(name) if name in order else len(order))
 
 
 def _panels(
