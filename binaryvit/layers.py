@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from binaryvit.fused import CROSS, binary_unit, cross_convolution, sign_linear
 from binaryvit.quantizers import (
     at_least_float32,
     binarize_activation,
@@ -32,6 +33,14 @@ class TokenBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.batch_norm(at_least_float32(x).flatten(0, -2)).reshape(x.shape)
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, variance: Tensor, tokens: int) -> None:
+        """Moves the running statistics towards a batch's mean and biased variance, as the forward pass does."""
+        norm = self.batch_norm
+        norm.num_batches_tracked.add_(1)
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (tokens / (tokens - 1)), norm.momentum)
 
 
 class RPReLU(nn.Module):
@@ -117,17 +126,25 @@ class _BinaryWeight(nn.Module):
 
 
 class BinaryLinear(_BinaryWeight, nn.Linear):
-    """Linear layer without bias whose weight is s * sign(W - mean_row(W)), s = mean_row(|W|) per output channel."""
+    """Linear layer without bias whose weight is s * sign(W - mean_row(W)), s = mean_row(|W|) per output channel.
 
-    def __init__(self, in_features: int, out_features: int, weight_bits: int = 1):
+    With activation_bits=1 its input must be signs, in {-1, +1}, as `BinaryActivation` gives them.
+    """
+
+    def __init__(self, in_features: int, out_features: int, weight_bits: int = 1, activation_bits: int = 32):
         super().__init__(in_features, out_features, bias=False)
         self.weight_bits = weight_bits
+        self.activation_bits = activation_bits
 
     def centred_weight(self) -> Tensor:
         return centre_rows(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.effective_weight())
+        weight = self.effective_weight()
+        # Autocast's own product is inexact, and its results half as large.
+        if self.weight_bits == self.activation_bits == 1 and not torch.is_autocast_enabled(x.device.type):
+            return sign_linear(x, weight)
+        return F.linear(x, weight)
 
 
 class BinaryConv2d(_BinaryWeight, nn.Conv2d):
@@ -177,12 +194,38 @@ class BinaryUnit(nn.Module):
     def __init__(self, in_features: int, out_features: int, weight_bits: int, activation_bits: int):
         super().__init__()
         self.binarize = BinaryActivation(in_features, activation_bits)
-        self.linear = BinaryLinear(in_features, out_features, weight_bits)
+        self.linear = BinaryLinear(in_features, out_features, weight_bits, activation_bits)
         self.norm = TokenBatchNorm(out_features)
         self.act = RPReLU(out_features)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._is_fusible():
+            return self._fused(x)
         return self.act(self.norm(self.linear(self.binarize(x))) + match_channels(x, self.linear.out_features))
+
+    def _is_fusible(self) -> bool:
+        """Whether this is training as usual: gradients are wanted, both sides have one bit, the norm is a plain one
+        with statistics of this batch, and no hook wants to see what the submodules pass on. Compiled code fuses the
+        modules itself, in its own and better way.
+        """
+        return (
+            self.training
+            and torch.is_grad_enabled()
+            and self.linear.weight_bits == self.binarize.activation_bits == 1
+            and type(self.norm.batch_norm) is nn.BatchNorm1d
+            and not torch.compiler.is_compiling()
+            and self.norm.training
+            and not any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
+        )
+
+    def _fused(self, x: Tensor) -> Tensor:
+        norm = self.norm.batch_norm
+        y, mean, variance = binary_unit(
+            at_least_float32(x).flatten(0, -2), self.binarize.shift, self.linear.weight, norm.weight, norm.bias,
+            self.act.shift_in, self.act.slope, self.act.shift_out, norm.eps,
+        )  # fmt: skip
+        self.norm.track(mean, variance, len(y))
+        return y.unflatten(0, x.shape[:-1])
 
 
 class AttentionBinarizer(nn.Module):
@@ -286,12 +329,13 @@ class BinaryMlp(nn.Module):
 POOLING_WINDOWS = {"pool1x3": (1, 3), "pool3x1": (3, 1), "pool1x5": (1, 5), "pool5x1": (5, 1)}
 
 
-def _pooling_window(height: int, width: int) -> Tensor:
-    """Ones in a height x width window, centred in 5 x 5 zeros."""
-    window = torch.zeros(5, 5)
-    top, left = (5 - height) // 2, (5 - width) // 2
-    window[top : top + height, left : left + width] = 1
-    return window
+def _tap_weights() -> Tensor:
+    """The share of each pooling (4) in each place of the cross (9): 1 / pixels inside its window, else 0."""
+    inside = torch.tensor([
+        [abs(row - 2) <= height // 2 and abs(column - 2) <= width // 2 for row, column in CROSS]
+        for height, width in POOLING_WINDOWS.values()
+    ])  # fmt: skip
+    return inside / inside.sum(1, keepdim=True, dtype=torch.float64)
 
 
 class PoolingBranches(nn.Module):
@@ -306,21 +350,17 @@ class PoolingBranches(nn.Module):
         super().__init__()
         self.grid_size = grid_size
         self.affines = nn.ModuleDict({name: Affine(dim, initial_scale=0.0) for name in POOLING_WINDOWS})
-        windows = torch.stack([_pooling_window(*size) for size in POOLING_WINDOWS.values()])
-        self.register_buffer("windows", windows, persistent=False)
 
-    def kernel_and_bias(self) -> tuple[Tensor, Tensor]:
-        """The equal depthwise convolution: kernel (C, 1, 5, 5) and bias (C,)."""
+    def taps_and_bias(self) -> tuple[Tensor, Tensor]:
+        """The equal depthwise convolution: its kernel at the places of `fused.CROSS` (9, C), and its bias (C,)."""
         alpha = torch.stack([affine.alpha for affine in self.affines.values()])
         beta = torch.stack([affine.beta for affine in self.affines.values()])
-        # Divided here, for 1/3 rounded to the buffer's float32 would stay rounded in a model turned to float64.
-        weight_of_one = alpha / self.windows.sum(dim=(1, 2)).unsqueeze(1)
-        return torch.einsum("kc,khw->chw", weight_of_one, self.windows).unsqueeze(1), beta.sum(0)
+        return _tap_weights().to(alpha).t() @ alpha, beta.sum(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel, bias = self.kernel_and_bias()
-        grid = tokens_to_grid(x, self.grid_size)
-        return grid_to_tokens(F.conv2d(grid, kernel, bias, padding=2, groups=x.shape[-1]))
+        with torch.autocast(x.device.type, enabled=False):
+            grid = tokens_to_grid(at_least_float32(x), self.grid_size)
+            return grid_to_tokens(cross_convolution(grid, *self.taps_and_bias()))
 
 
 class BinaryBlock(nn.Module):

@@ -1,0 +1,23 @@
+"""How a training process on a CPU asks for memory."""
+
+import ctypes
+import sys
+
+# Numbers of glibc's mallopt: from which size an allocation is mapped by itself, and how much freed memory is kept.
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+_LARGEST = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Lets this process reuse the memory of freed tensors instead of returning it to the system.
+
+    By default glibc maps each large tensor anew; the system then clears its pages one by one on first use, which costs
+    more than what is computed on them. Returns whether the C library could be told so (Linux with glibc only).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST))
