@@ -99,6 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     load.add_argument("--output", metavar="FILE.csv", help="where to store every repetition")
     load.set_defaults(command=_bench_load)
+    train_speed = measurements.add_parser("train", help="images/s, memory and compile time of training steps")
+    train_speed.add_argument("--family", default="small", help="small (224 pixels, default) or micro (32 pixels)")
+    train_speed.add_argument("--variants", nargs="+", default=[], metavar="NAME", help="timm names (default: two)")
+    train_speed.add_argument("--modes", nargs="+", default=[], metavar="MODE", help='such as "compiled bf16"')
+    train_speed.add_argument("--batch-size", type=int, default=8, metavar="N", help="images a step (default: 8)")
+    train_speed.add_argument("--repetitions", type=int, default=9, metavar="N", help="interleaved (default: 9)")
+    train_speed.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    train_speed.add_argument("--output", metavar="DIR", help="where to store the table, every repetition, the machine")
+    train_speed.set_defaults(command=_bench_train)
     return parser
 
 
@@ -227,6 +236,21 @@ def _bench_load(options: argparse.Namespace) -> int:
         write_text_atomically(options.output, measured.to_csv(index=False))
     print(f"Images of 500x375 pixels to 224x224, one core of {describe_hardware('cpu').cpu}:")
     print(summarize_loading(measured, options.needs).round(1).to_string())
+    return 0
+
+
+def _bench_train(options: argparse.Namespace) -> int:
+    from binaryvit.bench.training import cases, measure_training, summarize_training
+    from binaryvit.bench.written import write_benchmark
+
+    if min(options.batch_size, options.repetitions, options.threads or 1) <= 0:
+        raise BinaryViTError("--batch-size, --repetitions and --threads are positive numbers.")
+    chosen = cases(options.family, options.variants, options.modes)
+    measured = measure_training(chosen, options.batch_size, options.repetitions, options.threads)
+    summary = summarize_training(measured)
+    if options.output:
+        write_benchmark(options.output, f"train-{options.family}", measured, summary)
+    print(summary.round(2).to_string(index=False))
     return 0
 
 

@@ -5,6 +5,8 @@ writes a tensor as large as the layer's output, and keeps one for the backward p
 binary product only, and recomputes the rest. The results are those of the modules, to rounding.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,13 +17,27 @@ from torch.autograd.function import once_differentiable
 _EXACT_IN_FLOAT16 = 2048
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The type in which products of x run here: autocast's where it is on, else that of x."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """A context in which products of x run in its own type."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
 def sign_product(x: Tensor, weight: Tensor) -> Tensor:
     """The exact integers x @ weight.T of signs x (T, K) and weight (O, K), both int8 in {-1, +1}.
 
     On a CPU an int8 product (int32 result), elsewhere a float16 one, which tensor cores compute and which is exact as
     long as K is at most 2048, else a float32 one.
     """
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and weight.shape[1] > 1:  # with one term it returns memory it never wrote
         return torch._int_mm(x, weight.t())
     dtype = _exact_float(weight.shape[1])
     return F.linear(x.to(dtype), weight.to(dtype))
@@ -91,7 +107,7 @@ class _BinaryUnit(Function):
     @staticmethod
     def forward(
         ctx, x: Tensor, shift: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, shift_in: Tensor, slope: Tensor,
-        shift_out: Tensor, eps: float, product_dtype: torch.dtype,
+        shift_out: Tensor, eps: float, dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         scale = weight.abs().mean(1)
         product = sign_product(int8_sign(x + shift), int8_sign(weight - weight.mean(1, keepdim=True)))
@@ -103,7 +119,7 @@ class _BinaryUnit(Function):
         bias = beta - shift_in
         z = _add_shortcut(z.mul_(inverse_deviation * gamma).add_(bias), x)
         ctx.save_for_backward(x, shift, weight, product, mean, inverse_deviation, gamma, bias, slope)
-        ctx.product_dtype = product_dtype
+        ctx.dtype = dtype
         ctx.mark_non_differentiable(mean, variance)
         return torch._prelu_kernel(z, slope).add_(shift_out), mean, variance
 
@@ -111,7 +127,7 @@ class _BinaryUnit(Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor, _mean: Tensor, _variance: Tensor) -> tuple[Tensor | None, ...]:
         x, shift, weight, product, mean, inverse_deviation, gamma, bias, slope = ctx.saved_tensors
-        tokens, dtype = len(x), ctx.product_dtype
+        tokens, dtype = len(x), ctx.dtype
         scale = weight.abs().mean(1)
         centred_weight = weight - weight.mean(1, keepdim=True)
 
@@ -161,9 +177,8 @@ def binary_unit(
     Returns:
         The output (T, O), and the batch's mean and (biased) variance before the norm, (O,), without gradients.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    with torch.autocast(device, enabled=False):
+    dtype = product_dtype(x)
+    with without_autocast(x):
         return _BinaryUnit.apply(x, shift, weight, gamma, beta, shift_in, slope, shift_out, eps, dtype)
 
 
@@ -200,6 +215,8 @@ class _CrossConvolution(Function):
 def cross_convolution(grid: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
     """A depthwise 5x5 convolution with zero padding whose kernel is a cross, with a backward pass that knows it.
 
+    In the type of its input, also under autocast.
+
     The general backward pass of a depthwise convolution computes all 25 places of the kernel's gradient, at several
     times the cost.
 
@@ -208,4 +225,5 @@ def cross_convolution(grid: Tensor, taps: Tensor, bias: Tensor) -> Tensor:
         taps: (9, C), the kernel at the places of `CROSS`.
         bias: (C,).
     """
-    return _CrossConvolution.apply(grid, taps, bias)
+    with without_autocast(grid):
+        return _CrossConvolution.apply(grid, taps, bias)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from binaryvit.fused import CROSS, binary_unit, cross_convolution, sign_linear
+from binaryvit.fused import CROSS, binary_unit, cross_convolution, product_dtype, sign_linear, without_autocast
 from binaryvit.quantizers import (
     at_least_float32,
     binarize_activation,
@@ -142,7 +142,7 @@ class BinaryLinear(_BinaryWeight, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.effective_weight()
         # Autocast's own product is inexact, and its results half as large.
-        if self.weight_bits == self.activation_bits == 1 and not torch.is_autocast_enabled(x.device.type):
+        if self.weight_bits == self.activation_bits == 1 and product_dtype(x) == x.dtype:
             return sign_linear(x, weight)
         return F.linear(x, weight)
 
@@ -355,12 +355,12 @@ class PoolingBranches(nn.Module):
         """The equal depthwise convolution: its kernel at the places of `fused.CROSS` (9, C), and its bias (C,)."""
         alpha = torch.stack([affine.alpha for affine in self.affines.values()])
         beta = torch.stack([affine.beta for affine in self.affines.values()])
-        return _tap_weights().to(alpha).t() @ alpha, beta.sum(0)
+        with without_autocast(alpha):
+            return _tap_weights().to(alpha).t() @ alpha, beta.sum(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            grid = tokens_to_grid(at_least_float32(x), self.grid_size)
-            return grid_to_tokens(cross_convolution(grid, *self.taps_and_bias()))
+        grid = tokens_to_grid(at_least_float32(x), self.grid_size)
+        return grid_to_tokens(cross_convolution(grid, *self.taps_and_bias()))
 
 
 class BinaryBlock(nn.Module):
