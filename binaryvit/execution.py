@@ -20,6 +20,7 @@ import yaml
 from binaryvit.config import RECIPES, TrainingConfig, suggestion
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
+from binaryvit.memory import HUGE_PAGES
 from binaryvit.recipes import configure, recipe_of
 
 # What an interrupted kernel gets to end its step and to store a checkpoint.
@@ -101,14 +102,20 @@ def kernel_environment() -> Iterator[dict[str, str]]:
         library = str(Path(__file__).resolve().parent.parent)
         # Inherited where this runs inside a notebook; training draws a bar where it is set, and lines elsewhere.
         inherited = {name: value for name, value in os.environ.items() if name != "JPY_SESSION_NAME"}
-        yield inherited | {
-            "JUPYTER_PATH": os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")])),
-            "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")])),
-            "IPYTHONDIR": str(Path(folder) / "ipython"),  # no start-up files of the user's, no shared history
-            # Else every notebook would hold a warning about its debugger, and one about missing widgets.
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-            "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
-        }
+        yield (
+            inherited
+            | HUGE_PAGES
+            | {
+                "JUPYTER_PATH": os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")])),
+                "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")])),
+                "IPYTHONDIR": str(Path(folder) / "ipython"),  # no start-up files of the user's, no shared history
+                # Else every notebook would hold a warning about its debugger, and one about missing widgets.
+                "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+                "PYTHONWARNINGS": ",".join(
+                    filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])
+                ),
+            }
+        )
 
 
 def execute(

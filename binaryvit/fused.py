@@ -132,13 +132,14 @@ class _BinaryUnit(Function):
         centred_weight = weight - weight.mean(1, keepdim=True)
 
         # Through RPReLU: the part of the gradient where z > 0, and the rest.
-        centred = (product.to(x.dtype) * scale).sub_(mean)
+        centred = (product * scale).sub_(mean)
         z = _add_shortcut(torch.mul(centred, inverse_deviation * gamma).add_(bias), x)
         of_z = torch.ops.aten.threshold_backward(gradient, z, 0)
         rest = gradient - of_z
         of_shift_out = gradient.sum(0)
         of_slope = z.mul_(rest).sum(0)
         of_z = of_z.addcmul_(rest, slope)
+        del z
 
         # Through batch norm.
         of_beta = of_z.sum(0)

@@ -11,6 +11,7 @@ import yaml
 
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
+from binaryvit.memory import HUGE_PAGES
 from binaryvit.runs import RunRecord, read_record
 from binaryvit.training import train as train_in_process
 
@@ -39,7 +40,7 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
         paths = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(
             command,
-            env=os.environ | {"PYTHONPATH": paths},
+            env=os.environ | HUGE_PAGES | {"PYTHONPATH": paths},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

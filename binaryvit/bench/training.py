@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from unittest import mock
 
 import pandas as pd
 import psutil
@@ -23,7 +24,7 @@ from timm.optim import create_optimizer_v2
 from binaryvit.build import compile_blocks, input_settings
 from binaryvit.errors import BinaryViTError
 from binaryvit.evaluation import autocast
-from binaryvit.memory import keep_freed_memory
+from binaryvit.memory import HUGE_PAGES, keep_freed_memory
 from binaryvit.model import LADDER
 
 MODES = {
@@ -130,12 +131,9 @@ class _Process:
 
     def __init__(self, context, case: Case, batch_size: int, threads: int | None, cache: str):
         self._connection, theirs = context.Pipe()
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        try:
+        with mock.patch.dict(os.environ, HUGE_PAGES | {"TORCHINDUCTOR_CACHE_DIR": cache}):  # which it inherits
             self._process = context.Process(target=_serve, args=(theirs, case, batch_size, threads), daemon=True)
             self._process.start()
-        finally:
-            del os.environ["TORCHINDUCTOR_CACHE_DIR"]
         theirs.close()
         self.setup_seconds = self.ask("setup")
 
