@@ -184,6 +184,14 @@ def match_channels(x: Tensor, channels: int) -> Tensor:
     return x
 
 
+def add_shortcut(y: Tensor, x: Tensor) -> Tensor:
+    """y + match_channels(x, channels of y), without writing the copies out."""
+    width, channels = x.shape[-1], y.shape[-1]
+    if channels > width:
+        return (y.unflatten(-1, (-1, width)) + x.unsqueeze(-2)).flatten(-2)
+    return y + match_channels(x, channels)
+
+
 class BinaryUnit(nn.Module):
     """A binary linear layer as BinaryViT always uses it: RPReLU(BN(BinLinear(sign(x + b))) + shortcut(x)).
 
@@ -201,7 +209,7 @@ class BinaryUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self._is_fusible():
             return self._fused(x)
-        return self.act(self.norm(self.linear(self.binarize(x))) + match_channels(x, self.linear.out_features))
+        return self.act(add_shortcut(self.norm(self.linear(self.binarize(x))), x))
 
     def _is_fusible(self) -> bool:
         """Whether this is training as usual: gradients are wanted, both sides have one bit, the norm is a plain one
@@ -439,7 +447,7 @@ class BinaryPatchMerging(nn.Module):
         x = self.norm_in(x)
         main = self.norm(grid_to_tokens(self.proj(tokens_to_grid(self.binarize(x), self.grid_size))))
         shortcut = grid_to_tokens(F.avg_pool2d(tokens_to_grid(x, self.grid_size), 2))
-        return self.act(main + match_channels(shortcut, main.shape[-1]))
+        return self.act(add_shortcut(main, shortcut))
 
 
 class FullPrecisionPatchMerging(nn.Module):
