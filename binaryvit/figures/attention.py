@@ -18,9 +18,9 @@ from matplotlib.patheffects import withStroke
 from binaryvit.errors import BinaryViTError
 from binaryvit.figures.style import DOUBLE_COLUMN, GREY, styled, variant_style
 
-_SHARES = "viridis"  # from little to much attention: equally large steps to the eye, also in grey
+SHARES = "viridis"  # from little to much attention: equally large steps to the eye, also in grey
 _OFF, _ON = "#E4E4E4", "#222222"
-_LEVELS = dict(cmap=ListedColormap([_OFF, _ON]), norm=Normalize(0, 1))
+ON_OFF = dict(cmap=ListedColormap([_OFF, _ON]), norm=Normalize(0, 1))
 _STEP = 1.12  # from one map to the next, in sides of a map
 _BELOW = 0.62  # inches for colour bar and legend
 
@@ -48,7 +48,7 @@ def side_by_side(places: pd.DataFrame, pictures: Mapping[str, np.ndarray]) -> Fi
         for kind in kinds:
             for column, label in enumerate(labels, start=1):
                 values = _square(maps[image, kind, label], "ratio")
-                _draw(axes, values, column * _STEP, top, cmap=_SHARES, norm=norm)
+                _draw(axes, values, column * _STEP, top, cmap=SHARES, norm=norm)
             rows[top + 0.5] = textwrap.fill(kind, 12)
             top += _STEP
         top += 0.15
@@ -80,15 +80,12 @@ def heads(maps: pd.DataFrame, pictures: Mapping[str, np.ndarray], place: tuple[f
     side = min(2.0, height_of_image - 0.5)
     for image, top in tops.items():
         _draw(axes, pictures[image], 0, top, side)
-        axes.plot(
-            place[1] * side, top + place[0] * side, "o", markersize=5, markerfacecolor="none", markeredgecolor="white",
-            path_effects=[withStroke(linewidth=2.5, foreground="black")],
-        )  # fmt: skip
+        ring(axes, place[1] * side, top + place[0] * side)
     left, titles = side + 1.2, {side / 2: "image"}
     for label, of_model in maps.groupby("label", sort=False):
-        columns = {"ratio": dict(cmap=_SHARES, norm=norm)}
+        columns = {"ratio": dict(cmap=SHARES, norm=norm)}
         if of_model["attended"].notna().any():
-            columns["attended"] = _LEVELS
+            columns["attended"] = ON_OFF
         most = of_model["head"].max() + 1
         for column, look in columns.items():
             for (image, block, head), of_head in of_model.groupby(["image", "block", "head"]):
@@ -219,6 +216,14 @@ def _draw(axes: Axes, values: np.ndarray, left: float, top: float, side: float =
     axes.imshow(values, extent=(left, left + side, top + side, top), interpolation="nearest", **look)
 
 
+def ring(axes: Axes, x: float, y: float) -> None:
+    """Marks a place of an image, bright or dark."""
+    axes.plot(
+        x, y, "o", markersize=5, markerfacecolor="none", markeredgecolor="white",
+        path_effects=[withStroke(linewidth=2.5, foreground="black")],
+    )  # fmt: skip
+
+
 def _square(frame: pd.DataFrame, column: str) -> np.ndarray:
     """The values of a map as a picture."""
     return frame.pivot(index="row", columns="column", values=column).to_numpy()
@@ -233,4 +238,4 @@ def _colour_bar(figure: Figure, norm: Normalize, label: str) -> None:
     """At the bottom left, in the inches that `_fit` left there."""
     width, height = figure.get_size_inches()
     axes = figure.add_axes((0.3 / width, 0.4 / height, 3.6 / width, 0.09 / height))
-    figure.colorbar(ScalarMappable(norm, _SHARES), cax=axes, orientation="horizontal", extend="max", label=label)
+    figure.colorbar(ScalarMappable(norm, SHARES), cax=axes, orientation="horizontal", extend="max", label=label)
