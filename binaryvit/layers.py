@@ -192,6 +192,13 @@ def add_shortcut(y: Tensor, x: Tensor) -> Tensor:
     return y + match_channels(x, channels)
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether someone watches, or changes, what a module takes or gives, or their gradients."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 class BinaryUnit(nn.Module):
     """A binary linear layer as BinaryViT always uses it: RPReLU(BN(BinLinear(sign(x + b))) + shortcut(x)).
 
@@ -207,23 +214,27 @@ class BinaryUnit(nn.Module):
         self.act = RPReLU(out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._is_fusible():
+        if self._is_fusible(x):
             return self._fused(x)
         return self.act(add_shortcut(self.norm(self.linear(self.binarize(x))), x))
 
-    def _is_fusible(self) -> bool:
+    def _is_fusible(self, x: Tensor) -> bool:
         """Whether this is training as usual: gradients are wanted, both sides have one bit, the norm is a plain one
-        with statistics of this batch, and no hook wants to see what the submodules pass on. Compiled code fuses the
-        modules itself, in its own and better way.
+        that has a batch to take statistics of and tracks them, and no hook wants to see what the submodules pass on.
+        Compiled code fuses the modules itself, in its own and better way.
         """
+        norm = self.norm.batch_norm
         return (
             self.training
             and torch.is_grad_enabled()
             and self.linear.weight_bits == self.binarize.activation_bits == 1
-            and type(self.norm.batch_norm) is nn.BatchNorm1d
+            and type(norm) is nn.BatchNorm1d
+            and norm.training
+            and norm.track_running_stats
+            and norm.momentum is not None
+            and x.shape[:-1].numel() > 1
             and not torch.compiler.is_compiling()
-            and self.norm.training
-            and not any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
+            and not any(_has_hooks(module) for module in self.modules())
         )
 
     def _fused(self, x: Tensor) -> Tensor:

@@ -44,9 +44,9 @@ def unfused(unit: BinaryUnit) -> BinaryUnit:
 def test_a_fused_unit_is_its_modules(inside: int, outside: int, tokens: int, device: torch.device) -> None:
     unit = randomized(BinaryUnit(inside, outside, 1, 1)).to(device)
     modules = unfused(unit)
-    assert unit._is_fusible()
-    assert not modules._is_fusible()
     x = torch.randn(3, tokens, inside, dtype=torch.float64, device=device)
+    assert unit._is_fusible(x)
+    assert not modules._is_fusible(x)
     gradient = torch.randn(3, tokens, outside, dtype=torch.float64, device=device)
     expected = outcome(modules, x, gradient)
     for name, value in outcome(unit, x, gradient).items():
@@ -80,13 +80,21 @@ def test_under_autocast_the_forward_product_stays_exact(precision: torch.dtype) 
 
 
 def test_modules_are_used_where_someone_could_tell() -> None:
-    unit = BinaryUnit(8, 8, 1, 1)
-    assert not BinaryUnit(8, 8, 1, 32)._is_fusible()
-    assert not BinaryUnit(8, 8, 32, 1)._is_fusible()
+    unit, x = BinaryUnit(8, 8, 1, 1), torch.randn(2, 3, 8)
+    assert unit._is_fusible(x)
+    assert not BinaryUnit(8, 8, 1, 32)._is_fusible(x)
+    assert not BinaryUnit(8, 8, 32, 1)._is_fusible(x)
+    assert not unit._is_fusible(x[:1, :1]), "a single token has no statistics: PyTorch's own error says so"
     with torch.no_grad():
-        assert not unit._is_fusible()
-    assert not unit.eval()._is_fusible()
-    assert not torch.nn.SyncBatchNorm.convert_sync_batchnorm(BinaryUnit(8, 8, 1, 1))._is_fusible()
+        assert not unit._is_fusible(x)
+    watched = BinaryUnit(8, 8, 1, 1)
+    watched.act.register_full_backward_hook(lambda *_: None)
+    assert not watched._is_fusible(x)
+    cumulative = BinaryUnit(8, 8, 1, 1)
+    cumulative.norm.batch_norm.momentum = None
+    assert not cumulative._is_fusible(x)
+    assert not unit.eval()._is_fusible(x)
+    assert not torch.nn.SyncBatchNorm.convert_sync_batchnorm(BinaryUnit(8, 8, 1, 1))._is_fusible(x)
 
 
 @given(rows=st.integers(1, 20), terms=st.integers(1, 300), columns=st.integers(1, 20), seed=st.integers(0, 99))

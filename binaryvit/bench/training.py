@@ -221,5 +221,10 @@ def _matmul_share(step) -> float:
         event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
         for event in profile.key_averages()
     }
-    products = sum(value for name, value in times.items() if any(part in name for part in _MATRIX_PRODUCTS))
+    # PyTorch's own operations only: the names of compiled graphs are hashes, in which anything may stand.
+    products = sum(
+        value
+        for name, value in times.items()
+        if name.startswith("aten::") and any(part in name for part in _MATRIX_PRODUCTS)
+    )
     return products / max(sum(times.values()), 1e-9)
