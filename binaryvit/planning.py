@@ -59,8 +59,8 @@ class Accelerator:
     network: float
 
 
-# NVIDIA's data sheets of V100 (2018), A100 (2021) and H100 (2022), and of the DGX machines with eight of them: NVLink's
-# figure halved, as it counts both directions; four 100 Gb/s, eight 200 Gb/s and eight 400 Gb/s adapters.
+# Published figures of V100 (2018), A100 (2021) and H100 (2022), not checked against the data sheets themselves, and
+# of DGX machines with eight of them: NVLink halved, as it counts both directions; four 100, eight 200, eight 400 Gb/s.
 ACCELERATORS = {
     "V100": Accelerator("NVIDIA V100 SXM2 32 GB", 125e12, 15.7e12, 900e9, 150e9, 50e9),
     "A100": Accelerator("NVIDIA A100 SXM 80 GB", 312e12, 19.5e12, 2039e9, 300e9, 200e9),
