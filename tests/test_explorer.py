@@ -39,6 +39,7 @@ def test_values_are_those_the_model_takes_signs_of(study, explorer):
     assert (
         f"In channel 5 of mlp.fc1.binarize, {positive:.0%} of the tokens become +1" in explorer.view(selection).finding
     )
+    assert explorer.view(selection).finding.startswith("Head 1 of block 2 in ")
     assert explorer.layers(selection)[0] == "attn.q.binarize" and explorer.channels(selection) == 32
 
 
@@ -72,7 +73,7 @@ def test_moved_widgets_show_the_selection(explorer):
     image, text = expected.show()
     assert picture.value == image.data and finding.value == text.data
     run.value = TEACHER
-    assert layer.options == ("",) and "full-precision" in finding.value
+    assert layer.options == ("",) and layer.disabled and channel.disabled and "full-precision" in finding.value
 
 
 @pytest.mark.parametrize(

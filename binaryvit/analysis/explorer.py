@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from html import escape
 
 import ipywidgets
 from IPython.display import Image, Markdown
@@ -119,7 +120,8 @@ class Explorer:
         query = maps.query_at(_PLACE)
         ratio = maps.on_key_grid(maps.probabilities[0, head, query]) * maps.used.shape[-1]
         attended = None if maps.level is None else maps.on_key_grid(maps.used[0, head, query]) > 0
-        sentences = [f"{self._runs[selection.run].label}, block {selection.block}, head {head}:"]
+        # Not the label first: "+ affine" at the beginning of a line would become an item of a list.
+        sentences = [f"Head {head} of block {selection.block} in {self._runs[selection.run].label}:"]
         if attended is None:
             sentences.append(f"the highest probability is {ratio.max():.1f} times that of even attention.")
         else:
@@ -208,8 +210,9 @@ def controls(explorer: Explorer) -> ipywidgets.VBox:
                 fields[name].max = max(0, count(selection) - 1)
             for name, field in fields.items():
                 field.value = getattr(selection, name)
+            fields["layer"].disabled = fields["channel"].disabled = not selection.layer
             image, text = explorer.view(selection).show()
-            picture.value, picture.width, finding.value = image.data, image.width, text.data
+            picture.value, picture.width, finding.value = image.data, image.width, escape(text.data, quote=False)
         finally:
             state["busy"] = False
 
@@ -221,5 +224,6 @@ def controls(explorer: Explorer) -> ipywidgets.VBox:
     for field in fields.values():
         field.observe(changed, names="value")
     show(first)
-    columns = [ipywidgets.VBox([*fields.values()][:3]), ipywidgets.VBox([*fields.values()][3:])]
-    return ipywidgets.VBox([ipywidgets.HBox(columns), picture, finding])
+    whole = ipywidgets.Layout(flex="0 0 auto")  # on a narrow page the columns stand below each other, not cut off
+    columns = [ipywidgets.VBox(part, layout=whole) for part in ([*fields.values()][:3], [*fields.values()][3:])]
+    return ipywidgets.VBox([ipywidgets.HBox(columns, layout={"flex_flow": "row wrap"}), picture, finding])

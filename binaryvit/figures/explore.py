@@ -29,10 +29,10 @@ def head_and_channel(
         channel: what the sign is taken of in one channel, at all tokens; None where no sign is taken.
         layer: the same in all channels of the layer.
     """
-    figure = Figure(figsize=(DOUBLE_COLUMN, 1.9))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 2.0))
     figure.set_layout_engine("none")
-    maps = [figure.add_axes((0.01 + 0.185 * column, 0.22, 0.165, 0.62)) for column in range(3)]
-    for axes, title in zip(maps, ("image, and the patch", "probability x keys", "attended keys"), strict=True):
+    maps = [_axes(figure, 0.08 + 1.28 * column, 0.54, 1.15, 1.15) for column in range(3)]
+    for axes, title in zip(maps, ("image and patch", "probability × keys", "attended keys"), strict=True):
         axes.set(title=title, xticks=[], yticks=[])
         axes.grid(False)
         axes.spines[:].set_visible(False)
@@ -40,19 +40,24 @@ def head_and_channel(
     maps[0].imshow(pixels, **look)
     ring(maps[0], place[1], place[0])
     shown = maps[1].imshow(ratio, cmap=SHARES, vmin=0, vmax=max(2.0, float(ratio.max())), **look)
-    bar = figure.add_axes((0.215, 0.15, 0.125, 0.03))
-    figure.colorbar(shown, cax=bar, orientation="horizontal")
+    figure.colorbar(shown, cax=_axes(figure, 1.36, 0.4, 1.15, 0.06), orientation="horizontal")
     if attended is None:
         _say(maps[2], "no threshold")
     else:
         maps[2].imshow(attended, **ON_OFF, **look)
-    distribution = figure.add_axes((0.625, 0.24, 0.21, 0.6))
+    distribution = _axes(figure, 4.32, 0.54, 1.45, 1.15)
     distribution.set(title="what the sign is taken of", xlabel="value", xlim=(_BINS[0], _BINS[-1]))
     if channel is None:
         _say(distribution, "no sign is taken")
     else:
         _histograms(distribution, channel, layer)
     return figure
+
+
+def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place in inches."""
+    across, up = figure.get_size_inches()
+    return figure.add_axes((left / across, bottom / up, width / across, height / up))
 
 
 def _histograms(axes: Axes, channel: np.ndarray, layer: np.ndarray) -> None:
@@ -70,4 +75,6 @@ def _histograms(axes: Axes, channel: np.ndarray, layer: np.ndarray) -> None:
 
 
 def _say(axes: Axes, text: str) -> None:
+    """Words where there is nothing to draw."""
+    axes.set_axis_off()
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
