@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from binaryvit.fused import CROSS, binary_unit, cross_convolution, product_dtype, sign_linear, without_autocast
+from binaryvit import fused
+from binaryvit.fused import CROSS, cross_convolution, product_dtype, sign_linear, without_autocast
+from binaryvit.native import unit as native
 from binaryvit.quantizers import (
     at_least_float32,
     binarize_activation,
@@ -221,7 +223,7 @@ class BinaryUnit(nn.Module):
     def _is_fusible(self, x: Tensor) -> bool:
         """Whether this is training as usual: gradients are wanted, both sides have one bit, the norm is a plain one
         that has a batch to take statistics of and tracks them, and no hook wants to see what the submodules pass on.
-        Compiled code fuses the modules itself, in its own and better way.
+        Without the native step, compiled code fuses the modules itself, better than from the step of PyTorch's.
         """
         norm = self.norm.batch_norm
         return (
@@ -233,14 +235,16 @@ class BinaryUnit(nn.Module):
             and norm.track_running_stats
             and norm.momentum is not None
             and x.shape[:-1].numel() > 1
-            and not torch.compiler.is_compiling()
+            and (native.fits(x) or not torch.compiler.is_compiling())
             and not any(_has_hooks(module) for module in self.modules())
         )
 
     def _fused(self, x: Tensor) -> Tensor:
         norm = self.norm.batch_norm
-        y, mean, variance = binary_unit(
-            at_least_float32(x).flatten(0, -2), self.binarize.shift, self.linear.weight, norm.weight, norm.bias,
+        x = at_least_float32(x)
+        step = native.binary_unit if native.fits(x) else fused.binary_unit
+        y, mean, variance = step(
+            x.flatten(0, -2), self.binarize.shift, self.linear.weight, norm.weight, norm.bias,
             self.act.shift_in, self.act.slope, self.act.shift_out, norm.eps,
         )  # fmt: skip
         self.norm.track(mean, variance, len(y))

@@ -35,6 +35,9 @@ MODES = {
 }
 """Whether the blocks are compiled, and the precision, of each mode."""
 
+# Where Inductor and `native` keep what they compiled.
+_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
+
 # What counts as multiplication of matrices in a profile, convolutions among them.
 _MATRIX_PRODUCTS = ("mm", "conv", "attention")
 
@@ -131,7 +134,7 @@ class _Process:
 
     def __init__(self, context, case: Case, batch_size: int, threads: int | None, cache: str):
         self._connection, theirs = context.Pipe()
-        with mock.patch.dict(os.environ, HUGE_PAGES | {"TORCHINDUCTOR_CACHE_DIR": cache}):  # which it inherits
+        with mock.patch.dict(os.environ, HUGE_PAGES | dict.fromkeys(_CACHES, cache)):  # which it inherits
             self._process = context.Process(target=_serve, args=(theirs, case, batch_size, threads), daemon=True)
             self._process.start()
         theirs.close()

@@ -1,0 +1,264 @@
+// The elementwise passes of a binary unit over its tokens (see unit.py): each reads what it needs once.
+//
+// Tensors are contiguous and row-major: x (tokens, inputs), products and outputs (tokens, outputs). Sums over tokens are
+// taken block by block, in float or integer, and handed out as such: (blocks, outputs). Adding the blocks in order gives
+// the same sum with any number of threads.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int64_t kBlock = 64;  // tokens; also in unit.py
+
+// Calls work(block, first token, end token) for every block of tokens.
+template <class Work>
+void for_each_block(int64_t tokens, int threads, Work work) {
+  const int64_t blocks = (tokens + kBlock - 1) / kBlock;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t block = 0; block < blocks; ++block)
+    work(block, block * kBlock, std::min(tokens, (block + 1) * kBlock));
+}
+
+// The 16 bits of a bfloat16, rounded to the nearest, ties to even.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline void store(float value, float& to) { to = value; }
+inline void store(float value, BFloat16& to) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  to.bits = value == value ? static_cast<uint16_t>(rounded) : 0x7fc0;  // NaN stays one
+}
+
+inline void store(float value, int8_t& to) { to = static_cast<int8_t>(value); }
+
+inline float load(float from) { return from; }
+inline float load(BFloat16 from) {
+  const uint32_t bits = static_cast<uint32_t>(from.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// How a unit's input reaches its output past the product: copied side by side into a wider one, averaged over groups of
+// adjacent channels into a narrower one. Both are `copies` repetitions of one row of `width` numbers.
+struct Shortcut {
+  int64_t inputs, outputs;
+  int64_t width = std::min(inputs, outputs), copies = outputs / width, group = inputs / width;
+  mutable std::vector<float> means = std::vector<float>(group > 1 ? width : 0);
+
+  const float* row(const float* x) const {
+    if (group == 1) return x;
+    if (group == 2) average<2>(x);
+    else if (group == 4) average<4>(x);
+    else if (group == 8) average<8>(x);
+    else average<0>(x);
+    return means.data();
+  }
+
+  // Averages groups of so many channels; 0: of `group`. A number known in advance lets the sums run side by side.
+  template <int known>
+  void average(const float* x) const {
+    const int64_t size = known ? known : group;
+    const float share = 1.0f / size;
+    float* to = means.data();
+    for (int64_t channel = 0; channel < width; ++channel) {
+      float sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < size; ++i) sum += x[channel * size + i];
+      to[channel] = sum * share;
+    }
+  }
+};
+
+
+}  // namespace
+
+extern "C" {
+
+// Keeps int32 products as int16; sums (2, blocks, outputs): of the products, and of their squares.
+void keep_product(const int32_t* product, int16_t* kept, int32_t* sums, int64_t tokens, int64_t outputs, int threads) {
+  const int64_t blocks = (tokens + kBlock - 1) / kBlock;
+  for_each_block(tokens, threads, [=](int64_t block, int64_t first, int64_t end) {
+    int32_t* sum = sums + block * outputs;
+    int32_t* squares = sums + (blocks + block) * outputs;
+    std::fill(sum, sum + outputs, 0);
+    std::fill(squares, squares + outputs, 0);
+    for (int64_t token = first; token < end; ++token) {
+      const int32_t* p = product + token * outputs;
+      int16_t* k = kept + token * outputs;
+#pragma omp simd
+      for (int64_t o = 0; o < outputs; ++o) {
+        k[o] = static_cast<int16_t>(p[o]);
+        sum[o] += p[o];
+        squares[o] += p[o] * p[o];
+      }
+    }
+  });
+}
+
+// y = RPReLU(normalized product + shortcut of x).
+void output(const int16_t* product, const float* x, const float* factor, const float* offset, const float* slope,
+            const float* shift_out, float* y, int64_t tokens, int64_t inputs, int64_t outputs, int threads) {
+  for_each_block(tokens, threads, [=](int64_t, int64_t first, int64_t end) {
+    const Shortcut shortcut{inputs, outputs};
+    const int64_t width = shortcut.width;
+    for (int64_t token = first; token < end; ++token) {
+      const float* row = shortcut.row(x + token * inputs);
+      for (int64_t from = 0; from < outputs; from += width) {
+        const int16_t* p = product + token * outputs + from;
+        const float *f = factor + from, *h = offset + from, *s = slope + from, *shift = shift_out + from;
+        float* to = y + token * outputs + from;
+#pragma omp simd
+        for (int64_t o = 0; o < width; ++o) {
+          const float z = f[o] * p[o] + h[o] + row[o];
+          to[o] = (z > 0 ? z : s[o] * z) + shift[o];
+        }
+      }
+    }
+  });
+}
+
+// sums (4, blocks, outputs) of the gradient of y: where z > 0; elsewhere; times z elsewhere; through RPReLU times the
+// product.
+void gradient_sums(const float* gradient, const int16_t* product, const float* x, const float* factor,
+                   const float* offset, const float* slope, float* sums, int64_t tokens, int64_t inputs,
+                   int64_t outputs, int threads) {
+  const int64_t size = (tokens + kBlock - 1) / kBlock * outputs;
+  for_each_block(tokens, threads, [=](int64_t block, int64_t first, int64_t end) {
+    const Shortcut shortcut{inputs, outputs};
+    const int64_t width = shortcut.width;
+    for (int64_t i = 0; i < 4; ++i) std::fill_n(sums + i * size + block * outputs, outputs, 0.0f);
+    for (int64_t token = first; token < end; ++token) {
+      const float* row = shortcut.row(x + token * inputs);
+      for (int64_t from = 0; from < outputs; from += width) {
+        const int16_t* p = product + token * outputs + from;
+        const float* g = gradient + token * outputs + from;
+        const float *f = factor + from, *h = offset + from, *s = slope + from;
+        float* above = sums + block * outputs + from;
+        float *below = above + size, *times_z = below + size, *times_product = times_z + size;
+#pragma omp simd
+        for (int64_t o = 0; o < width; ++o) {
+          const float z = f[o] * p[o] + h[o] + row[o];
+          const float rest = z > 0 ? 0.0f : g[o];
+          const float passed = g[o] - rest;
+          above[o] += passed;
+          below[o] += rest;
+          times_z[o] += rest * z;
+          times_product[o] += (passed + s[o] * rest) * p[o];
+        }
+      }
+    }
+  });
+}
+
+}  // extern "C"
+
+namespace {
+
+// The gradient of the product, of_product = a * of_z + b * product + c, and what the shortcut hands to x.
+template <class Float>
+void product_gradient(const float* gradient, const int16_t* product, const float* x, const float* factor,
+                      const float* offset, const float* slope, const float* a, const float* b, const float* c,
+                      Float* of_product, float* of_x, int64_t tokens, int64_t inputs, int64_t outputs, int threads) {
+  for_each_block(tokens, threads, [=](int64_t, int64_t first, int64_t end) {
+    const Shortcut shortcut{inputs, outputs};
+    const int64_t width = shortcut.width;
+    std::vector<float> passed(width);  // to the row that is repeated
+    for (int64_t token = first; token < end; ++token) {
+      const float* row = shortcut.row(x + token * inputs);
+      std::fill(passed.begin(), passed.end(), 0.0f);
+      float* sum = passed.data();
+      for (int64_t from = 0; from < outputs; from += width) {
+        const int16_t* p = product + token * outputs + from;
+        const float* g = gradient + token * outputs + from;
+        const float *f = factor + from, *h = offset + from, *s = slope + from;
+        const float *a_ = a + from, *b_ = b + from, *c_ = c + from;
+        Float* to = of_product + token * outputs + from;
+#pragma omp simd
+        for (int64_t o = 0; o < width; ++o) {
+          const float z = f[o] * p[o] + h[o] + row[o];
+          const float of_z = z > 0 ? g[o] : s[o] * g[o];
+          store(a_[o] * of_z + b_[o] * p[o] + c_[o], to[o]);
+          sum[o] += of_z;
+        }
+      }
+      float* to = of_x + token * inputs;
+      if (shortcut.group == 1) {
+        std::copy(passed.begin(), passed.end(), to);
+      } else {
+        for (int64_t channel = 0; channel < width; ++channel)
+          std::fill_n(to + channel * shortcut.group, shortcut.group, passed[channel] / shortcut.group);
+      }
+    }
+  });
+}
+
+// The signs of x + shift, sign(0) = +1, as the type that products take.
+template <class Number>
+void signs(const float* x, const float* shift, Number* to, int64_t tokens, int64_t inputs, int threads) {
+  for_each_block(tokens, threads, [=](int64_t, int64_t first, int64_t end) {
+    for (int64_t token = first; token < end; ++token) {
+      const float *row = x + token * inputs, *b = shift;
+      Number* signs = to + token * inputs;
+#pragma omp simd
+      for (int64_t i = 0; i < inputs; ++i) store(row[i] + b[i] >= 0 ? 1.0f : -1.0f, signs[i]);
+    }
+  });
+}
+
+// Adds to of_x the gradient of the signs times the straight-through estimator's derivative; sums (blocks, inputs) of it.
+template <class Float>
+void input_gradient(const Float* of_signs, const float* x, const float* shift, float* of_x, float* sums,
+                    int64_t tokens, int64_t inputs, int threads) {
+  for_each_block(tokens, threads, [=](int64_t block, int64_t first, int64_t end) {
+    float* sum = sums + block * inputs;
+    std::fill(sum, sum + inputs, 0.0f);
+    for (int64_t token = first; token < end; ++token) {
+      const float* from = x + token * inputs;
+      const Float* g = of_signs + token * inputs;
+      const float* b = shift;
+      float* to = of_x + token * inputs;
+#pragma omp simd
+      for (int64_t i = 0; i < inputs; ++i) {
+        const float derivative = 2 - 2 * std::fabs(from[i] + b[i]);
+        const float passed = derivative > 0 ? derivative * load(g[i]) : 0.0f;
+        to[i] += passed;
+        sum[i] += passed;
+      }
+    }
+  });
+}
+
+}  // namespace
+
+extern "C" void signs_int8(const float* x, const float* shift, int8_t* to, int64_t tokens, int64_t inputs, int threads) {
+  signs(x, shift, to, tokens, inputs, threads);
+}
+
+// What has one form for each type of the backward pass's products.
+#define FOR_TYPE(Float, name)                                                                                        \
+  extern "C" void product_gradient_##name(const float* gradient, const int16_t* product, const float* x,             \
+                                          const float* factor, const float* offset, const float* slope,              \
+                                          const float* a, const float* b, const float* c, Float* of_product,         \
+                                          float* of_x, int64_t tokens, int64_t inputs, int64_t outputs, int threads) { \
+    product_gradient(gradient, product, x, factor, offset, slope, a, b, c, of_product, of_x, tokens, inputs,         \
+                     outputs, threads);                                                                              \
+  }                                                                                                                  \
+  extern "C" void signs_##name(const float* x, const float* shift, Float* to, int64_t tokens, int64_t inputs,        \
+                               int threads) {                                                                        \
+    signs(x, shift, to, tokens, inputs, threads);                                                                    \
+  }                                                                                                                  \
+  extern "C" void input_gradient_##name(const Float* of_signs, const float* x, const float* shift, float* of_x,      \
+                                        float* sums, int64_t tokens, int64_t inputs, int threads) {                  \
+    input_gradient(of_signs, x, shift, of_x, sums, tokens, inputs, threads);                                         \
+  }
+
+FOR_TYPE(float, float32)
+FOR_TYPE(BFloat16, bfloat16)
