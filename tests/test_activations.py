@@ -187,7 +187,7 @@ def test_figures_draw_the_numbers(drawings):
 
     values = drawings["distinct_values"].inputs["values"]
     figure = figures.distinct_values(values, distinct.STEPS, "10 images")
-    assert [axes.get_title("left") for axes in figure.axes] == ["", "BinaryViT (+ pyramid), by block"]
+    assert [axes.get_title("left") for axes in figure.axes] == ["", "BinaryViT (+ pyramid), by stage.block"]
     drawn = {x for axes in figure.axes[:1] for line in axes.lines for x in np.atleast_1d(line.get_ydata())}
     blocks = values[(values["run"] == BASELINE) & (values["step"] == "MLP 1: binary product")]
     assert blocks["median"].median() in drawn

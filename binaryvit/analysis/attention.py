@@ -210,7 +210,7 @@ def _heads_drawing(
 def _density(statistics: pd.DataFrame) -> Drawing:
     binary = statistics.dropna(subset="level").copy()
     binary["threshold"] = binary["level"] * binary["keys"] / 2
-    quantities = {"density": "density of {0, a}\n(share of a)", "threshold": "threshold a / 2\nx number of keys"}
+    quantities = {"density": "density of {0, a}\n(share of a)", "threshold": "threshold a / 2\n× number of keys"}
     return Drawing(
         "attention_density",
         {"statistics": binary},

@@ -53,7 +53,7 @@ def pre_sign_histograms(histograms: pd.DataFrame, images: str) -> Figure:
         axes.remove()
     figure.colorbar(mesh, ax=grid, label="share of the layer's values per bin (%)", fraction=0.03, aspect=40)
     figure.supxlabel(f"pre-sign activation u = x + b, bins of {width:g}, outermost: all beyond  ({images})", fontsize=8)
-    figure.supylabel("binary layer, from input (top) to output", fontsize=8)
+    figure.supylabel("stage.block of the binary layer (top: input)", fontsize=8)
     return figure
 
 
@@ -103,7 +103,7 @@ def sign_statistics(signs: pd.DataFrame, images: str) -> Figure:
                 axes.set_ylabel(label)
             if name == "dead_share":
                 axes.set_ylim(-0.02 * (top := max(1, 1.1 * signs[name].max())), top)
-        grid[-1, column].set_xlabel(f"binary layer, from input (left) to output\n({images})")
+        grid[-1, column].set_xlabel(f"stage.block of the binary layer, input to output\n({images})")
     _legend(figure, signs)
     return figure
 
@@ -215,7 +215,7 @@ def _draw_steps(axes: Axes, values: pd.DataFrame, steps: Sequence[str], offset: 
         if name != "head":
             axes.plot([], [], label=_block_label(name) if by_block else name, **look)
     if by_block:
-        axes.set_title(f"{values['label'].iloc[0]}, by block", loc="left")
+        axes.set_title(f"{values['label'].iloc[0]}, by stage.block", loc="left")
 
 
 def _offsets(number: int) -> np.ndarray:
@@ -261,12 +261,12 @@ def _name_blocks(axes: Axes, axis: Axis, layers: Sequence[str], color: str = "#B
 
 
 def _block_label(path: str) -> str:
-    """Short for a path in a model: "stages.2.blocks.1.attn.q" is "3.2", the second block of the third stage."""
+    """Short for a path in a model: "stages.2.blocks.1.attn.q" is "2.1"."""
     found = re.match(r"stages\.(\d+)\.(?:blocks\.(\d+))?", path)
     if not found:
         return path
     stage, block = found.groups()
-    return f"merge {int(stage)}" if block is None else f"{int(stage) + 1}.{int(block) + 1}"
+    return f"merge {stage}" if block is None else f"{stage}.{block}"
 
 
 def _legend(figure: Figure, frame: pd.DataFrame) -> None:

@@ -99,7 +99,7 @@ def heads(maps: pd.DataFrame, pictures: Mapping[str, np.ndarray], place: tuple[f
     _label_columns(axes, titles, 20)
     axes.set_yticks([])
     _fit(figure, axes, width=left - 0.5, height=len(pictures) * height_of_image, beside=0.1)
-    _colour_bar(figure, norm, "probability x number of keys (1: all keys alike)")
+    _colour_bar(figure, norm, "probability × number of keys (1: all keys alike)")
     levels = [Patch(color=_ON, label="a"), Patch(color=_OFF, label="0")]
     figure.legend(
         handles=levels if maps["attended"].notna().any() else [],

@@ -1,5 +1,6 @@
 """Branches against shortcuts, and the accuracy without groups of them: one panel a run."""
 
+import textwrap
 from collections.abc import Iterator
 
 import numpy as np
@@ -44,7 +45,7 @@ def branch_norms(norms: pd.DataFrame) -> Figure:
 
     `norms` has columns run, label, layer (module path), kind and ratio, as `analysis.branches.norms_of` measures them.
     """
-    figure, panels = _panels(norms, height=1.75)
+    figure, panels = _panels(norms, height=1.75, sharey=True)
     for axes, table in panels:
         blocks = list(dict.fromkeys(table["layer"].str.extract(r"^(stages\.\d+\.blocks\.\d+)")[0].dropna()))
         for kind, (colour, marker, shift) in _KINDS.items():
@@ -146,7 +147,7 @@ def accuracy_by_stage(accuracies: pd.DataFrame, evaluated_on: str, estimated_on:
             dark = abs(accuracy - intact) > 38
             text = "-" if np.isnan(accuracy) else f"{accuracy:.0f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else BLACK)
-        axes.set_title(f"{axes.get_title()}\nnothing removed: {intact:.0f} %")
+        axes.set_title(f"{textwrap.fill(axes.get_title(), 24)}\nnothing removed: {intact:.0f} %")
         axes.set_xticks(range(len(parts)), [part.removeprefix("stages.") for part in parts])
         axes.set_yticks(range(len(removals)), removals)
         axes.grid(visible=False)
@@ -156,7 +157,7 @@ def accuracy_by_stage(accuracies: pd.DataFrame, evaluated_on: str, estimated_on:
         f"stage in which it is removed; top-1 accuracy (%), {evaluated_on},\n"
         f"batch-norm statistics re-estimated on {estimated_on}", fontsize=8,
     )  # fmt: skip
-    figure.colorbar(image, ax=figure.axes, shrink=0.8, label="change (points)", aspect=30)
+    figure.colorbar(image, ax=figure.axes, shrink=0.8, label="change (points)", aspect=30, extend="both")
     return figure
 
 

@@ -1,5 +1,7 @@
 """One architecture at several precisions: what it reaches, what it costs, and where its features differ."""
 
+import textwrap
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -23,7 +25,7 @@ def accuracy_size_operations(table: pd.DataFrame, evaluated_on: str) -> Figure:
         table: columns precision, top1, low, high (percent; NaN where no run is finished), bytes, ops, ops_elementwise.
         evaluated_on: the images of the accuracies.
     """
-    figure = Figure(figsize=(DOUBLE_COLUMN, 1.9))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 2.0))
     accuracy, size, operations = figure.subplots(1, 3, sharey=True)
     for place, row in enumerate(table.itertuples()):
         colour, marker, _ = _STYLES[row.precision]
@@ -37,7 +39,7 @@ def accuracy_size_operations(table: pd.DataFrame, evaluated_on: str) -> Figure:
         operations.plot(row.ops_elementwise / 1e6, place, **drawn, markerfacecolor="white")
     accuracy.set_yticks(range(len(table)), table["precision"])
     accuracy.set_ylim(len(table) - 0.5, -0.5)
-    accuracy.set_xlabel(f"top-1 accuracy (%), 95 % intervals,\n{evaluated_on}")
+    accuracy.set_xlabel(f"top-1 accuracy (%), 95 % intervals,\n{textwrap.fill(evaluated_on, 32)}")
     accuracy.margins(x=0.1)
     size.set_xlabel("size of the parameters (MB)")
     operations.set_xlabel("operations per image (M); filled: OPs,\nhollow: elementwise work as well")
