@@ -84,11 +84,12 @@ def test_threads_change_no_bit() -> None:
         for threads in (1, 3):
             torch.set_num_threads(threads)
             flat = x.flatten(0, 1)
-            output, product, mean, variance = native._unit(flat, *parameters, 1e-5, torch.float32)
-            _, *of_parameters = native._unit_backward(
-                gradient.flatten(0, 1), flat, *parameters[:6], product, mean, variance, 1e-5, torch.float32
+            output, product, channels = native._unit(flat, *parameters, 1e-5, torch.float32)
+            shift, weight, gamma, _, _, slope, _ = parameters
+            *_, of_channels = native._unit_backward(
+                gradient.flatten(0, 1), flat, shift, weight, gamma, slope, product, channels, 1e-5, torch.float32
             )
-            sums.append([output, mean, variance, *of_parameters[2:]])
+            sums.append([output, channels, of_channels])
     finally:
         torch.set_num_threads(before)
     for one, three in zip(*sums, strict=True):

@@ -39,13 +39,17 @@ def load(source: Path) -> ctypes.CDLL | None:
         return None
 
 
-def call(function: ctypes._CFuncPtr, *arguments: torch.Tensor | int) -> None:
-    """Calls a function with contiguous tensors (pointers), integers (int64) and, last, PyTorch's number of threads."""
-    converted = [
-        ctypes.c_void_p(argument.data_ptr()) if isinstance(argument, torch.Tensor) else ctypes.c_int64(argument)
-        for argument in arguments
-    ]
-    function(*converted, ctypes.c_int(torch.get_num_threads()))
+def call(function: ctypes._CFuncPtr, *arguments: torch.Tensor | float | int) -> None:
+    """Calls a function with contiguous tensors (as pointers), floats (double) and integers (int64), and at the end
+    PyTorch's number of threads (int).
+    """
+    function(*(_converted(argument) for argument in arguments), ctypes.c_int(torch.get_num_threads()))
+
+
+def _converted(argument: torch.Tensor | float | int) -> ctypes._SimpleCData:
+    if isinstance(argument, torch.Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_double(argument) if isinstance(argument, float) else ctypes.c_int64(argument)
 
 
 def _cache() -> Path:

@@ -1,8 +1,8 @@
 // The elementwise passes of a binary unit over its tokens (see unit.py): each reads what it needs once.
 //
-// Tensors are contiguous and row-major: x (tokens, inputs), products and outputs (tokens, outputs). Sums over tokens are
-// taken block by block, in float or integer, and handed out as such: (blocks, outputs). Adding the blocks in order gives
-// the same sum with any number of threads.
+// Tensors are contiguous and row-major: x (tokens, inputs), products and outputs (tokens, outputs). Sums over tokens
+// are taken block by block, in float or integer, and then over the blocks in their order, in more digits: so they are
+// the same with any number of threads.
 
 #include <algorithm>
 #include <cmath>
@@ -78,12 +78,32 @@ struct Shortcut {
 };
 
 
+// What the norm amounts to in each channel, the rows of a (5, outputs) tensor: the product's scale, mean and biased
+// variance of the scaled product, and what a product is multiplied with and what is added to it before RPReLU.
+struct Channels {
+  float *scale, *mean, *variance, *factor, *offset;
+  Channels(float* rows, int64_t outputs)
+      : scale(rows), mean(rows + outputs), variance(rows + 2 * outputs), factor(rows + 3 * outputs),
+        offset(rows + 4 * outputs) {}
+};
+
+// The sums of (blocks, outputs) over the blocks, in their order.
+template <class Sum, class Number>
+std::vector<Sum> totals(const Number* sums, int64_t blocks, int64_t outputs) {
+  std::vector<Sum> total(outputs);
+  for (int64_t block = 0; block < blocks; ++block)
+    for (int64_t o = 0; o < outputs; ++o) total[o] += sums[block * outputs + o];
+  return total;
+}
+
 }  // namespace
 
 extern "C" {
 
-// Keeps int32 products as int16; sums (2, blocks, outputs): of the products, and of their squares.
-void keep_product(const int32_t* product, int16_t* kept, int32_t* sums, int64_t tokens, int64_t outputs, int threads) {
+// Keeps int32 products as int16 and takes their statistics, from sums of integers: exact up to the last step. Reads the
+// first row of channels (scale) and fills the others; sums (2, blocks, outputs) is scratch.
+void normalize(const int32_t* product, const float* gamma, const float* beta, const float* shift_in, double eps,
+               int16_t* kept, int32_t* sums, float* channels, int64_t tokens, int64_t outputs, int threads) {
   const int64_t blocks = (tokens + kBlock - 1) / kBlock;
   for_each_block(tokens, threads, [=](int64_t block, int64_t first, int64_t end) {
     int32_t* sum = sums + block * outputs;
@@ -101,11 +121,25 @@ void keep_product(const int32_t* product, int16_t* kept, int32_t* sums, int64_t 
       }
     }
   });
+  const Channels of(channels, outputs);
+  const auto sum = totals<int64_t>(sums, blocks, outputs);
+  const auto squares = totals<int64_t>(sums + blocks * outputs, blocks, outputs);
+  for (int64_t o = 0; o < outputs; ++o) {
+    const double mean = static_cast<double>(sum[o]) / tokens;
+    const double square = static_cast<double>(squares[o]) / tokens;
+    const double scale = of.scale[o], variance = scale * scale * (square - mean * mean);
+    const double factor = gamma[o] / std::sqrt(variance + eps);
+    of.mean[o] = static_cast<float>(scale * mean);
+    of.variance[o] = static_cast<float>(variance);
+    of.factor[o] = static_cast<float>(factor * scale);
+    of.offset[o] = static_cast<float>(beta[o] - shift_in[o] - factor * scale * mean);
+  }
 }
 
 // y = RPReLU(normalized product + shortcut of x).
-void output(const int16_t* product, const float* x, const float* factor, const float* offset, const float* slope,
-            const float* shift_out, float* y, int64_t tokens, int64_t inputs, int64_t outputs, int threads) {
+void output(const int16_t* product, const float* x, float* channels, const float* slope, const float* shift_out,
+            float* y, int64_t tokens, int64_t inputs, int64_t outputs, int threads) {
+  const Channels of(channels, outputs);
   for_each_block(tokens, threads, [=](int64_t, int64_t first, int64_t end) {
     const Shortcut shortcut{inputs, outputs};
     const int64_t width = shortcut.width;
@@ -113,7 +147,7 @@ void output(const int16_t* product, const float* x, const float* factor, const f
       const float* row = shortcut.row(x + token * inputs);
       for (int64_t from = 0; from < outputs; from += width) {
         const int16_t* p = product + token * outputs + from;
-        const float *f = factor + from, *h = offset + from, *s = slope + from, *shift = shift_out + from;
+        const float *f = of.factor + from, *h = of.offset + from, *s = slope + from, *shift = shift_out + from;
         float* to = y + token * outputs + from;
 #pragma omp simd
         for (int64_t o = 0; o < width; ++o) {
@@ -125,12 +159,16 @@ void output(const int16_t* product, const float* x, const float* factor, const f
   });
 }
 
-// sums (4, blocks, outputs) of the gradient of y: where z > 0; elsewhere; times z elsewhere; through RPReLU times the
-// product.
-void gradient_sums(const float* gradient, const int16_t* product, const float* x, const float* factor,
-                   const float* offset, const float* slope, float* sums, int64_t tokens, int64_t inputs,
-                   int64_t outputs, int threads) {
-  const int64_t size = (tokens + kBlock - 1) / kBlock * outputs;
+// Through RPReLU and batch norm, summed over tokens. Fills gradients (5, outputs), those of gamma, beta, shift_in,
+// slope and shift_out, and weights (3, outputs), with which the gradient of the product is
+// weights[0] * of_z + weights[1] * product + weights[2].
+// sums (4, blocks, outputs) is scratch: of the gradient of y where z > 0; elsewhere; times z elsewhere; through RPReLU
+// times the product.
+void channel_gradients(const float* gradient, const int16_t* product, const float* x, float* channels,
+                       const float* gamma, const float* slope, double eps, float* sums, float* gradients,
+                       float* weights, int64_t tokens, int64_t inputs, int64_t outputs, int threads) {
+  const Channels of(channels, outputs);
+  const int64_t blocks = (tokens + kBlock - 1) / kBlock, size = blocks * outputs;
   for_each_block(tokens, threads, [=](int64_t block, int64_t first, int64_t end) {
     const Shortcut shortcut{inputs, outputs};
     const int64_t width = shortcut.width;
@@ -140,7 +178,7 @@ void gradient_sums(const float* gradient, const int16_t* product, const float* x
       for (int64_t from = 0; from < outputs; from += width) {
         const int16_t* p = product + token * outputs + from;
         const float* g = gradient + token * outputs + from;
-        const float *f = factor + from, *h = offset + from, *s = slope + from;
+        const float *f = of.factor + from, *h = of.offset + from, *s = slope + from;
         float* above = sums + block * outputs + from;
         float *below = above + size, *times_z = below + size, *times_product = times_z + size;
 #pragma omp simd
@@ -156,17 +194,32 @@ void gradient_sums(const float* gradient, const int16_t* product, const float* x
       }
     }
   });
+  const auto above = totals<double>(sums, blocks, outputs), below = totals<double>(sums + size, blocks, outputs);
+  const auto times_z = totals<double>(sums + 2 * size, blocks, outputs);
+  const auto times_product = totals<double>(sums + 3 * size, blocks, outputs);
+  for (int64_t o = 0; o < outputs; ++o) {
+    const double inverse_deviation = 1 / std::sqrt(of.variance[o] + eps);
+    const double of_beta = above[o] + slope[o] * below[o];
+    const double of_gamma = inverse_deviation * (of.scale[o] * times_product[o] - of.mean[o] * of_beta);
+    const double of_parameters[] = {of_gamma, of_beta, -of_beta, times_z[o], above[o] + below[o]};
+    for (int64_t i = 0; i < 5; ++i) gradients[i * outputs + o] = static_cast<float>(of_parameters[i]);
+    const double factor = gamma[o] * inverse_deviation, of_normalized = inverse_deviation * of_gamma / tokens;
+    weights[o] = static_cast<float>(factor);
+    weights[outputs + o] = static_cast<float>(-factor * of_normalized * of.scale[o]);
+    weights[2 * outputs + o] = static_cast<float>(factor * (of.mean[o] * of_normalized - of_beta / tokens));
+  }
 }
 
 }  // extern "C"
 
 namespace {
 
-// The gradient of the product, of_product = a * of_z + b * product + c, and what the shortcut hands to x.
+// The gradient of the product, from the weights of channel_gradients, and what the shortcut hands to x.
 template <class Float>
-void product_gradient(const float* gradient, const int16_t* product, const float* x, const float* factor,
-                      const float* offset, const float* slope, const float* a, const float* b, const float* c,
-                      Float* of_product, float* of_x, int64_t tokens, int64_t inputs, int64_t outputs, int threads) {
+void product_gradient(const float* gradient, const int16_t* product, const float* x, float* channels,
+                      const float* slope, const float* weights, Float* of_product, float* of_x, int64_t tokens,
+                      int64_t inputs, int64_t outputs, int threads) {
+  const Channels of(channels, outputs);
   for_each_block(tokens, threads, [=](int64_t, int64_t first, int64_t end) {
     const Shortcut shortcut{inputs, outputs};
     const int64_t width = shortcut.width;
@@ -178,14 +231,14 @@ void product_gradient(const float* gradient, const int16_t* product, const float
       for (int64_t from = 0; from < outputs; from += width) {
         const int16_t* p = product + token * outputs + from;
         const float* g = gradient + token * outputs + from;
-        const float *f = factor + from, *h = offset + from, *s = slope + from;
-        const float *a_ = a + from, *b_ = b + from, *c_ = c + from;
+        const float *f = of.factor + from, *h = of.offset + from, *s = slope + from;
+        const float *a = weights + from, *b = a + outputs, *c = b + outputs;
         Float* to = of_product + token * outputs + from;
 #pragma omp simd
         for (int64_t o = 0; o < width; ++o) {
           const float z = f[o] * p[o] + h[o] + row[o];
           const float of_z = z > 0 ? g[o] : s[o] * g[o];
-          store(a_[o] * of_z + b_[o] * p[o] + c_[o], to[o]);
+          store(a[o] * of_z + b[o] * p[o] + c[o], to[o]);
           sum[o] += of_z;
         }
       }
@@ -213,7 +266,8 @@ void signs(const float* x, const float* shift, Number* to, int64_t tokens, int64
   });
 }
 
-// Adds to of_x the gradient of the signs times the straight-through estimator's derivative; sums (blocks, inputs) of it.
+// Adds to of_x the gradient of the signs times the straight-through estimator's derivative; sums (blocks, inputs), of
+// what it adds.
 template <class Float>
 void input_gradient(const Float* of_signs, const float* x, const float* shift, float* of_x, float* sums,
                     int64_t tokens, int64_t inputs, int threads) {
@@ -238,26 +292,27 @@ void input_gradient(const Float* of_signs, const float* x, const float* shift, f
 
 }  // namespace
 
-extern "C" void signs_int8(const float* x, const float* shift, int8_t* to, int64_t tokens, int64_t inputs, int threads) {
+extern "C" void signs_int8(const float* x, const float* shift, int8_t* to, int64_t tokens, int64_t inputs,
+                           int threads) {
   signs(x, shift, to, tokens, inputs, threads);
 }
 
 // What has one form for each type of the backward pass's products.
-#define FOR_TYPE(Float, name)                                                                                        \
-  extern "C" void product_gradient_##name(const float* gradient, const int16_t* product, const float* x,             \
-                                          const float* factor, const float* offset, const float* slope,              \
-                                          const float* a, const float* b, const float* c, Float* of_product,         \
-                                          float* of_x, int64_t tokens, int64_t inputs, int64_t outputs, int threads) { \
-    product_gradient(gradient, product, x, factor, offset, slope, a, b, c, of_product, of_x, tokens, inputs,         \
-                     outputs, threads);                                                                              \
-  }                                                                                                                  \
-  extern "C" void signs_##name(const float* x, const float* shift, Float* to, int64_t tokens, int64_t inputs,        \
-                               int threads) {                                                                        \
-    signs(x, shift, to, tokens, inputs, threads);                                                                    \
-  }                                                                                                                  \
-  extern "C" void input_gradient_##name(const Float* of_signs, const float* x, const float* shift, float* of_x,      \
-                                        float* sums, int64_t tokens, int64_t inputs, int threads) {                  \
-    input_gradient(of_signs, x, shift, of_x, sums, tokens, inputs, threads);                                         \
+#define FOR_TYPE(Float, name)                                                                                      \
+  extern "C" void product_gradient_##name(                                                                         \
+      const float* gradient, const int16_t* product, const float* x, float* channels, const float* slope,          \
+      const float* weights, Float* of_product, float* of_x, int64_t tokens, int64_t inputs, int64_t outputs,       \
+      int threads) {                                                                                               \
+    product_gradient(gradient, product, x, channels, slope, weights, of_product, of_x, tokens, inputs, outputs,    \
+                     threads);                                                                                     \
+  }                                                                                                                \
+  extern "C" void signs_##name(const float* x, const float* shift, Float* to, int64_t tokens, int64_t inputs,      \
+                               int threads) {                                                                      \
+    signs(x, shift, to, tokens, inputs, threads);                                                                  \
+  }                                                                                                                \
+  extern "C" void input_gradient_##name(const Float* of_signs, const float* x, const float* shift, float* of_x,    \
+                                        float* sums, int64_t tokens, int64_t inputs, int threads) {                \
+    input_gradient(of_signs, x, shift, of_x, sums, tokens, inputs, threads);                                       \
   }
 
 FOR_TYPE(float, float32)
