@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from binaryvit.quantizers import centre_rows, weight_scale
+
 # Integers up to this magnitude are exact in float16; a product of K signs is at most K.
 _EXACT_IN_FLOAT16 = 2048
 
@@ -109,8 +111,8 @@ class _BinaryUnit(Function):
         ctx, x: Tensor, shift: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, shift_in: Tensor, slope: Tensor,
         shift_out: Tensor, eps: float, dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        scale = weight.abs().mean(1)
-        product = sign_product(int8_sign(x + shift), int8_sign(weight - weight.mean(1, keepdim=True)))
+        scale = weight_scale(weight).flatten()
+        product = sign_product(int8_sign(x + shift), int8_sign(centre_rows(weight)))
         z = product * scale
         product = product.to(_exact_float(weight.shape[1]))
         mean = z.sum(0) / len(z)
@@ -128,8 +130,8 @@ class _BinaryUnit(Function):
     def backward(ctx, gradient: Tensor, _mean: Tensor, _variance: Tensor) -> tuple[Tensor | None, ...]:
         x, shift, weight, product, mean, inverse_deviation, gamma, bias, slope = ctx.saved_tensors
         tokens, dtype = len(x), ctx.dtype
-        scale = weight.abs().mean(1)
-        centred_weight = weight - weight.mean(1, keepdim=True)
+        scale = weight_scale(weight).flatten()
+        centred_weight = centre_rows(weight)
 
         # Through RPReLU: the part of the gradient where z > 0, and the rest.
         centred = (product * scale).sub_(mean)
@@ -155,8 +157,7 @@ class _BinaryUnit(Function):
         of_x = of_x * u.abs_().mul_(-2).add_(2).clamp_(min=0)
         of_shift = of_x.sum(0)
         of_x = _add_shortcut_gradient(of_x, of_z)
-        of_weight = of_weight * (centred_weight.abs() < 1)
-        of_weight = of_weight - of_weight.mean(1, keepdim=True)
+        of_weight = centre_rows(of_weight * (centred_weight.abs() < 1))
         return of_x, of_shift, of_weight, of_gamma, of_beta, -of_beta, of_slope, of_shift_out, None, None
 
 

@@ -223,7 +223,6 @@ class BinaryUnit(nn.Module):
     def _is_fusible(self, x: Tensor) -> bool:
         """Whether this is training as usual: gradients are wanted, both sides have one bit, the norm is a plain one
         that has a batch to take statistics of and tracks them, and no hook wants to see what the submodules pass on.
-        Without the native step, compiled code fuses the modules itself, better than from the step of PyTorch's.
         """
         norm = self.norm.batch_norm
         return (
@@ -235,18 +234,25 @@ class BinaryUnit(nn.Module):
             and norm.track_running_stats
             and norm.momentum is not None
             and x.shape[:-1].numel() > 1
-            and (native.fits(x) or not torch.compiler.is_compiling())
+            and not torch.compiler.is_exporting()
+            # From the step of PyTorch's Inductor makes slower code than from the modules.
+            and (not torch.compiler.is_compiling() or self._is_native(x))
             and not any(_has_hooks(module) for module in self.modules())
         )
 
-    def _fused(self, x: Tensor) -> Tensor:
-        norm = self.norm.batch_norm
-        x = at_least_float32(x)
-        step = native.binary_unit if native.fits(x) else fused.binary_unit
-        y, mean, variance = step(
-            x.flatten(0, -2), self.binarize.shift, self.linear.weight, norm.weight, norm.bias,
-            self.act.shift_in, self.act.slope, self.act.shift_out, norm.eps,
+    def _is_native(self, x: Tensor) -> bool:
+        return native.fits(at_least_float32(x), *self._parameters_in_order())
+
+    def _parameters_in_order(self) -> tuple[Tensor, ...]:
+        norm, act = self.norm.batch_norm, self.act
+        return (
+            self.binarize.shift, self.linear.weight, norm.weight, norm.bias, act.shift_in, act.slope, act.shift_out
         )  # fmt: skip
+
+    def _fused(self, x: Tensor) -> Tensor:
+        step = native.binary_unit if self._is_native(x) else fused.binary_unit
+        tokens = at_least_float32(x).flatten(0, -2)
+        y, mean, variance = step(tokens, *self._parameters_in_order(), self.norm.batch_norm.eps)
         self.norm.track(mean, variance, len(y))
         return y.unflatten(0, x.shape[:-1])
 

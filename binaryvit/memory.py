@@ -9,6 +9,7 @@ HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 # Numbers of glibc's mallopt: from which size an allocation is mapped by itself, and how much freed memory is kept.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 _LARGEST = 2**31 - 1
+_LARGEST_DOCUMENTED = 32 * 2**20  # which older versions of glibc insist on
 
 
 def keep_freed_memory() -> bool:
@@ -23,4 +24,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # another C library
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+    never_mapped = mallopt(_M_MMAP_THRESHOLD, _LARGEST) or mallopt(_M_MMAP_THRESHOLD, _LARGEST_DOCUMENTED)
+    return bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST)) and bool(never_mapped)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from binaryvit.native.unit import compiled_by
 from binaryvit.runs import GitState, Hardware
 
 _PACKAGES = (
@@ -68,7 +69,10 @@ def describe_hardware(device: str | torch.device) -> Hardware:
     kind = torch.device(device).type
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if kind == "cuda" else []
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Hardware(device=kind, cpu=_cpu_name(), cores=available_cores(), memory_gb=round(memory / 1e9, 1), gpus=gpus)
+    return Hardware(
+        device=kind, cpu=_cpu_name(), cores=available_cores(), memory_gb=round(memory / 1e9, 1), gpus=gpus,
+        native_steps=compiled_by() if kind == "cpu" else None,
+    )  # fmt: skip
 
 
 def available_cores() -> int:

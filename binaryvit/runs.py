@@ -56,13 +56,18 @@ class DataRecord(_Record):
 
 
 class Hardware(_Record):
-    """The machine of a run: `device` as torch calls its type (cpu, cuda), `gpus` their names, memory in 1e9 bytes."""
+    """The machine of a run: `device` as torch calls its type (cpu, cuda), `gpus` their names, memory in 1e9 bytes.
+
+    `native_steps`, on a CPU: the compiler of the C++ steps of training (`native`); None where PyTorch's were used,
+    whose results differ by rounding.
+    """
 
     device: str
     cpu: str
     cores: int
     memory_gb: float
     gpus: list[str] = []
+    native_steps: str | None = None
 
 
 class RunResult(_Record):

@@ -6,7 +6,7 @@ import tempfile
 
 # Set before any test imports the libraries that read them; processes that tests start inherit them.
 _cache = tempfile.TemporaryDirectory(prefix="binaryvit-tests-")
-os.environ["HF_HOME"] = _cache.name
+os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = _cache.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"

@@ -82,13 +82,14 @@ def measure_training(
     rows, running = [], []
     with tempfile.TemporaryDirectory(prefix="binaryvit-") as cache:
         try:
-            for case in chosen:
+            for number, case in enumerate(chosen):
                 compiled = MODES[case.mode][0]
-                first = _Process(context, case, batch_size, threads, cache)
+                own_cache = os.path.join(cache, str(number))
+                first = _Process(context, case, batch_size, threads, own_cache)
                 again = None
                 if compiled:
                     first.end()
-                    again = _Process(context, case, batch_size, threads, cache)
+                    again = _Process(context, case, batch_size, threads, own_cache)
                 running.append((case, again or first, first.setup_seconds, again and again.setup_seconds))
             for repetition in range(repetitions):
                 for case, process, *_ in running:

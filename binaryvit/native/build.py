@@ -1,16 +1,19 @@
 """Compiles C++ sources of this package for the processor they run on, once, and loads them.
 
-Plain C functions on pointers: no headers but the standard library's, so a source compiles in seconds.
+Plain C functions on pointers: no headers but the standard library's, so a source compiles in seconds. Their threads are
+those of PyTorch, whose OpenMP runtime is the one already loaded.
 """
 
 import ctypes
 import hashlib
 import logging
 import os
-import platform
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,62 +21,90 @@ import torch
 
 _logger = logging.getLogger(__name__)
 
-# Strict arithmetic but for what nobody can see: exceptions of floating-point operations, and errno.
+# The arithmetic stays IEEE's but for fused multiply-adds, floating-point exceptions and errno.
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+_SECONDS = 120
 
 
 @lru_cache
 def load(source: Path) -> ctypes.CDLL | None:
-    """The compiled functions of a source, or None where there is no compiler for it; then a log message says why.
+    """The compiled functions of a source, or None where it can't be compiled; then a log message says why.
 
     The library is kept in the user's cache (XDG_CACHE_HOME, else ~/.cache) under a name that changes with the source,
-    the flags and the processor, so that machines can share the folder.
+    the flags, the compiler and the processor, so that machines can share the folder. For Linux only.
     """
+    if not sys.platform.startswith("linux"):
+        return None
     try:
-        library = _cache() / f"{source.stem}-{_key(source)}.so"
-        if not library.exists():
-            _compile(source, library)
-        return ctypes.CDLL(str(library))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        _logger.warning("%s could not be compiled, so slower steps of PyTorch do its work: %s", source.name, error)
+        return _load(source, _compiler())
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+        _logger.warning(
+            "The C++ steps of %s could not be compiled or loaded, so slower ones of PyTorch take their place: %s "
+            "A C++ compiler with OpenMP is needed: g++, c++, or what CXX names.", source.name, error
+        )  # fmt: skip
         return None
 
 
+def compiler_of(source: Path) -> str | None:
+    """The first line of `--version` of the compiler that made a source's functions; None where they can't be used."""
+    return _output([*_compiler(), "--version"]).splitlines()[0] if load(source) else None
+
+
 def call(function: ctypes._CFuncPtr, *arguments: torch.Tensor | float | int) -> None:
-    """Calls a function with contiguous tensors (as pointers), floats (double) and integers (int64), and at the end
-    PyTorch's number of threads (int).
+    """Calls a function with tensors (as pointers), floats (double) and integers (int64).
+
+    Raises ValueError for a tensor that C++ can't read as it lies: not on the CPU, or not contiguous.
     """
-    function(*(_converted(argument) for argument in arguments), ctypes.c_int(torch.get_num_threads()))
+    function(*(_converted(argument) for argument in arguments))
 
 
 def _converted(argument: torch.Tensor | float | int) -> ctypes._SimpleCData:
     if isinstance(argument, torch.Tensor):
+        if argument.device.type != "cpu" or not argument.is_contiguous():
+            raise ValueError("C++ steps take contiguous tensors on the CPU.")
         return ctypes.c_void_p(argument.data_ptr())
     return ctypes.c_double(argument) if isinstance(argument, float) else ctypes.c_int64(argument)
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "binaryvit"
+def _compiler() -> list[str]:
+    found = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("c++")]
+    if found == [None]:
+        raise RuntimeError("none was found.")
+    return found
 
 
-def _key(source: Path) -> str:
+def _output(command: list[str], given: str = "") -> str:
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=_SECONDS)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)} failed with:\n{done.stderr.strip()}\n")
+    return done.stdout
+
+
+def _load(source: Path, compiler: list[str]) -> ctypes.CDLL:
+    # All macros the compiler defines: its version, and what the processor has.
+    target = _output([*compiler, "-march=native", "-x", "c++", "-E", "-dM", "-"])
+    key = hashlib.sha256("\0".join((source.read_text(), *_FLAGS, target)).encode()).hexdigest()[:16]
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "binaryvit" / f"{source.stem}-{key}.so"
+    if kept.exists():
+        try:
+            return ctypes.CDLL(str(kept))
+        except OSError:  # damaged, or made for another system's libraries: made again below
+            kept.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=_writable(kept.parent)) as folder:
+        made = Path(folder) / kept.name
+        _output([*compiler, *_FLAGS, "-o", str(made), str(source)])
+        library = ctypes.CDLL(str(made))  # stays loaded when its name is gone
+        with made.open("rb") as file:  # a library cut short by a crash would take down whoever loads it
+            os.fsync(file.fileno())
+        with suppress(OSError):  # another process was first, or the folder can't be written
+            os.link(made, kept)  # never over a library that another process has in use
+        return library
+
+
+def _writable(folder: Path) -> Path | None:
+    """The folder, made if need be; None, the system's temporary one, where it can't be written to."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        processor = ""
-    parts = (source.read_text(), " ".join(_FLAGS), platform.machine(), processor)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _compile(source: Path, library: Path) -> None:
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        raise RuntimeError("no C++ compiler was found")
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        made = Path(folder) / library.name
-        done = subprocess.run([compiler, *_FLAGS, "-o", str(made), str(source)], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{compiler} failed with:\n{done.stderr.strip()}")
-        made.replace(library)  # at once: another process may be doing the same
+        return None
+    return folder if os.access(folder, os.W_OK) else None

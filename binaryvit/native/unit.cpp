@@ -12,13 +12,15 @@
 
 namespace {
 
-constexpr int64_t kBlock = 64;  // tokens; also in unit.py
+constexpr int64_t kBlock = 64;  // tokens: the squares of so many products, each at most 4096, add up in an int32
+
+int64_t count_blocks(int64_t tokens) { return (tokens + kBlock - 1) / kBlock; }
 
 // Calls work(block, first token, end token) for every block of tokens.
 template <class Work>
-void for_each_block(int64_t tokens, int threads, Work work) {
-  const int64_t blocks = (tokens + kBlock - 1) / kBlock;
-#pragma omp parallel for num_threads(threads) schedule(static)
+void for_each_block(int64_t tokens, Work work) {
+  const int64_t blocks = count_blocks(tokens);
+#pragma omp parallel for schedule(static)
   for (int64_t block = 0; block < blocks; ++block)
     work(block, block * kBlock, std::min(tokens, (block + 1) * kBlock));
 }
@@ -47,10 +49,10 @@ inline float load(BFloat16 from) {
 }
 
 // How a unit's input reaches its output past the product: copied side by side into a wider one, averaged over groups of
-// adjacent channels into a narrower one. Both are `copies` repetitions of one row of `width` numbers.
+// adjacent channels into a narrower one. Both repeat one row of `width` numbers.
 struct Shortcut {
   int64_t inputs, outputs;
-  int64_t width = std::min(inputs, outputs), copies = outputs / width, group = inputs / width;
+  int64_t width = std::min(inputs, outputs), group = inputs / width;
   mutable std::vector<float> means = std::vector<float>(group > 1 ? width : 0);
 
   const float* row(const float* x) const {
@@ -77,22 +79,21 @@ struct Shortcut {
   }
 };
 
-
 // What the norm amounts to in each channel, the rows of a (5, outputs) tensor: the product's scale, mean and biased
 // variance of the scaled product, and what a product is multiplied with and what is added to it before RPReLU.
 struct Channels {
-  float *scale, *mean, *variance, *factor, *offset;
-  Channels(float* rows, int64_t outputs)
+  const float *scale, *mean, *variance, *factor, *offset;
+  Channels(const float* rows, int64_t outputs)
       : scale(rows), mean(rows + outputs), variance(rows + 2 * outputs), factor(rows + 3 * outputs),
         offset(rows + 4 * outputs) {}
 };
 
-// The sums of (blocks, outputs) over the blocks, in their order.
+// The sums of (blocks, channels) over the blocks, in their order.
 template <class Sum, class Number>
-std::vector<Sum> totals(const Number* sums, int64_t blocks, int64_t outputs) {
-  std::vector<Sum> total(outputs);
+std::vector<Sum> totals(const Number* sums, int64_t blocks, int64_t channels) {
+  std::vector<Sum> total(channels);
   for (int64_t block = 0; block < blocks; ++block)
-    for (int64_t o = 0; o < outputs; ++o) total[o] += sums[block * outputs + o];
+    for (int64_t channel = 0; channel < channels; ++channel) total[channel] += sums[block * channels + channel];
   return total;
 }
 
@@ -101,15 +102,14 @@ std::vector<Sum> totals(const Number* sums, int64_t blocks, int64_t outputs) {
 extern "C" {
 
 // Keeps int32 products as int16 and takes their statistics, from sums of integers: exact up to the last step. Reads the
-// first row of channels (scale) and fills the others; sums (2, blocks, outputs) is scratch.
-void normalize(const int32_t* product, const float* gamma, const float* beta, const float* shift_in, double eps,
-               int16_t* kept, int32_t* sums, float* channels, int64_t tokens, int64_t outputs, int threads) {
-  const int64_t blocks = (tokens + kBlock - 1) / kBlock;
-  for_each_block(tokens, threads, [=](int64_t block, int64_t first, int64_t end) {
-    int32_t* sum = sums + block * outputs;
-    int32_t* squares = sums + (blocks + block) * outputs;
-    std::fill(sum, sum + outputs, 0);
-    std::fill(squares, squares + outputs, 0);
+// first row of channels (scale) and fills the others.
+void keep_and_normalize(const int32_t* product, const float* gamma, const float* beta, const float* shift_in,
+                        double eps, int16_t* kept, float* channels, int64_t tokens, int64_t outputs) {
+  const int64_t blocks = count_blocks(tokens);
+  std::vector<int32_t> sums_of_blocks(blocks * outputs), squares_of_blocks(blocks * outputs);
+  int32_t *all_sums = sums_of_blocks.data(), *all_squares = squares_of_blocks.data();
+  for_each_block(tokens, [=](int64_t block, int64_t first, int64_t end) {
+    int32_t *sum = all_sums + block * outputs, *squares = all_squares + block * outputs;
     for (int64_t token = first; token < end; ++token) {
       const int32_t* p = product + token * outputs;
       int16_t* k = kept + token * outputs;
@@ -121,33 +121,29 @@ void normalize(const int32_t* product, const float* gamma, const float* beta, co
       }
     }
   });
-  const Channels of(channels, outputs);
-  const auto sum = totals<int64_t>(sums, blocks, outputs);
-  const auto squares = totals<int64_t>(sums + blocks * outputs, blocks, outputs);
+  const auto sum = totals<int64_t>(all_sums, blocks, outputs), squares = totals<int64_t>(all_squares, blocks, outputs);
   for (int64_t o = 0; o < outputs; ++o) {
-    const double mean = static_cast<double>(sum[o]) / tokens;
-    const double square = static_cast<double>(squares[o]) / tokens;
-    const double scale = of.scale[o], variance = scale * scale * (square - mean * mean);
+    const double mean = static_cast<double>(sum[o]) / tokens, square = static_cast<double>(squares[o]) / tokens;
+    const double scale = channels[o], variance = scale * scale * (square - mean * mean);
     const double factor = gamma[o] / std::sqrt(variance + eps);
-    of.mean[o] = static_cast<float>(scale * mean);
-    of.variance[o] = static_cast<float>(variance);
-    of.factor[o] = static_cast<float>(factor * scale);
-    of.offset[o] = static_cast<float>(beta[o] - shift_in[o] - factor * scale * mean);
+    const double row[] = {scale, scale * mean, variance, factor * scale, beta[o] - shift_in[o] - factor * scale * mean};
+    for (int64_t i = 0; i < 5; ++i) channels[i * outputs + o] = static_cast<float>(row[i]);
   }
 }
 
 // y = RPReLU(normalized product + shortcut of x).
-void output(const int16_t* product, const float* x, float* channels, const float* slope, const float* shift_out,
-            float* y, int64_t tokens, int64_t inputs, int64_t outputs, int threads) {
-  const Channels of(channels, outputs);
-  for_each_block(tokens, threads, [=](int64_t, int64_t first, int64_t end) {
+void activate(const int16_t* product, const float* x, const float* channels, const float* slope,
+              const float* shift_out, float* y, int64_t tokens, int64_t inputs, int64_t outputs) {
+  const Channels channel(channels, outputs);
+  for_each_block(tokens, [=](int64_t, int64_t first, int64_t end) {
     const Shortcut shortcut{inputs, outputs};
     const int64_t width = shortcut.width;
     for (int64_t token = first; token < end; ++token) {
       const float* row = shortcut.row(x + token * inputs);
       for (int64_t from = 0; from < outputs; from += width) {
         const int16_t* p = product + token * outputs + from;
-        const float *f = of.factor + from, *h = of.offset + from, *s = slope + from, *shift = shift_out + from;
+        const float *f = channel.factor + from, *h = channel.offset + from, *s = slope + from;
+        const float* shift = shift_out + from;
         float* to = y + token * outputs + from;
 #pragma omp simd
         for (int64_t o = 0; o < width; ++o) {
@@ -162,51 +158,59 @@ void output(const int16_t* product, const float* x, float* channels, const float
 // Through RPReLU and batch norm, summed over tokens. Fills gradients (5, outputs), those of gamma, beta, shift_in,
 // slope and shift_out, and weights (3, outputs), with which the gradient of the product is
 // weights[0] * of_z + weights[1] * product + weights[2].
-// sums (4, blocks, outputs) is scratch: of the gradient of y where z > 0; elsewhere; times z elsewhere; through RPReLU
-// times the product.
-void channel_gradients(const float* gradient, const int16_t* product, const float* x, float* channels,
-                       const float* gamma, const float* slope, double eps, float* sums, float* gradients,
-                       float* weights, int64_t tokens, int64_t inputs, int64_t outputs, int threads) {
-  const Channels of(channels, outputs);
-  const int64_t blocks = (tokens + kBlock - 1) / kBlock, size = blocks * outputs;
-  for_each_block(tokens, threads, [=](int64_t block, int64_t first, int64_t end) {
+void channel_gradients(const float* gradient, const int16_t* product, const float* x, const float* channels,
+                       const float* gamma, const float* slope, double eps, float* gradients, float* weights,
+                       int64_t tokens, int64_t inputs, int64_t outputs) {
+  const Channels channel(channels, outputs);
+  const int64_t blocks = count_blocks(tokens), size = blocks * outputs;
+  // Near the products' mean, so that no digits are lost where a channel hardly varies; an integer, so that the
+  // difference is exact.
+  std::vector<float> centres(outputs);
+  for (int64_t o = 0; o < outputs; ++o)
+    centres[o] = channel.scale[o] > 0 ? std::round(channel.mean[o] / channel.scale[o]) : 0.0f;
+  // Of the gradient of y: where z > 0; elsewhere; times z elsewhere; through RPReLU times the centred product.
+  std::vector<float> sums(4 * size);
+  const float* all_centres = centres.data();
+  float* all_sums = sums.data();
+  for_each_block(tokens, [=](int64_t block, int64_t first, int64_t end) {
     const Shortcut shortcut{inputs, outputs};
     const int64_t width = shortcut.width;
-    for (int64_t i = 0; i < 4; ++i) std::fill_n(sums + i * size + block * outputs, outputs, 0.0f);
     for (int64_t token = first; token < end; ++token) {
       const float* row = shortcut.row(x + token * inputs);
       for (int64_t from = 0; from < outputs; from += width) {
         const int16_t* p = product + token * outputs + from;
-        const float* g = gradient + token * outputs + from;
-        const float *f = of.factor + from, *h = of.offset + from, *s = slope + from;
-        float* above = sums + block * outputs + from;
+        const float *g = gradient + token * outputs + from, *centre = all_centres + from;
+        const float *f = channel.factor + from, *h = channel.offset + from, *s = slope + from;
+        float* above = all_sums + block * outputs + from;
         float *below = above + size, *times_z = below + size, *times_product = times_z + size;
 #pragma omp simd
         for (int64_t o = 0; o < width; ++o) {
           const float z = f[o] * p[o] + h[o] + row[o];
           const float rest = z > 0 ? 0.0f : g[o];
-          const float passed = g[o] - rest;
+          const float passed = z > 0 ? g[o] : 0.0f;
           above[o] += passed;
           below[o] += rest;
           times_z[o] += rest * z;
-          times_product[o] += (passed + s[o] * rest) * p[o];
+          times_product[o] += (passed + s[o] * rest) * (p[o] - centre[o]);
         }
       }
     }
   });
-  const auto above = totals<double>(sums, blocks, outputs), below = totals<double>(sums + size, blocks, outputs);
-  const auto times_z = totals<double>(sums + 2 * size, blocks, outputs);
-  const auto times_product = totals<double>(sums + 3 * size, blocks, outputs);
+  const auto above = totals<double>(all_sums, blocks, outputs);
+  const auto below = totals<double>(all_sums + size, blocks, outputs);
+  const auto times_z = totals<double>(all_sums + 2 * size, blocks, outputs);
+  const auto times_product = totals<double>(all_sums + 3 * size, blocks, outputs);
   for (int64_t o = 0; o < outputs; ++o) {
-    const double inverse_deviation = 1 / std::sqrt(of.variance[o] + eps);
+    const double scale = channel.scale[o], mean = channel.mean[o];
+    const double inverse_deviation = 1 / std::sqrt(channel.variance[o] + eps);
     const double of_beta = above[o] + slope[o] * below[o];
-    const double of_gamma = inverse_deviation * (of.scale[o] * times_product[o] - of.mean[o] * of_beta);
-    const double of_parameters[] = {of_gamma, of_beta, -of_beta, times_z[o], above[o] + below[o]};
-    for (int64_t i = 0; i < 5; ++i) gradients[i * outputs + o] = static_cast<float>(of_parameters[i]);
+    const double of_gamma = inverse_deviation * (scale * times_product[o] + (scale * centres[o] - mean) * of_beta);
+    const double of_channel[] = {of_gamma, of_beta, -of_beta, times_z[o], above[o] + below[o]};
+    for (int64_t i = 0; i < 5; ++i) gradients[i * outputs + o] = static_cast<float>(of_channel[i]);
     const double factor = gamma[o] * inverse_deviation, of_normalized = inverse_deviation * of_gamma / tokens;
     weights[o] = static_cast<float>(factor);
-    weights[outputs + o] = static_cast<float>(-factor * of_normalized * of.scale[o]);
-    weights[2 * outputs + o] = static_cast<float>(factor * (of.mean[o] * of_normalized - of_beta / tokens));
+    weights[outputs + o] = static_cast<float>(-factor * of_normalized * scale);
+    weights[2 * outputs + o] = static_cast<float>(factor * (mean * of_normalized - of_beta / tokens));
   }
 }
 
@@ -216,11 +220,11 @@ namespace {
 
 // The gradient of the product, from the weights of channel_gradients, and what the shortcut hands to x.
 template <class Float>
-void product_gradient(const float* gradient, const int16_t* product, const float* x, float* channels,
+void product_gradient(const float* gradient, const int16_t* product, const float* x, const float* channels,
                       const float* slope, const float* weights, Float* of_product, float* of_x, int64_t tokens,
-                      int64_t inputs, int64_t outputs, int threads) {
-  const Channels of(channels, outputs);
-  for_each_block(tokens, threads, [=](int64_t, int64_t first, int64_t end) {
+                      int64_t inputs, int64_t outputs) {
+  const Channels channel(channels, outputs);
+  for_each_block(tokens, [=](int64_t, int64_t first, int64_t end) {
     const Shortcut shortcut{inputs, outputs};
     const int64_t width = shortcut.width;
     std::vector<float> passed(width);  // to the row that is repeated
@@ -231,7 +235,7 @@ void product_gradient(const float* gradient, const int16_t* product, const float
       for (int64_t from = 0; from < outputs; from += width) {
         const int16_t* p = product + token * outputs + from;
         const float* g = gradient + token * outputs + from;
-        const float *f = of.factor + from, *h = of.offset + from, *s = slope + from;
+        const float *f = channel.factor + from, *h = channel.offset + from, *s = slope + from;
         const float *a = weights + from, *b = a + outputs, *c = b + outputs;
         Float* to = of_product + token * outputs + from;
 #pragma omp simd
@@ -255,8 +259,8 @@ void product_gradient(const float* gradient, const int16_t* product, const float
 
 // The signs of x + shift, sign(0) = +1, as the type that products take.
 template <class Number>
-void signs(const float* x, const float* shift, Number* to, int64_t tokens, int64_t inputs, int threads) {
-  for_each_block(tokens, threads, [=](int64_t, int64_t first, int64_t end) {
+void signs(const float* x, const float* shift, Number* to, int64_t tokens, int64_t inputs) {
+  for_each_block(tokens, [=](int64_t, int64_t first, int64_t end) {
     for (int64_t token = first; token < end; ++token) {
       const float *row = x + token * inputs, *b = shift;
       Number* signs = to + token * inputs;
@@ -266,53 +270,51 @@ void signs(const float* x, const float* shift, Number* to, int64_t tokens, int64
   });
 }
 
-// Adds to of_x the gradient of the signs times the straight-through estimator's derivative; sums (blocks, inputs), of
-// what it adds.
+// Adds to of_x the gradient of the signs times the straight-through estimator's derivative; of_shift is the sum of it.
 template <class Float>
-void input_gradient(const Float* of_signs, const float* x, const float* shift, float* of_x, float* sums,
-                    int64_t tokens, int64_t inputs, int threads) {
-  for_each_block(tokens, threads, [=](int64_t block, int64_t first, int64_t end) {
-    float* sum = sums + block * inputs;
-    std::fill(sum, sum + inputs, 0.0f);
+void input_gradient(const Float* of_signs, const float* x, const float* shift, float* of_x, float* of_shift,
+                    int64_t tokens, int64_t inputs) {
+  const int64_t blocks = count_blocks(tokens);
+  std::vector<float> sums(blocks * inputs);
+  float* all_sums = sums.data();
+  for_each_block(tokens, [=](int64_t block, int64_t first, int64_t end) {
     for (int64_t token = first; token < end; ++token) {
-      const float* from = x + token * inputs;
+      const float *from = x + token * inputs, *b = shift;
       const Float* g = of_signs + token * inputs;
-      const float* b = shift;
-      float* to = of_x + token * inputs;
+      float *to = of_x + token * inputs, *sum = all_sums + block * inputs;
 #pragma omp simd
       for (int64_t i = 0; i < inputs; ++i) {
         const float derivative = 2 - 2 * std::fabs(from[i] + b[i]);
-        const float passed = derivative > 0 ? derivative * load(g[i]) : 0.0f;
+        const float passed = (derivative < 0 ? 0.0f : derivative) * load(g[i]);  // NaN stays one
         to[i] += passed;
         sum[i] += passed;
       }
     }
   });
+  const auto total = totals<double>(all_sums, blocks, inputs);
+  for (int64_t i = 0; i < inputs; ++i) of_shift[i] = static_cast<float>(total[i]);
 }
 
 }  // namespace
 
-extern "C" void signs_int8(const float* x, const float* shift, int8_t* to, int64_t tokens, int64_t inputs,
-                           int threads) {
-  signs(x, shift, to, tokens, inputs, threads);
+extern "C" void signs_int8(const float* x, const float* shift, int8_t* to, int64_t tokens, int64_t inputs) {
+  signs(x, shift, to, tokens, inputs);
 }
 
 // What has one form for each type of the backward pass's products.
-#define FOR_TYPE(Float, name)                                                                                      \
-  extern "C" void product_gradient_##name(                                                                         \
-      const float* gradient, const int16_t* product, const float* x, float* channels, const float* slope,          \
-      const float* weights, Float* of_product, float* of_x, int64_t tokens, int64_t inputs, int64_t outputs,       \
-      int threads) {                                                                                               \
-    product_gradient(gradient, product, x, channels, slope, weights, of_product, of_x, tokens, inputs, outputs,    \
-                     threads);                                                                                     \
-  }                                                                                                                \
-  extern "C" void signs_##name(const float* x, const float* shift, Float* to, int64_t tokens, int64_t inputs,      \
-                               int threads) {                                                                      \
-    signs(x, shift, to, tokens, inputs, threads);                                                                  \
-  }                                                                                                                \
-  extern "C" void input_gradient_##name(const Float* of_signs, const float* x, const float* shift, float* of_x,    \
-                                        float* sums, int64_t tokens, int64_t inputs, int threads) {                \
-    input_gradient(of_signs, x, shift, of_x, sums, tokens, inputs, threads);                                       \
+#define FOR_TYPE(Float, name)                                                                                          \
+  extern "C" void product_gradient_##name(const float* gradient, const int16_t* product, const float* x,               \
+                                          const float* channels, const float* slope, const float* weights,             \
+                                          Float* of_product, float* of_x, int64_t tokens, int64_t inputs,              \
+                                          int64_t outputs) {                                                           \
+    product_gradient(gradient, product, x, channels, slope, weights, of_product, of_x, tokens, inputs, outputs);       \
+  }                                                                                                                    \
+  extern "C" void signs_##name(const float* x, const float* shift, Float* to, int64_t tokens, int64_t inputs) {        \
+    signs(x, shift, to, tokens, inputs);                                                                               \
+  }                                                                                                                    \
+  extern "C" void input_gradient_##name(const Float* of_signs, const float* x, const float* shift, float* of_x,        \
+                                        float* of_shift, int64_t tokens, int64_t inputs) {                             \
+    input_gradient(of_signs, x, shift, of_x, of_shift, tokens, inputs);                                                \
   }
 
 FOR_TYPE(float, float32)

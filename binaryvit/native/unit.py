@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from binaryvit.fused import int8_sign, product_dtype, sign_product, without_autocast
-from binaryvit.native.build import call, load
+from binaryvit.fused import int8_sign, product_dtype, sign_product
+from binaryvit.native.build import call, compiler_of, load
 from binaryvit.quantizers import centre_rows, weight_scale
 
 _SOURCE = Path(__file__).with_name("unit.cpp")
-_BLOCK = 64  # tokens per partial sum, as in unit.cpp
-# Squares of this many products, up to K each, fit an int32; so does a product an int16.
+# The sums of squares in unit.cpp fit an int32: 64 * 4096 ** 2 < 2 ** 31; and a product an int16.
 _MOST_INPUTS = 4096
 _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -25,11 +24,18 @@ def _is_available() -> bool:
     return load(_SOURCE) is not None
 
 
-def fits(x: Tensor) -> bool:
-    """Whether `binary_unit` can be used for x (..., K), with the products of the backward pass in autocast's type."""
+def compiled_by() -> str | None:
+    """The compiler of the C++ steps, by its own words; None where they can't be used."""
+    return compiler_of(_SOURCE)
+
+
+def fits(x: Tensor, *parameters: Tensor) -> bool:
+    """Whether `binary_unit` can be used: x (..., K) and its parameters are float32 on the CPU, the parameters
+    contiguous, K is at most 4096, autocast asks for bfloat16 or nothing, and there is a compiler.
+    """
     return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
+        all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in (x, *parameters))
+        and all(parameter.is_contiguous() for parameter in parameters)
         and x.shape[-1] <= _MOST_INPUTS
         and product_dtype(x) in _SUFFIXES
         and _is_available()
@@ -41,14 +47,12 @@ def binary_unit(
     shift_out: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`fused.binary_unit`, for what `fits`. Keeps x and the products as int16 for the backward pass."""
-    dtype = product_dtype(x)
-    with without_autocast(x):
-        output, _, channels = _unit(x, shift, weight, gamma, beta, shift_in, slope, shift_out, eps, dtype)
+    output, _, channels = _unit(x, shift, weight, gamma, beta, shift_in, slope, shift_out, eps, product_dtype(x))
     _, mean, variance, *_ = channels.detach()
     return output, mean, variance
 
 
-@torch.library.custom_op("binaryvit::unit", mutates_args=())
+@torch.library.custom_op("binaryvit::unit", mutates_args=(), device_types="cpu")
 def _unit(
     x: Tensor, shift: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, shift_in: Tensor, slope: Tensor,
     shift_out: Tensor, eps: float, dtype: torch.dtype,
@@ -60,24 +64,21 @@ def _unit(
     call(library.signs_int8, x, shift, signs, tokens, inputs)
     wide = sign_product(signs, int8_sign(centre_rows(weight))).int()  # already so, but for a single input
     product = torch.empty_like(wide, dtype=torch.int16)
-    sums = torch.empty(2, _blocks(tokens), outputs, dtype=torch.int32)
-    channels = torch.empty(5, outputs)
+    channels = x.new_empty(5, outputs)
     channels[0] = weight_scale(weight).flatten()
-    call(library.normalize, wide, gamma, beta, shift_in, eps, product, sums, channels, tokens, outputs)
+    call(library.keep_and_normalize, wide, gamma, beta, shift_in, eps, product, channels, tokens, outputs)
     del wide
-    output = torch.empty(tokens, outputs)
-    call(library.output, product, x, channels, slope, shift_out, output, tokens, inputs, outputs)
+    output = x.new_empty(tokens, outputs)
+    call(library.activate, product, x, channels, slope, shift_out, output, tokens, inputs, outputs)
     return output, product, channels
-
-
-def _blocks(tokens: int) -> int:
-    return -(-tokens // _BLOCK)
 
 
 @_unit.register_fake
 def _(x, shift, weight, gamma, beta, shift_in, slope, shift_out, eps, dtype):
-    output = x.new_empty(len(x), len(weight))
-    return output, torch.empty_like(output, dtype=torch.int16), x.new_empty(5, len(weight))
+    tokens, outputs = x.shape[0], weight.shape[0]
+    return (
+        x.new_empty(tokens, outputs), x.new_empty(tokens, outputs, dtype=torch.int16), x.new_empty(5, outputs),
+    )  # fmt: skip
 
 
 def _keep(ctx, inputs, output) -> None:
@@ -85,15 +86,14 @@ def _keep(ctx, inputs, output) -> None:
     _, product, channels = output
     ctx.save_for_backward(x, shift, weight, gamma, slope, product, channels)
     ctx.mark_non_differentiable(product, channels)
-    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, gradient: Tensor, *_unused: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx, gradient: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
     *of_inputs, of_channels = _unit_backward(gradient, *ctx.saved_tensors, ctx.eps, ctx.dtype)
     return *of_inputs, *of_channels, None, None
 
 
-@torch.library.custom_op("binaryvit::unit_backward", mutates_args=())
+@torch.library.custom_op("binaryvit::unit_backward", mutates_args=(), device_types="cpu")
 def _unit_backward(
     gradient: Tensor, x: Tensor, shift: Tensor, weight: Tensor, gamma: Tensor, slope: Tensor, product: Tensor,
     channels: Tensor, eps: float, dtype: torch.dtype,
@@ -103,11 +103,10 @@ def _unit_backward(
     tokens, inputs, outputs = sizes = *x.shape, len(weight)
 
     # Through RPReLU and batch norm.
-    sums = torch.empty(4, _blocks(tokens), outputs)
-    of_channels, weights = torch.empty(5, outputs), torch.empty(3, outputs)
+    of_channels, weights = x.new_empty(5, outputs), x.new_empty(3, outputs)
     given = (gradient, product, x, channels)
-    call(library.channel_gradients, *given, gamma, slope, eps, sums, of_channels, weights, *sizes)
-    of_product, of_x = torch.empty(tokens, outputs, dtype=dtype), torch.empty_like(x)
+    call(library.channel_gradients, *given, gamma, slope, eps, of_channels, weights, *sizes)
+    of_product, of_x = x.new_empty(tokens, outputs, dtype=dtype), torch.empty_like(x)
     call(library[f"product_gradient_{suffix}"], *given, slope, weights, of_product, of_x, *sizes)
 
     # Through the product, with s * sign(W) as it is multiplied, to both signs' straight-through estimators.
@@ -117,14 +116,19 @@ def _unit_backward(
     call(library[f"signs_{suffix}"], x, shift, signs, tokens, inputs)
     of_weight = centre_rows((of_product.t() @ signs).float() * (centred_weight.abs() < 1))
     of_signs = torch.mm(of_product, binary_weight.to(dtype), out=signs)
-    sums = torch.empty(_blocks(tokens), inputs)
-    call(library[f"input_gradient_{suffix}"], of_signs, x, shift, of_x, sums, tokens, inputs)
-    return of_x, sums.sum(0), of_weight, of_channels
+    of_shift = torch.empty_like(shift)
+    call(library[f"input_gradient_{suffix}"], of_signs, x, shift, of_x, of_shift, tokens, inputs)
+    return of_x, of_shift, of_weight, of_channels
 
 
 @_unit_backward.register_fake
 def _(gradient, x, shift, weight, gamma, slope, product, channels, eps, dtype):
-    return torch.empty_like(x), torch.empty_like(shift), torch.empty_like(weight), torch.empty_like(channels)
+    return (
+        x.new_empty(x.shape),
+        shift.new_empty(shift.shape),
+        weight.new_empty(weight.shape),
+        torch.empty_like(channels),
+    )
 
 
 _unit.register_autograd(_backward, setup_context=_keep)
