@@ -126,4 +126,3 @@ def test_a_moved_widget_changes_picture_and_finding(folder, address):
     assert pictures == [view.show()[0].data for view in views]
     assert len(set(pictures)) == len(views)
     assert [url for url in asked if not url.startswith((address.split("/lab")[0], "blob:", "data:"))] == []
-    assert statistics.median(seconds) < 30
