@@ -16,11 +16,13 @@ constexpr int64_t kBlock = 64;  // tokens: the squares of so many products, each
 
 int64_t count_blocks(int64_t tokens) { return (tokens + kBlock - 1) / kBlock; }
 
+constexpr int64_t kWorthAThread = 32768;  // numbers, PyTorch's own measure
+
 // Calls work(block, first token, end token) for every block of tokens.
 template <class Work>
-void for_each_block(int64_t tokens, Work work) {
+void for_each_block(int64_t tokens, int64_t channels, Work work) {
   const int64_t blocks = count_blocks(tokens);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (tokens * channels > kWorthAThread)
   for (int64_t block = 0; block < blocks; ++block)
     work(block, block * kBlock, std::min(tokens, (block + 1) * kBlock));
 }
@@ -108,7 +110,7 @@ void keep_and_normalize(const int32_t* product, const float* gamma, const float*
   const int64_t blocks = count_blocks(tokens);
   std::vector<int32_t> sums_of_blocks(blocks * outputs), squares_of_blocks(blocks * outputs);
   int32_t *all_sums = sums_of_blocks.data(), *all_squares = squares_of_blocks.data();
-  for_each_block(tokens, [=](int64_t block, int64_t first, int64_t end) {
+  for_each_block(tokens, outputs, [=](int64_t block, int64_t first, int64_t end) {
     int32_t *sum = all_sums + block * outputs, *squares = all_squares + block * outputs;
     for (int64_t token = first; token < end; ++token) {
       const int32_t* p = product + token * outputs;
@@ -135,7 +137,7 @@ void keep_and_normalize(const int32_t* product, const float* gamma, const float*
 void activate(const int16_t* product, const float* x, const float* channels, const float* slope,
               const float* shift_out, float* y, int64_t tokens, int64_t inputs, int64_t outputs) {
   const Channels channel(channels, outputs);
-  for_each_block(tokens, [=](int64_t, int64_t first, int64_t end) {
+  for_each_block(tokens, outputs, [=](int64_t, int64_t first, int64_t end) {
     const Shortcut shortcut{inputs, outputs};
     const int64_t width = shortcut.width;
     for (int64_t token = first; token < end; ++token) {
@@ -172,7 +174,7 @@ void channel_gradients(const float* gradient, const int16_t* product, const floa
   std::vector<float> sums(4 * size);
   const float* all_centres = centres.data();
   float* all_sums = sums.data();
-  for_each_block(tokens, [=](int64_t block, int64_t first, int64_t end) {
+  for_each_block(tokens, outputs, [=](int64_t block, int64_t first, int64_t end) {
     const Shortcut shortcut{inputs, outputs};
     const int64_t width = shortcut.width;
     for (int64_t token = first; token < end; ++token) {
@@ -224,7 +226,7 @@ void product_gradient(const float* gradient, const int16_t* product, const float
                       const float* slope, const float* weights, Float* of_product, float* of_x, int64_t tokens,
                       int64_t inputs, int64_t outputs) {
   const Channels channel(channels, outputs);
-  for_each_block(tokens, [=](int64_t, int64_t first, int64_t end) {
+  for_each_block(tokens, outputs, [=](int64_t, int64_t first, int64_t end) {
     const Shortcut shortcut{inputs, outputs};
     const int64_t width = shortcut.width;
     std::vector<float> passed(width);  // to the row that is repeated
@@ -260,7 +262,7 @@ void product_gradient(const float* gradient, const int16_t* product, const float
 // The signs of x + shift, sign(0) = +1, as the type that products take.
 template <class Number>
 void signs(const float* x, const float* shift, Number* to, int64_t tokens, int64_t inputs) {
-  for_each_block(tokens, [=](int64_t, int64_t first, int64_t end) {
+  for_each_block(tokens, inputs, [=](int64_t, int64_t first, int64_t end) {
     for (int64_t token = first; token < end; ++token) {
       const float *row = x + token * inputs, *b = shift;
       Number* signs = to + token * inputs;
@@ -277,7 +279,7 @@ void input_gradient(const Float* of_signs, const float* x, const float* shift, f
   const int64_t blocks = count_blocks(tokens);
   std::vector<float> sums(blocks * inputs);
   float* all_sums = sums.data();
-  for_each_block(tokens, [=](int64_t block, int64_t first, int64_t end) {
+  for_each_block(tokens, inputs, [=](int64_t block, int64_t first, int64_t end) {
     for (int64_t token = first; token < end; ++token) {
       const float *from = x + token * inputs, *b = shift;
       const Float* g = of_signs + token * inputs;
