@@ -123,8 +123,11 @@ def _analyse_all(study: Study, notebooks: Sequence[Path], environment: dict[str,
 def _analyse(study: Study, notebook: Path, environment: dict[str, str], say: Say) -> bool:
     """Executes an analysis notebook into the study's folder; says so and returns False when it fails."""
     parameters, names = {"study": "."}, {}
+    declared = declared_parameters(notebook)
+    if "write" in declared:
+        parameters["write"] = True
     data_dir = study.runs[0].config.data_dir  # seen from the study's folder, in which notebooks run
-    if data_dir is not None and "data_dir" in declared_parameters(notebook):
+    if data_dir is not None and "data_dir" in declared:
         parameters["data_dir"] = data_dir
         names[data_dir] = Path(data_dir).name
     output = study.output / notebook.name

@@ -21,6 +21,7 @@ from binaryvit.files import write_text_atomically
 from binaryvit.latent import latent_histograms, latent_layers
 from binaryvit.locks import hold
 from binaryvit.memory import keep_freed_memory
+from binaryvit.native.build import require_compiler
 from binaryvit.provenance import describe_hardware, package_versions
 from binaryvit.resume import PROCESSES
 from binaryvit.runs import DataRecord, GitState, RunKey, RunRecord, RunResult, WeightsRecord, read_record
@@ -67,6 +68,8 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
     if (record := _finished(run_dir, key, process)) is not None:
         return record
     if process.device.type == "cpu":
+        if config.compile:
+            require_compiler("compile: true on a CPU")
         keep_freed_memory()
     with _locked(run_dir, process), _threads(config.threads), scoped_random_state():
         identity = {"configuration": key.config, "data": key.data, "training version": key.training_version}

@@ -101,8 +101,8 @@ def test_statistics_are_over_the_evaluation_images(study, drawn):
     assert set(table["images"]) == {20} and set(table["seed"]) == {0}
     assert table["label"].unique().tolist() == [run.label for run in stored_runs(study)]
     levels = attention.levels(table)
-    assert levels.index.tolist() == [BASELINE, PYRAMID]
-    assert levels.loc[BASELINE].dropna().tolist() == pytest.approx([0.005, 0.005])  # an untrained model's
+    assert levels.index.tolist() == [run.label for run in stored_runs(study, [BASELINE, PYRAMID])]
+    assert levels.iloc[0].dropna().tolist() == ["0.005", "0.005"]  # an untrained model's
 
 
 def test_it_is_made_again_from_what_is_stored(study, drawn, tmp_path, monkeypatch):
@@ -221,6 +221,10 @@ def test_findings_on_statistics_follow_the_numbers():
         "these are in a. The level a lies between 0.1 and 0.5 (it starts at 0.005): a key is attended from 0.2 to 1 "
         "times the even probability on."
     )
+    switched_off = attention_findings.of_density(table.assign(level=[1e-6, 0.25, 0.1]))
+    assert "0 of the 2 heads" in switched_off and "The level a lies between 0.1 and 0.1" in switched_off
+    assert "In a training drove a to zero or below in block 0, where 1e-06 takes its place" in switched_off
+    assert attention.levels(table.assign(level=[1e-6, 0.25, 0.1])).loc["a"].tolist() == ["0 or below", "0.25"]
     assert attention_findings.of_threshold(table) == (
         "Before binarization, attention is most even in b (entropy 75% of its maximum on average over the heads) and "
         "most selective in a (50%). The threshold removes the most probability in b (40.0% on average) and the least "

@@ -24,6 +24,11 @@ def test_an_unknown_case_is_named(family: str, modes: list[str]) -> None:
         cases(family, modes=modes)
 
 
+def test_an_unknown_variant_is_named() -> None:
+    with pytest.raises(BinaryViTError, match="timm has no model 'binaryvit_smal_patch4_224'"):
+        cases("small", ["binaryvit_smal_patch4_224"])
+
+
 def test_ratios_are_taken_within_each_repetition() -> None:
     rows = [("a", "x", 0, 10.0), ("b", "x", 0, 5.0), ("a", "x", 1, 20.0), ("b", "x", 1, 10.0), ("b", "x", 2, 4.0),
             ("a", "x", 2, 16.0)]  # fmt: skip

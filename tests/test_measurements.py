@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from stored_study import BASELINE, PYRAMID, TEACHER, store, stored_study
 
-from binaryvit.analysis.measurements import measured, stored_ones_only
+from binaryvit.analysis.measurements import measured, replacing, stored_ones_only
 from binaryvit.analysis.stored import stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.study import load_study
@@ -71,12 +71,25 @@ def test_the_note_names_what_it_was_made_from(norms):
     assert len(note["source"]["weights"]) == 64 and note["files"].keys() == {f"{BASELINE}.csv"}
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"settings": {"images": [1, 3]}}])
-def test_other_code_or_settings_measure_again(norms, change):
+def test_other_code_measures_again(norms):
     norms.measured()
-    norms.measured(**change)
+    norms.measured(version=2)
     assert len(norms.made) == 3
-    norms.measured(**change)
+    norms.measured(version=2)
+    assert not norms.made
+
+
+def test_other_settings_measure_for_once_and_leave_what_is_stored(norms):
+    before = norms.measured()
+    stored = {path: path.read_bytes() for path in norms.file(BASELINE, "csv").parent.iterdir()}
+    pd.testing.assert_frame_equal(norms.measured(settings={"images": [1, 3]}), before)
+    assert len(norms.made) == 3
+    assert {path: path.read_bytes() for path in norms.file(BASELINE, "csv").parent.iterdir()} == stored
+    norms.measured()
+    assert not norms.made
+    with replacing():
+        norms.measured(settings={"images": [1, 3]})
+    norms.measured(settings={"images": [1, 3]})
     assert not norms.made
 
 

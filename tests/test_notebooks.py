@@ -17,6 +17,7 @@ from stored_study import stored_study
 
 from binaryvit import figures, notebook
 from binaryvit.analysis import attention
+from binaryvit.analysis.measurements import stored_ones_only
 from binaryvit.compact import load_inference_weights, save_inference_weights
 from binaryvit.config import RECIPES, TrainingConfig
 from binaryvit.errors import BinaryViTError
@@ -240,8 +241,11 @@ def test_the_attention_notebook_shows_and_writes_what_the_library_makes(tmp_path
     save_inference_weights(
         model, "other.safetensors", "deit_micro_patch4_32", {"img_size": 16, "embed_dim": 24, "depth": 1}
     )
-    executed = execute(ATTENTION, study="small", images=20, checkpoint="other.safetensors")
-    made = attention.drawings(study, images=20)
+    execute(ATTENTION, study="small", images=10, runs=["binaryvit_micro_patch2_32-seed0"], examples=1)
+    assert not (study.output / "figures").exists(), "looking at some of it replaces nothing"
+    executed = execute(ATTENTION, study="small", images=20, checkpoint="other.safetensors", write=True)
+    with stored_ones_only():
+        made = attention.drawings(study, images=20)
     texts = outputs(executed, "text/markdown")
     assert texts[:-1] == [drawing.finding for drawing in made] and "other.safetensors" in texts[-1]
     assert len(outputs(executed, "image/png")) == len(made) + 1

@@ -401,6 +401,12 @@ def test_evaluation_counts_every_image_once(classes):
         assert result.top5 == pytest.approx(100 * (order == labels[:, None]).any(1).float().mean().item())
 
 
+def test_compiled_training_on_a_cpu_says_that_it_needs_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    with pytest.raises(BinaryViTError, match=r"compile: true on a CPU needs a C\+\+ compiler: .*no-such-compiler"):
+        train(student(compile=True), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("config", "kinds"),
     [(teacher(drop_path=0.0), 1), (student(model_args=PYRAMID["model_args"] | {"depths": [1, 3]}), 2)],

@@ -27,6 +27,7 @@ from binaryvit.attention import AttentionCapture, AttentionMaps, attention_stati
 from binaryvit.build import image_size, input_settings
 from binaryvit.errors import BinaryViTError
 from binaryvit.figures import attention as figures
+from binaryvit.quantizers import MINIMUM_ATTENTION_LEVEL
 from binaryvit.rollout import pooling_weights, rollout, to_pixels
 from binaryvit.study import Study
 
@@ -156,9 +157,12 @@ def head_statistics(study: Study, runs: Sequence[StoredRun], images: int = 200) 
 
 
 def levels(statistics: pd.DataFrame) -> pd.DataFrame:
-    """The learned a of each binary run, a column a block, from `head_statistics`."""
+    """The learned a of each binary model as text, a column a block, from `head_statistics`."""
     binary = statistics.dropna(subset="level")
-    return binary.pivot_table(index="run", columns="block", values="level", sort=False).add_prefix("block ")
+    table = binary.pivot_table(index="label", columns="block", values="level", sort=False).add_prefix("block ")
+    return table.map(
+        lambda level: "0 or below" if level <= MINIMUM_ATTENTION_LEVEL else f"{level:.3g}", na_action="ignore"
+    )
 
 
 def _measured_examples(

@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 from pandas.api.typing import DataFrameGroupBy
 
+from binaryvit.quantizers import MINIMUM_ATTENTION_LEVEL
+
 _ALL_KEYS = 0.99  # the share of attended keys from which a head is said to average over all of them
 
 
@@ -68,17 +70,28 @@ def of_density(statistics: pd.DataFrame) -> str:
     statistics = statistics[statistics["keys"] > 1]  # a single key is attended or nothing is
     mean = statistics.groupby("label", sort=False)["density"].mean()
     densest, sparsest = mean.idxmax(), mean.idxmin()
-    averaging = statistics[statistics["density"] > _ALL_KEYS]
+    unlearned = statistics["level"] <= MINIMUM_ATTENTION_LEVEL
+    averaging = statistics[(statistics["density"] > _ALL_KEYS) & ~unlearned]
+    levels, thresholds = statistics["level"][~unlearned], statistics["threshold"][~unlearned]
     sentences = [
         f"On average over its heads, {densest} attends to {mean[densest]:.0%} of the keys, the most, and {sparsest} "
         f"to {mean[sparsest]:.0%}, the fewest.",
         f"{len(averaging)} of the {len(statistics)} heads with several keys attend to more than {_ALL_KEYS:.0%} of "
         "them, so that they only average over the image"
         + (f"; most of these are in {averaging['label'].mode()[0]}." if len(averaging) else "."),
-        f"The level a lies between {statistics['level'].min():.2g} and {statistics['level'].max():.2g} (it starts at "
-        f"0.005): a key is attended from {statistics['threshold'].min():.2g} to {statistics['threshold'].max():.2g} "
-        "times the even probability on.",
     ]
+    if len(levels):
+        sentences.append(
+            f"The level a lies between {levels.min():.2g} and {levels.max():.2g} (it starts at 0.005): a key is "
+            f"attended from {thresholds.min():.2g} to {thresholds.max():.2g} times the even probability on."
+        )
+    places = statistics[unlearned].groupby("label", sort=False)["block"].unique()
+    for label, blocks in places.items():
+        sentences.append(
+            f"In {label} training drove a to zero or below in block {', '.join(map(str, sorted(blocks)))}, where "
+            f"{MINIMUM_ATTENTION_LEVEL:g} takes its place: all keys are attended, by next to nothing, and the block "
+            "does without its attention product."
+        )
     return " ".join(sentences)
 
 

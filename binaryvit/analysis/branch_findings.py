@@ -34,7 +34,7 @@ def of_accuracies(table: pd.DataFrame, chance: float, evaluated_on: str, estimat
             f"cost most ({_change(single.min(), accuracy['nothing'])}) and the {single.idxmax()} least "
             f"({_change(single.max(), accuracy['nothing'])})."
         )
-    return " ".join([*sentences, _carrier(fair, chance), _of_statistics(table)])
+    return " ".join([*sentences, _carrier(fair, chance), _of_statistics(table), _of_sampling(table)])
 
 
 def _change(after: float, before: float) -> str:
@@ -59,24 +59,32 @@ def _of_statistics(table: pd.DataFrame) -> str:
     label, removed = gain.idxmax()
     return (
         f"Re-estimation changes the accuracy by {gain.median():+.1f} points in the median and by "
-        f"{gain.max():+.1f} at most ({label}, without {removed}): so much of the drop was an artefact of shifted "
-        "statistics."
+        f"{gain.max():+.1f} at most ({label}, without {removed}), and with nothing removed by "
+        f"{gain.xs('nothing', level='removed').max():+.1f} at most: what it gives beyond that was an artefact of "
+        "shifted statistics in the drop."
     )
 
 
 def of_stages(table: pd.DataFrame, evaluated_on: str, estimated_on: str) -> str:
     """Which stage's branches cost most, for each pyramid."""
-    sentences = [f"On {evaluated_on}, with batch-norm statistics re-estimated on {estimated_on}:"]
+    sentences = []
     for label, own in table.groupby("label", sort=False):
         intact = own[own["removed"] == "nothing"]["accuracy"].iloc[0]
         single = own[(own["removed"] != "nothing") & ~own["removed"].str.startswith("all ")]
         worst = single.iloc[single["accuracy"].argmin()]
         together = own[own["removed"] == "all products"].set_index("part")["accuracy"]
         stages = ", ".join(
-            f"{part.removeprefix('stages.')} {_change(value, intact)}" for part, value in together.items()
+            f"stage {part.removeprefix('stages.')}: {_change(value, intact)}" for part, value in together.items()
         )
         sentences.append(
-            f"in {label} the {worst['removed']} of stage {worst['part'].removeprefix('stages.')} cost most "
-            f"({_change(worst['accuracy'], intact)}); without all products of one stage: {stages}."
+            f"In {label}, of single groups, the {worst['removed']} of stage {worst['part'].removeprefix('stages.')} "
+            f"cost most ({_change(worst['accuracy'], intact)}); without all products of a stage ({stages})."
         )
-    return " ".join(sentences)
+    intro = f"On {evaluated_on}, with batch-norm statistics re-estimated on {estimated_on}."
+    return " ".join([intro, *sentences, _of_sampling(table)])
+
+
+def _of_sampling(table: pd.DataFrame) -> str:
+    """What of the differences chance in the choice of images explains."""
+    half = (table["high"] - table["low"]).max() / 2
+    return f"An accuracy is uncertain by up to {half:.1f} points (95 % interval): smaller differences rank nothing."

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from binaryvit.study import Study
 from binaryvit.written import Note, csv_of, sha256_of
 
 MEASUREMENTS_FOLDER = "measurements"
+_replaces: ContextVar[bool] = ContextVar("replaces", default=False)  # stored ones of other settings
+_OTHER_SETTINGS = "it was made with other settings"
 # While nothing may be measured: the files that were asked for.
 _asked_for: ContextVar[set[Path] | None] = ContextVar("asked_for", default=None)
 
@@ -35,8 +38,10 @@ def measured(
 ) -> pd.DataFrame:
     """A measurement of several runs, stored ones reused while they hold, the others made and stored.
 
-    What comes back is always read from the stored file, so a fresh measurement and a reused one are equal: floats have
-    six significant digits, and columns the types that CSV gives them.
+    Where a stored one differs in its settings alone it stays, and the one made is for this time; but see `replacing`.
+
+    What comes back is always read from CSV, so a fresh measurement and a reused one are equal: floats have six
+    significant digits, and columns the types that CSV gives them.
 
     Args:
         study: whose folder the measurements lie in.
@@ -64,9 +69,13 @@ def measured(
         if (asked_for := _asked_for.get()) is not None:
             asked_for.add(path)
         if reason := _why_not_current(path, source):
-            _store(path, source, run, measure, reason)
-        if path.read_text(encoding="utf-8").count("\n") > 1:  # a run may have nothing to measure
-            table = pd.read_csv(path)
+            text = csv_of(_measured_anew(source, run, measure, reason))
+            if reason != _OTHER_SETTINGS or _replaces.get():  # a look with others shall not cost the study its own
+                _store(path, source, text)
+        else:
+            text = path.read_text(encoding="utf-8")
+        if text.count("\n") > 1:  # a run may have nothing to measure
+            table = pd.read_csv(StringIO(text))
             table.insert(0, "run", run.id)
             tables.append(table)
     if not tables:
@@ -90,6 +99,16 @@ def source_of(run: StoredRun) -> dict[str, Any]:
 
 
 @contextmanager
+def replacing() -> Iterator[None]:
+    """Within, a measurement takes the place of a stored one of other settings."""
+    token = _replaces.set(True)
+    try:
+        yield
+    finally:
+        _replaces.reset(token)
+
+
+@contextmanager
 def stored_ones_only() -> Iterator[set[Path]]:
     """Within, `measured` makes nothing: it raises BinaryViTError for a measurement that is missing or does not hold.
 
@@ -109,22 +128,27 @@ def _why_not_current(path: Path, source: dict[str, Any]) -> str:
     if note is None or not path.is_file():
         return "it is not stored"
     changed = [name for name, value in source.items() if note.source.get(name) != value]
+    if changed == ["settings"]:
+        return _OTHER_SETTINGS
     if changed:
         return f"it was made with another {', '.join(changed)}"
     return "" if note.files.get(path.name) == sha256_of(path) else "its file was changed since it was written"
 
 
-def _store(
-    path: Path, source: dict[str, Any], run: StoredRun, measure: Callable[[StoredRun], pd.DataFrame], reason: str
-) -> None:
+def _measured_anew(
+    source: dict[str, Any], run: StoredRun, measure: Callable[[StoredRun], pd.DataFrame], reason: str
+) -> pd.DataFrame:
     wanted = f"The measurement {source['name']!r} of the run {run.id} cannot be used ({reason})"
     if _asked_for.get() is not None:
         raise BinaryViTError(f"{wanted}: execute the study's analysis again, with its data at hand.")
     try:
-        table = measure(run)
+        return measure(run)
     except BinaryViTError as error:
         raise BinaryViTError(f"{wanted}, and it cannot be made here: {error}") from error
-    write_text_atomically(path, csv_of(table))
+
+
+def _store(path: Path, source: dict[str, Any], text: str) -> None:
+    write_text_atomically(path, text)
     state = git_state()
     made_at = {"commit": state.commit, "uncommitted_changes": state.dirty}
     Note.of(source | made_at, [path]).write(note_path(path))

@@ -1,6 +1,6 @@
 """A figure together with the numbers that are drawn and the sentence they support."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from IPython.display import Image, Markdown
 from matplotlib.figure import Figure
 
 from binaryvit import figures
+from binaryvit.analysis.measurements import replacing
 from binaryvit.display import show_figure
 from binaryvit.errors import BinaryViTError
 from binaryvit.runs import read_record
@@ -17,6 +18,19 @@ from binaryvit.study import Study
 from binaryvit.written import Note, csv_of, sha256_of_text
 
 FIGURES_FOLDER = "figures"
+
+
+def drawn(make: Callable[[], Iterable["Drawing"]], study: Study, write: bool) -> list["Drawing"]:
+    """The drawings that `make` gives. With `write` they, and the measurements behind them, take the place of those the
+    study has; without, nothing that is stored is replaced.
+    """
+    if not write:
+        return list(make())
+    with replacing():
+        drawings = list(make())
+    for drawing in drawings:
+        drawing.write(study)
+    return drawings
 
 
 @dataclass(frozen=True, eq=False)

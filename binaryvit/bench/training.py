@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 
 from binaryvit.build import compile_blocks, input_settings
+from binaryvit.config import suggestion
 from binaryvit.errors import BinaryViTError
 from binaryvit.evaluation import autocast
 from binaryvit.memory import HUGE_PAGES, keep_freed_memory
@@ -54,11 +55,14 @@ def cases(family: str, variants: Sequence[str] = (), modes: Sequence[str] = ()) 
     """The full-precision model of a family (of `model.LADDER`) in eager float32, which all are compared with, then each
     of the variants in each of the modes; by default its BinaryViT and its largest columnar model, in all modes.
 
-    Raises BinaryViTError for an unknown family or mode.
+    Raises BinaryViTError for an unknown family, mode or variant.
     """
     for given, known in ((family, LADDER), *((mode, MODES) for mode in modes)):
         if given not in known:
             raise BinaryViTError(f"{given!r} can't be measured: choose from {', '.join(known)}.")
+    for variant in variants:
+        if not timm.is_model(variant):
+            raise BinaryViTError(f"timm has no model {variant!r}{suggestion(variant, timm.list_models())}")
     ladder = LADDER[family]
     chosen = [(variant, mode) for variant in variants or (ladder[5], ladder[4]) for mode in modes or MODES]
     return [Case(*case) for case in dict.fromkeys([(ladder[0], "eager fp32"), *chosen])]
@@ -91,6 +95,8 @@ def measure_training(
                     first.end()
                     again = _Process(context, case, batch_size, threads, own_cache)
                 running.append((case, again or first, first.setup_seconds, again and again.setup_seconds))
+            for _, process, *_ in running:
+                process.ask("step")  # while others compiled, the system may have taken its memory
             for repetition in range(repetitions):
                 for case, process, *_ in running:
                     seconds = process.ask("step")

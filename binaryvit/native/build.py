@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from binaryvit.errors import BinaryViTError
+
 _logger = logging.getLogger(__name__)
 
 # The arithmetic stays IEEE's but for fused multiply-adds, floating-point exceptions and errno.
@@ -39,8 +41,8 @@ def load(source: Path) -> ctypes.CDLL | None:
         return _load(source, _compiler())
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         _logger.warning(
-            "The C++ steps of %s could not be compiled or loaded, so slower ones of PyTorch take their place: %s "
-            "A C++ compiler with OpenMP is needed: g++, c++, or what CXX names.", source.name, error
+            "The C++ steps of %s could not be compiled or loaded, so slower ones of PyTorch take their place (%s). "
+            "A C++ compiler with OpenMP is needed: g++, c++, or what CXX names.", source.name, str(error).strip()
         )  # fmt: skip
         return None
 
@@ -66,10 +68,18 @@ def _converted(argument: torch.Tensor | float | int) -> ctypes._SimpleCData:
     return ctypes.c_double(argument) if isinstance(argument, float) else ctypes.c_int64(argument)
 
 
+def require_compiler(what_for: str) -> None:
+    """Raises BinaryViTError, which says what for, where no C++ compiler answers."""
+    try:
+        _output([*_compiler(), "--version"])
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+        raise BinaryViTError(f"{what_for} needs a C++ compiler: install g++, or name one in CXX ({error}).") from error
+
+
 def _compiler() -> list[str]:
     found = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("c++")]
     if found == [None]:
-        raise RuntimeError("none was found.")
+        raise RuntimeError("none was found")
     return found
 
 
