@@ -94,7 +94,7 @@ def test_stored_measurements_serve_without_the_data(original, drawings):
     with stored_ones_only():
         again = activations.drawings(original, **FEW)
         assert [drawing.source(original) for drawing in again] == [d.source(original) for d in drawings.values()]
-        with pytest.raises(BinaryViTError, match="another settings"):
+        with pytest.raises(BinaryViTError, match="other settings"):
             activations.drawings(original, **FEW | {"images": 30})
     sizes = [path.stat().st_size for path in (original.output / "measurements").glob("*/*.csv")]
     assert len(sizes) == 8 and max(sizes) < 300_000
@@ -223,7 +223,7 @@ def test_what_cannot_be_shown_is_refused(original, tmp_path):
 
 @pytest.mark.slow
 def test_the_notebook_shows_and_stores_every_figure(original, drawings, tmp_path):
-    parameters = {"study": str(original.output), **FEW}
+    parameters = {"study": str(original.output), **FEW, "write": True}
     executed = papermill.execute_notebook(
         NOTEBOOK, tmp_path / "out.ipynb", parameters, kernel_name="python3", progress_bar=False
     )
