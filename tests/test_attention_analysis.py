@@ -101,7 +101,7 @@ def test_statistics_are_over_the_evaluation_images(study, drawn):
     assert set(table["images"]) == {20} and set(table["seed"]) == {0}
     assert table["label"].unique().tolist() == [run.label for run in stored_runs(study)]
     levels = attention.levels(table)
-    assert levels.index.tolist() == [run.label for run in stored_runs(study, [BASELINE, PYRAMID])]
+    assert levels.index.tolist() == [(run.label, 0) for run in stored_runs(study, [BASELINE, PYRAMID])]
     assert levels.iloc[0].dropna().tolist() == ["0.005", "0.005"]  # an untrained model's
 
 
@@ -212,7 +212,7 @@ def test_findings_on_heads_follow_the_numbers():
 
 
 def test_findings_on_statistics_follow_the_numbers():
-    table = pd.DataFrame({"label": ["a", "a", "b"], "block": [0, 1, 0], "head": 0, "keys": [4, 1, 4]})
+    table = pd.DataFrame({"label": ["a", "a", "b"], "seed": 0, "block": [0, 1, 0], "head": 0, "keys": [4, 1, 4]})
     table = table.assign(evenness=[0.5, math.nan, 0.75], level=[0.5, 0.25, 0.1], density=[1.0, 0.5, 0.25])
     table = table.assign(removed=[0.1, 0.3, 0.4], empty=[0.0, 0.0, 0.015], threshold=[1.0, 0.125, 0.2])
     assert attention_findings.of_density(table) == (
@@ -222,9 +222,12 @@ def test_findings_on_statistics_follow_the_numbers():
         "times the even probability on."
     )
     switched_off = attention_findings.of_density(table.assign(level=[1e-6, 0.25, 0.1]))
+    two_seeds = table.assign(label="a", block=0, seed=[0, 0, 1], level=[1e-6, 1e-6, 0.1])
+    assert "In a (seed 0) training drove a" in attention_findings.of_density(two_seeds)
+    assert attention.levels(two_seeds)["block 0"].to_dict() == {("a", 0): "0 or below", ("a", 1): "0.1"}
     assert "0 of the 2 heads" in switched_off and "The level a lies between 0.1 and 0.1" in switched_off
     assert "In a training drove a to zero or below in block 0, where 1e-06 takes its place" in switched_off
-    assert attention.levels(table.assign(level=[1e-6, 0.25, 0.1])).loc["a"].tolist() == ["0 or below", "0.25"]
+    assert attention.levels(table.assign(level=[1e-6, 0.25, 0.1])).loc[("a", 0)].tolist() == ["0 or below", "0.25"]
     assert attention_findings.of_threshold(table) == (
         "Before binarization, attention is most even in b (entropy 75% of its maximum on average over the heads) and "
         "most selective in a (50%). The threshold removes the most probability in b (40.0% on average) and the least "

@@ -157,9 +157,11 @@ def head_statistics(study: Study, runs: Sequence[StoredRun], images: int = 200) 
 
 
 def levels(statistics: pd.DataFrame) -> pd.DataFrame:
-    """The learned a of each binary model as text, a column a block, from `head_statistics`."""
+    """The learned a of each binary model and seed as text, a column a block, from `head_statistics`."""
     binary = statistics.dropna(subset="level")
-    table = binary.pivot_table(index="label", columns="block", values="level", sort=False).add_prefix("block ")
+    table = binary.pivot_table(index=["label", "seed"], columns="block", values="level", sort=False).add_prefix(
+        "block "
+    )
     return table.map(
         lambda level: "0 or below" if level <= MINIMUM_ATTENTION_LEVEL else f"{level:.3g}", na_action="ignore"
     )

@@ -85,12 +85,13 @@ def of_density(statistics: pd.DataFrame) -> str:
             f"The level a lies between {levels.min():.2g} and {levels.max():.2g} (it starts at 0.005): a key is "
             f"attended from {thresholds.min():.2g} to {thresholds.max():.2g} times the even probability on."
         )
-    places = statistics[unlearned].groupby("label", sort=False)["block"].unique()
-    for label, blocks in places.items():
+    places = statistics[unlearned].groupby(["label", "seed"], sort=False)["block"].unique()
+    for (label, seed), blocks in places.items():
+        of_seed = f" (seed {seed})" if statistics["seed"].nunique() > 1 else ""
         sentences.append(
-            f"In {label} training drove a to zero or below in block {', '.join(map(str, sorted(blocks)))}, where "
-            f"{MINIMUM_ATTENTION_LEVEL:g} takes its place: all keys are attended, by next to nothing, and the block "
-            "does without its attention product."
+            f"In {label}{of_seed} training drove a to zero or below in block {', '.join(map(str, sorted(blocks)))}, "
+            f"where {MINIMUM_ATTENTION_LEVEL:g} takes its place: all keys are attended, by next to nothing, and the "
+            "block does without its attention product."
         )
     return " ".join(sentences)
 
