@@ -31,9 +31,10 @@ figures-of-%:
 test: install ## all tests (10 minutes on 2 cores at most); PYTEST_ARGS="-k name" for some of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-lint: install ## check the form of code and notebooks
+lint: install ## check the form of code and notebooks, and which room imports which
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
 format: install ## put code and notebooks into that form

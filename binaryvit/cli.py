@@ -1,4 +1,4 @@
-"""The command line: `binaryvit reproduce`, `status`, `figures`, `verify`, `commands`, `plan`, `train` and `bench`.
+"""The command line: `binaryvit reproduce`, `status`, `figures`, `verify`, `commands`, `train` and `bench`.
 
 Exit codes: 0 all is done, 1 something is not (a run failed, is stale or missing; a table or figure is not current),
 2 a mistake in what was asked for, 130 interrupted.
@@ -70,14 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_speed(listing)
     listing.set_defaults(command=_commands)
 
-    planning = commands.add_parser("plan", help="estimate on paper how long a study takes on GPUs")
-    _add_study(planning)
-    planning.add_argument("--gpu", choices=["V100", "A100", "H100"], default="A100", help="(default: A100)")
-    planning.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64], metavar="N", help="(default: 1 8 64)")
-    planning.add_argument("--train-images", type=int, metavar="N", help="(default: those of ImageNet-1k)")
-    planning.add_argument("--days", type=float, default=7.0, help="to say images/s needed for it (default: 7)")
-    planning.set_defaults(command=_plan)
-
     train = commands.add_parser(
         "train", help="train one configuration (here, under accelerate launch or torchrun; see `processes`)"
     )
@@ -134,13 +126,13 @@ def _execution(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(options: argparse.Namespace) -> Any:
-    from binaryvit.study import load_study  # takes seconds, which --help should not
+    from binaryvit.studies.study import load_study  # takes seconds, which --help should not
 
     return load_study(options.study, options.output, **_execution(options))
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from binaryvit.runner import rehearse, reproduce
+    from binaryvit.studies.runner import rehearse, reproduce
 
     work = rehearse if options.dry_run else reproduce
     outcome = work(_load(options), only=options.only, rerun_stale=options.rerun_stale, check_data=options.check_data)
@@ -153,8 +145,8 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from binaryvit.runner import fingerprint_if_needed
-    from binaryvit.study import plan
+    from binaryvit.studies.runner import fingerprint_if_needed
+    from binaryvit.studies.study import plan
 
     study = _load(options)
     runs = plan(study, fingerprint_if_needed(study, (), options.check_data))
@@ -166,13 +158,13 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _figures(options: argparse.Namespace) -> int:
-    from binaryvit.runner import analyse
+    from binaryvit.studies.runner import analyse
 
     return 1 if analyse(_load(options)) else 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from binaryvit.verify import Verdict, verify
+    from binaryvit.analysis.verify import Verdict, verify
 
     findings = verify(_load(options))
     width = max((len(finding.file) for finding in findings), default=0)
@@ -183,9 +175,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _commands(options: argparse.Namespace) -> int:
-    from binaryvit.cluster import command_of, pending_runs
-    from binaryvit.runner import fingerprint_if_needed
-    from binaryvit.study import plan
+    from binaryvit.studies.cluster import command_of, pending_runs
+    from binaryvit.studies.runner import fingerprint_if_needed
+    from binaryvit.studies.study import plan
 
     study = _load(options)
     runs = plan(study, fingerprint_if_needed(study, (), options.check_data))
@@ -198,24 +190,9 @@ def _commands(options: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(options: argparse.Namespace) -> int:
-    from binaryvit import planning
-
-    images = planning.IMAGENET_TRAIN_IMAGES if options.train_images is None else options.train_images
-    if options.days <= 0:
-        raise BinaryViTError(f"--days {options.days:g} leaves no time: give a positive number.")
-    study, gpu, assumed = _load(options), planning.ACCELERATORS[options.gpu], planning.Assumptions()
-    works = planning.count_work(study)
-    print(planning.describe(gpu, assumed, images), end="\n\n")
-    print(planning.needed_throughput(study, works, options.days, images).round(1).to_string(index=False), end="\n\n")
-    planned = planning.plan_training(study, works, gpu, options.gpus, images, assumed)
-    print(planning.readable(planned).to_string(index=False))
-    return 0
-
-
 def _train(options: argparse.Namespace) -> int:
     from binaryvit.config import TrainingConfig
-    from binaryvit.launch import train
+    from binaryvit.training.launch import train
 
     config = TrainingConfig.from_yaml(options.config)
     record = train(config, options.output, study=options.study, run_id=options.run_id)
@@ -227,7 +204,7 @@ def _train(options: argparse.Namespace) -> int:
 def _bench_load(options: argparse.Namespace) -> int:
     from binaryvit.bench.loading import measure_loading, summarize_loading
     from binaryvit.files import write_text_atomically
-    from binaryvit.provenance import describe_hardware
+    from binaryvit.records.provenance import describe_hardware
 
     if min(options.images, options.repetitions, *options.needs) <= 0:
         raise BinaryViTError("--images, --repetitions and --needs are positive numbers.")
@@ -240,8 +217,8 @@ def _bench_load(options: argparse.Namespace) -> int:
 
 
 def _bench_train(options: argparse.Namespace) -> int:
+    from binaryvit.bench.report import write_benchmark
     from binaryvit.bench.training import cases, measure_training, summarize_training
-    from binaryvit.bench.written import write_benchmark
 
     if min(options.batch_size, options.repetitions, options.threads or 1) <= 0:
         raise BinaryViTError("--batch-size, --repetitions and --threads are positive numbers.")

@@ -244,13 +244,11 @@ class TrainingConfig(BaseModel):
     def key(self, teacher_identity: str | None = None) -> str:
         """Hex SHA-256 of what determines the run's numbers, beside the data and the training code's version.
 
-        `teacher_identity` names the content of the teacher, and is found with `teacher.identity` when it is not given
-        (give it where the teacher does not exist yet; `teacher.run_identity` says what a run's will be).
+        `teacher_identity` names the content of the teacher where there is one (`training.teacher.identity` of one that
+        exists, `training.teacher.run_identity` of one that will).
         """
         if self.teacher is not None and teacher_identity is None:
-            from binaryvit.teacher import identity  # which needs models, and they a configuration
-
-            teacher_identity = identity(self.teacher)
+            raise ValueError("The key of a configuration with a teacher needs the teacher's identity.")
         content = self.model_dump(mode="json", exclude=NOT_IN_KEY)
         content |= {"teacher": teacher_identity, "data": without_place(self.data)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

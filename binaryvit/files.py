@@ -5,6 +5,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+# The folder that holds this package: the repository, or site-packages.
+LIBRARY_PARENT = Path(__file__).resolve().parents[1]
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Lets `write` fill a temporary file beside `path`, then moves it into place in one step.

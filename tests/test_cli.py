@@ -6,17 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
-import standin
+from helpers import standin
+from helpers.places import ROOT
 
 from binaryvit.cli import main
 from binaryvit.locks import is_locked
-from binaryvit.study import State, load_study, plan
+from binaryvit.studies.study import State, load_study, plan
 
-ROOT = Path(__file__).parent.parent
 TEACHER, STUDENT = "deit_micro_patch4_32-seed0", "binaryvit_micro_patch2_32-seed0"
 TINY = """
 name: tiny
@@ -47,7 +46,7 @@ def start(folder):
     """Starts `binaryvit reproduce` on the study in a process; what is left of it is ended with the test."""
     # Its processes come from one that has imported the library already, which takes seconds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["binaryvit.cli", "binaryvit.runner"])
+    context.set_forkserver_preload(["binaryvit.cli", "binaryvit.studies.runner"])
     started = []
 
     def start():

@@ -1,1 +1,1 @@
-"""Looking into trained models: from stored runs and images, through measurements kept beside the runs, to figures."""
+"""Looking into stored runs: one package a notebook, beside them what these share. Nothing is trained."""

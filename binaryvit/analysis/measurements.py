@@ -17,9 +17,9 @@ import pandas as pd
 from binaryvit.analysis.stored import StoredRun
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
-from binaryvit.provenance import git_state
-from binaryvit.study import Study
-from binaryvit.written import Note, csv_of, sha256_of
+from binaryvit.records.notes import Note, csv_of, sha256_of
+from binaryvit.records.provenance import git_state
+from binaryvit.studies.study import Study
 
 MEASUREMENTS_FOLDER = "measurements"
 _replaces: ContextVar[bool] = ContextVar("replaces", default=False)  # stored ones of other settings

@@ -5,11 +5,11 @@ from pathlib import Path
 import timm
 from torch import nn
 
-from binaryvit.build import pretrained_model
-from binaryvit.checkpoints import load_checkpoint, read_state_dict
-from binaryvit.compact import load_inference_weights
 from binaryvit.config import suggestion
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.checkpoints import load_checkpoint, read_state_dict
+from binaryvit.models.weights_file import load_inference_weights
+from binaryvit.training.build import pretrained_model
 
 
 def open_model(name: str | None, checkpoint: str | Path | None = None) -> nn.Module:

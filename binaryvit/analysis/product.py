@@ -9,13 +9,13 @@ import pandas as pd
 from IPython.display import Image, Markdown
 from matplotlib.figure import Figure
 
-from binaryvit import figures
+from binaryvit.analysis import figure_files
+from binaryvit.analysis.display import show_figure
 from binaryvit.analysis.measurements import replacing
-from binaryvit.display import show_figure
 from binaryvit.errors import BinaryViTError
-from binaryvit.runs import read_record
-from binaryvit.study import Study
-from binaryvit.written import Note, csv_of, sha256_of_text
+from binaryvit.records.notes import Note, csv_of, sha256_of_text
+from binaryvit.records.run import read_record
+from binaryvit.studies.study import Study
 
 FIGURES_FOLDER = "figures"
 
@@ -79,7 +79,7 @@ class Drawing:
         """
         stem = study.output / FIGURES_FOLDER / self.name
         source = self.source(study)
-        paths = figures.save(self.draw(), stem, source)
+        paths = figure_files.save(self.draw(), stem, source)
         Note.of(source, paths).write(stem.with_name(f"{stem.name}.json"))
         return paths
 

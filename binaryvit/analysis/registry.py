@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from binaryvit.analysis import activations, attention, branches, ladder, precision
+from binaryvit.analysis.ladder.tables import Table
 from binaryvit.analysis.product import Drawing
-from binaryvit.study import Study
-from binaryvit.tables import Table
+from binaryvit.studies.study import Study
 
 ANALYSES: dict[str, Callable[[Study], Sequence[Table | Drawing]]] = {
     "tables.ipynb": ladder.products,

@@ -13,18 +13,18 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
-from binaryvit.build import input_settings
-from binaryvit.compact import load_inference_weights
 from binaryvit.config import TrainingConfig, suggestion
-from binaryvit.data import Data, load_data
+from binaryvit.data.batches import Data, load_data
+from binaryvit.data.images import to_rgb
+from binaryvit.data.sampling import evenly_spaced_per_class
+from binaryvit.data.transforms import eval_transform, normalize
 from binaryvit.errors import BinaryViTError
-from binaryvit.images import to_rgb
-from binaryvit.model import LADDER
-from binaryvit.rows import read_rows, record_of
-from binaryvit.runs import RECORD_FILE, RUNS_FOLDER, RunRecord
-from binaryvit.sampling import evenly_spaced_per_class
-from binaryvit.study import PlannedRun, State, Study
-from binaryvit.transforms import eval_transform, normalize
+from binaryvit.models.ladder import LADDER
+from binaryvit.models.weights_file import load_inference_weights
+from binaryvit.records.run import RECORD_FILE, RUNS_FOLDER, RunRecord
+from binaryvit.studies.rows import read_rows, record_of
+from binaryvit.studies.study import PlannedRun, State, Study
+from binaryvit.training.build import input_settings
 
 _PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 _PHOTOGRAPHERS = "china.jpg by danielbuechele and flower.jpg by vultilion (flickr, CC BY 2.0), from scikit-learn"

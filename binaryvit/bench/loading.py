@@ -16,8 +16,8 @@ from sklearn.datasets import load_sample_images
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from binaryvit.config import TrainingConfig
-from binaryvit.data import Batch, Data, eval_batches, train_batches
-from binaryvit.images import PIXEL_CACHE_BYTES, ImageSplit
+from binaryvit.data.batches import Batch, Data, eval_batches, train_batches
+from binaryvit.data.images import PIXEL_CACHE_BYTES, ImageSplit
 
 PHOTOGRAPH_SIZE = (500, 375)
 """Width and height of ImageNet's usual photograph."""

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 
-from binaryvit.build import compile_blocks, input_settings
 from binaryvit.config import suggestion
 from binaryvit.errors import BinaryViTError
-from binaryvit.evaluation import autocast
-from binaryvit.memory import HUGE_PAGES, keep_freed_memory
-from binaryvit.model import LADDER
+from binaryvit.models.ladder import LADDER
+from binaryvit.training.build import compile_blocks, input_settings
+from binaryvit.training.evaluation import autocast
+from binaryvit.training.memory import HUGE_PAGES, keep_freed_memory
 
 MODES = {
     "eager fp32": (False, "fp32"),

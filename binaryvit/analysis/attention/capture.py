@@ -1,0 +1,245 @@
+"""What a vision transformer attends to: its attention maps, before and after binarization, and their statistics.
+
+timm's `AttentionExtract` takes the maps. It leaves its hooks in the model, which also has to be switched from fused
+attention kernels to ones whose probabilities exist; so it is given a copy, and the caller's model is never touched.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from timm.utils import AttentionExtract
+from torch import Tensor, nn
+
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.layers import AttentionBinarizer
+from binaryvit.models.quantizers import MINIMUM_ATTENTION_LEVEL
+from binaryvit.training.build import image_size
+
+# Both are called with probabilities: before binarization, and as the product with the values uses them.
+_BEFORE, _USED = "binarize_attn", "attn_drop"
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMaps:
+    """The attention of one layer for a batch of images.
+
+    Attributes:
+        layer: module path of the attention, "stages.0.blocks.0.attn".
+        probabilities: after the softmax, (B, heads, queries, keys); each row sums to 1.
+        used: what the values are multiplied with, of the same shape: {0, a} where the attention is binary, else the
+            probabilities.
+        level: a, or None where the attention is not binary.
+        prefix_tokens: how many of the first tokens have no place in the image (a CLS token).
+    """
+
+    layer: str
+    probabilities: Tensor
+    used: Tensor
+    level: float | None = None
+    prefix_tokens: int = 0
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the square grid of queries. Raises BinaryViTError when they form none."""
+        return self._side(self.used.shape[-2], "queries")
+
+    @property
+    def key_grid_size(self) -> int:
+        """Side of the square grid of keys, smaller than the queries' after a spatial reduction.
+
+        Raises BinaryViTError when they form none.
+        """
+        return self._side(self.used.shape[-1], "keys")
+
+    def query_at(self, place: tuple[float, float]) -> int:
+        """The query whose patch holds a place of the image: (down, right), each a share of its side in [0, 1)."""
+        row, column = (int(share * self.grid_size) for share in place)
+        return self.prefix_tokens + row * self.grid_size + column
+
+    def on_key_grid(self, values: Tensor) -> Tensor:
+        """(..., keys) as (..., side, side): what keys with a place in the image hold, at that place."""
+        side = self.key_grid_size
+        return values[..., self.prefix_tokens :].unflatten(-1, (side, side))
+
+    def _side(self, tokens: int, kind: str) -> int:
+        places = tokens - self.prefix_tokens
+        side = math.isqrt(max(places, 0))
+        if side == 0 or side**2 != places:
+            raise BinaryViTError(
+                f"The {places} {kind} of {self.layer} form no square grid, so they have no place in the image; "
+                "choose a model of square images with attention over all of their patches."
+            )
+        return side
+
+
+class AttentionCapture:
+    """Takes the attention maps of a model: `AttentionCapture(model)(images)`.
+
+    Works on a copy of the model in evaluation mode; the model itself is left exactly as it is. Sees every layer in
+    which timm's convention holds: the probabilities pass through a module called `attn_drop`, as in `layers` here.
+    The maps of all layers are held at once, so their memory grows with the batch.
+
+    Raises:
+        BinaryViTError: the model has no such layer.
+    """
+
+    def __init__(self, model: nn.Module):
+        model = copy.deepcopy(model)
+        for module in model.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+        try:
+            self._extract = AttentionExtract(
+                model, [f"*.{_BEFORE}", f"*.{_USED}"], method="hook", hook_type="forward_pre"
+            )
+        except RuntimeError:
+            raise BinaryViTError(_no_attention(model)) from None
+        self.model = model
+        self._named = dict(model.named_modules())
+        self.prefix_tokens = getattr(model, "num_prefix_tokens", 0)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> list[AttentionMaps]:
+        """The maps of all layers, in the order of the model, for images (B, channels, height, width).
+
+        Raises:
+            BinaryViTError: the images are not of the model's size, or no layer showed its attention.
+        """
+        check_images(self.model, images)
+        seen = self._extract(images)
+        maps = []
+        for name, used in seen.items():
+            layer, _, end = name.rpartition(".")
+            if end == _USED and used.ndim == 4:
+                before = f"{layer}.{_BEFORE}"
+                maps.append(AttentionMaps(layer, seen.get(before, used), used, self._level(before), self.prefix_tokens))
+        if not maps:
+            raise BinaryViTError(_no_attention(self.model))
+        return maps
+
+    def _level(self, binarizer: str) -> float | None:
+        """The level the forward pass computes with, where there is such a binarizer."""
+        module = self._named.get(binarizer)
+        return None if not isinstance(module, AttentionBinarizer) else max(module.level.item(), MINIMUM_ATTENTION_LEVEL)
+
+
+def _no_attention(model: nn.Module) -> str:
+    return (
+        f"{type(model).__name__} has no attention to look at: none of its layers passes attention probabilities "
+        "through a module called attn_drop; choose a vision transformer."
+    )
+
+
+def check_images(model: nn.Module, images: Tensor) -> None:
+    """Raises BinaryViTError unless `images` is a batch (B, 3, height, width) of the size the model takes."""
+    if images.ndim != 4 or len(images) == 0:
+        raise BinaryViTError(
+            f"A batch of images (number, channels, height, width) is needed, not a tensor of shape "
+            f"{tuple(images.shape)}; choose at least one image."
+        )
+    height, width = image_size(model)
+    if images.shape[-2:] != (height, width):
+        raise BinaryViTError(
+            f"The images have {images.shape[-2]} x {images.shape[-1]} pixels and the model takes {height} x {width}: "
+            "resize or crop them first."
+        )
+
+
+def select(maps: Sequence[AttentionMaps], block: int, head: int) -> tuple[AttentionMaps, int]:
+    """The maps of a block, blocks counted through the whole model, and the head, both checked; negative: from the end.
+
+    Raises BinaryViTError when the model has no such block, or the block no such head.
+    """
+    if not -len(maps) <= block < len(maps):
+        raise BinaryViTError(f"There is no block {block}: the model has {len(maps)}, 0 to {len(maps) - 1}.")
+    chosen = maps[block]
+    heads = chosen.used.shape[1]
+    if not -heads <= head < heads:
+        raise BinaryViTError(
+            f"There is no head {head} in block {block % len(maps)} ({chosen.layer}): it has {heads}, 0 to {heads - 1}."
+        )
+    return chosen, head % heads
+
+
+@dataclass
+class _Sums:
+    """What is added up of one layer, per head, in float64."""
+
+    queries: int
+    keys: int
+    level: float | None
+    rows: int = 0
+    entropy: Tensor | float = 0.0
+    kept: Tensor | float = 0.0
+    on: Tensor | float = 0.0
+    empty: Tensor | float = 0.0
+
+
+@dataclass
+class AttentionStatistics:
+    """Statistics of attention maps, added up batch by batch; its memory does not grow with the number of images.
+
+    Counts are exact and everything is added in float64, so the batch size changes no more than the last digits.
+    """
+
+    images: int = 0
+    _layers: dict[str, _Sums] = field(default_factory=dict)
+
+    def update(self, maps: Iterable[AttentionMaps], images: int) -> None:
+        """Adds the maps of a batch of `images` images."""
+        self.images += images
+        for each in maps:
+            queries, keys = each.used.shape[-2:]
+            sums = self._layers.setdefault(each.layer, _Sums(queries, keys, each.level))
+            probabilities, on = each.probabilities.double(), each.used > 0
+            over_rows = (0, 2)
+            sums.rows += each.used.shape[0] * queries
+            sums.entropy += torch.special.entr(probabilities).sum(-1).sum(over_rows)
+            sums.kept += (probabilities * on).sum(-1).sum(over_rows)
+            sums.on += on.sum((0, 2, 3)).double()
+            sums.empty += (~on.any(-1)).sum(over_rows).double()
+
+    def frame(self) -> pd.DataFrame:
+        """One row a layer and head.
+
+        Columns: layer (module path), block and head (from 0), heads, queries, keys, images, rows (of the maps: images
+        x queries), entropy (mean over the rows of -sum p ln p before binarization, in nats), evenness (entropy /
+        ln keys: 1 means all keys alike, 0 a single one); and where the attention is binary, else NaN: level (a),
+        density (share of the entries that are a), removed (mean share of the probability that the threshold sets to
+        0), empty (share of the rows that become all zero).
+
+        Raises BinaryViTError when no image was added.
+        """
+        if self.images == 0:
+            raise BinaryViTError("There are no images to take the statistics of: choose at least one.")
+        frames = []
+        for block, (layer, sums) in enumerate(self._layers.items()):
+            heads = len(sums.entropy)
+            frame = pd.DataFrame(
+                {"layer": layer, "block": block, "head": range(heads), "heads": heads, "queries": sums.queries}
+                | {"keys": sums.keys, "images": self.images, "rows": sums.rows}
+            )
+            frame["entropy"] = (sums.entropy / sums.rows).cpu().numpy()
+            frame["evenness"] = frame["entropy"] / math.log(sums.keys) if sums.keys > 1 else math.nan
+            binary = sums.level is not None
+            frame["level"] = sums.level if binary else math.nan
+            frame["density"] = (sums.on / (sums.rows * sums.keys)).cpu().numpy() if binary else math.nan
+            frame["removed"] = (1 - sums.kept / sums.rows).cpu().numpy() if binary else math.nan
+            frame["empty"] = (sums.empty / sums.rows).cpu().numpy() if binary else math.nan
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
+
+
+def attention_statistics(model: nn.Module, batches: Iterable[Tensor]) -> pd.DataFrame:
+    """The statistics of a model's attention over batches of images, normalized for it; see `AttentionStatistics`.
+
+    Raises BinaryViTError when the model has no attention, images are of a wrong size, or there are none.
+    """
+    capture, statistics = AttentionCapture(model), AttentionStatistics()
+    for images in batches:
+        statistics.update(capture(images), len(images))
+    return statistics.frame()

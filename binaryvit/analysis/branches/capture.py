@@ -1,0 +1,272 @@
+"""What carries the accuracy: the norms of a model's branches against their shortcuts, and the model without them.
+
+A binary vision transformer adds real-valued shortcuts and poolings to what its binary products compute. Its additions,
+by kind, and the module that adds:
+
+    unit       BinaryUnit: the normalized products of a binary linear layer, to its input (brought to the width)
+    context    BinaryAttention: the normalized context attn @ v, to q + k + v
+    merge      BinaryPatchMerging: the normalized products of the binary convolution, to the 2x2 average
+    attention  BinaryBlock: the attention branch behind its Affine, to the block's input x
+    FFN        BinaryBlock: the feed-forward branch behind its Affine, to the x between the block's halves
+    pooling    BinaryBlock: the pooling branches, to that same x
+
+Everything here is done with hooks on submodules. It works on any model made of these modules and leaves no trace.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from binaryvit.config import suggestion
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.layers import (
+    BinaryAttention,
+    BinaryBlock,
+    BinaryMlp,
+    BinaryPatchMerging,
+    BinaryUnit,
+    PoolingBranches,
+)
+
+_ADDS_TO_PRODUCTS = (BinaryUnit, BinaryAttention, BinaryPatchMerging)  # act(norm(products) + shortcut)
+
+
+# --- norms ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Sums:
+    """Sums of squares in float64, and the number of elements, of one addition's branch and shortcut."""
+
+    branch: float = 0.0
+    shortcut: float = 0.0
+    elements: int = 0
+
+    def add(self, branch: Tensor, shortcut: Tensor) -> None:
+        self.branch += branch.double().square().sum().item()
+        self.shortcut += shortcut.double().square().sum().item()
+        self.elements += branch.numel()
+
+
+@torch.no_grad()
+def branch_norms(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> pd.DataFrame:
+    """Norms of the branch and of its shortcut at each addition of a model, over all tokens of all images.
+
+    The norm is the root of the mean square of all elements, so that layers of different size can be compared. Sums are
+    kept in float64; memory does not grow with the images.
+
+    Args:
+        model: in evaluation mode.
+        batches: tuples whose first entry is images (batch, 3, height, width), on the model's device.
+
+    Returns:
+        One row an addition, in the order they are computed: layer (module path of what adds), kind (see above),
+        elements, branch and shortcut (their norms), ratio (branch / shortcut).
+
+    Raises:
+        BinaryViTError: the model has no such addition, or there are no images.
+    """
+    sums: dict[tuple[str, str], _Sums] = {}  # filled as the additions happen, so in their order
+
+    def add(layer: str, kind: str, branch: Tensor, shortcut: Tensor) -> None:
+        sums.setdefault((layer, kind), _Sums()).add(branch, shortcut)
+
+    with ExitStack() as stack:
+        for layer, module in model.named_modules():
+            for handle in _observe(module, lambda *seen, layer=layer: add(layer, *seen)):
+                stack.callback(handle.remove)
+        for images, *_ in batches:
+            model(images)
+    if not sums:
+        raise BinaryViTError(
+            f"There are no branches to measure in {type(model).__name__}: give a model with binary blocks, and images."
+        )
+    rows = [
+        {
+            "layer": layer,
+            "kind": kind,
+            "elements": seen.elements,
+            "branch": (seen.branch / seen.elements) ** 0.5,
+            "shortcut": (seen.shortcut / seen.elements) ** 0.5,
+        }
+        for (layer, kind), seen in sums.items()
+    ]
+    table = pd.DataFrame(rows)
+    return table.assign(ratio=table["branch"] / table["shortcut"])
+
+
+def _observe(module: nn.Module, add: Callable[[str, Tensor, Tensor], None]) -> list[RemovableHandle]:
+    """Hooks that call `add(kind, branch, shortcut)` at the module's own additions."""
+    if isinstance(module, BinaryUnit):
+        return _observe_products(module, "unit", add)
+    if isinstance(module, BinaryAttention):
+        return _observe_products(module, "context", add)
+    if isinstance(module, BinaryPatchMerging):
+        return _observe_products(module, "merge", add)
+    if isinstance(module, BinaryBlock):
+        handles = _observe_residual(module.norm1, module.affine1, "attention", add)
+        handles += _observe_residual(module.norm2, module.affine2, "FFN", add)
+        return handles + (_observe_residual(module.norm2, module.pool, "pooling", add) if module.pool else [])
+    return []
+
+
+def _observe_products(module: nn.Module, kind: str, add: Callable) -> list[RemovableHandle]:
+    """The branch leaves `norm`, the sum enters `act`."""
+    branch: list[Tensor] = []
+
+    def at_sum(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        add(kind, branch[-1], inputs[0] - branch.pop())
+
+    return [_keep_output(module.norm, branch), module.act.register_forward_pre_hook(at_sum)]
+
+
+def _observe_residual(norm: nn.Module, end: nn.Module, kind: str, add: Callable) -> list[RemovableHandle]:
+    """The shortcut x enters `norm`, where the branch starts; the branch leaves `end`."""
+    shortcut: list[Tensor] = []
+
+    def at_start(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shortcut.append(inputs[0])
+
+    def at_end(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        add(kind, output, shortcut.pop())
+
+    return [norm.register_forward_pre_hook(at_start), end.register_forward_hook(at_end)]
+
+
+def _keep_output(module: nn.Module, outputs: list[Tensor]) -> RemovableHandle:
+    return module.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+
+
+# --- groups of branches, and the model without them -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Group:
+    has: Callable[[nn.Module, nn.Module], bool]  # a module and its parent
+    zero: Callable[[nn.Module], list[RemovableHandle]]
+
+
+def _zero_products(module: nn.Module) -> list[RemovableHandle]:
+    """`norm` is given zeros in place of the products."""
+    return [module.norm.register_forward_pre_hook(lambda _, inputs: (torch.zeros_like(inputs[0]),))]
+
+
+def _zero_output(module: nn.Module) -> list[RemovableHandle]:
+    return [module.register_forward_hook(lambda _, inputs, output: torch.zeros_like(output))]
+
+
+def _zero_inner_shortcut(module: nn.Module) -> list[RemovableHandle]:
+    """`act` is given what left `norm`, without the shortcut."""
+    branch: list[Tensor] = []
+    without = module.act.register_forward_pre_hook(lambda _, inputs: (branch.pop(),))
+    return [_keep_output(module.norm, branch), without]
+
+
+def _zero_residuals(block: BinaryBlock) -> list[RemovableHandle]:
+    """The second half is given the attention branch alone; what leaves the block are the other branches alone."""
+    first: list[Tensor] = []
+    second: list[Tensor] = []
+
+    def without_residual(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        total = sum(second)
+        second.clear()
+        return total
+
+    return [
+        _keep_output(block.affine1, first),
+        block.norm2.register_forward_pre_hook(lambda _, inputs: (first.pop(),)),
+        *(_keep_output(end, second) for end in (block.affine2, block.pool) if end is not None),
+        block.register_forward_hook(without_residual),
+    ]
+
+
+# In the order their hooks are set: what zeroes an output comes before what reads it.
+_BINARY = {
+    "attention products": _Group(lambda module, _: isinstance(module, BinaryAttention), _zero_products),
+    "attention linears": _Group(
+        lambda module, parent: isinstance(module, BinaryUnit) and isinstance(parent, BinaryAttention), _zero_products
+    ),
+    "FFN linears": _Group(
+        lambda module, parent: isinstance(module, BinaryUnit) and isinstance(parent, BinaryMlp), _zero_products
+    ),
+    "merges": _Group(lambda module, _: isinstance(module, BinaryPatchMerging), _zero_products),
+}
+_REAL = {
+    "pooling branches": _Group(lambda module, _: isinstance(module, PoolingBranches), _zero_output),
+    "inner shortcuts": _Group(lambda module, _: isinstance(module, _ADDS_TO_PRODUCTS), _zero_inner_shortcut),
+    "residual shortcuts": _Group(lambda module, _: isinstance(module, BinaryBlock), _zero_residuals),
+}
+_GROUPS = _BINARY | _REAL
+
+BINARY_GROUPS = tuple(_BINARY)
+REAL_GROUPS = tuple(_REAL)
+GROUPS = BINARY_GROUPS + REAL_GROUPS
+
+
+def group_members(model: nn.Module, group: str, within: str = "") -> dict[str, nn.Module]:
+    """The modules of a group, by module path; see `zeroed`.
+
+    Raises BinaryViTError for a group that does not exist and for a path the model does not have.
+    """
+    if group not in _GROUPS:
+        raise BinaryViTError(f"{group!r} is no group of branches{suggestion(group, list(GROUPS))}")
+    modules = dict(model.named_modules())
+    if within not in modules:
+        raise BinaryViTError(f"{type(model).__name__} has no part {within!r}{suggestion(within, list(modules))}")
+    return {
+        path: module
+        for path, module in modules.items()
+        if (not within or path == within or path.startswith(f"{within}."))
+        and _GROUPS[group].has(module, modules[path.rpartition(".")[0]])
+    }
+
+
+@contextmanager
+def zeroed(model: nn.Module, groups: Sequence[str], within: str = "") -> Iterator[None]:
+    """Within this context the model computes without groups of branches; behind it, it is as it was.
+
+    The binary groups (BINARY_GROUPS) are products of one-bit operands (of more where the model has more), zeroed before
+    the batch norm behind them, which turns zeros into a constant per channel:
+
+        attention products  the context attn @ v of every attention; its shortcut q + k + v stays
+        attention linears   the linear layers q, k, v, reduce and proj of every attention
+        FFN linears         both linear layers of every feed-forward network
+        merges              the binary convolutions of the patch merging that leads into a stage
+
+    The real-valued groups (REAL_GROUPS) are what else is added:
+
+        pooling branches    the sum of the four poolings and their affines, beside every feed-forward network
+        inner shortcuts     what is added to the normalized products of all four binary groups: to the linear layers
+                            their input, to the context q + k + v, to the merging convolutions the average
+        residual shortcuts  the x of both additions x + Affine(...) of every block
+
+    Without all binary groups only stem, shortcuts, poolings, norms, RPReLUs, merging averages and the classifier
+    compute. Without the residual shortcuts and a block's two main branches nothing of the image passes it.
+
+    Args:
+        model: in evaluation mode.
+        groups: which, of GROUPS.
+        within: module path of the part of the model where this is done ("stages.1", "stages.0.blocks.2"); all of it
+            when empty.
+
+    Raises:
+        BinaryViTError: no group is given, one does not exist, or the model's part has none of its branches.
+    """
+    if isinstance(groups, str) or not groups:
+        raise BinaryViTError(f"Give the groups of branches to zero as a list, at least one of {', '.join(GROUPS)}.")
+    members = {group: group_members(model, group, within) for group in groups}
+    for group, modules in members.items():
+        if not modules:
+            where = f"in {within}" if within else "in this model"
+            raise BinaryViTError(f"There are no {group} {where} of {type(model).__name__}: choose another group.")
+    with ExitStack() as stack:
+        for group in sorted(members, key=GROUPS.index):
+            for module in members[group].values():
+                for handle in _GROUPS[group].zero(module):
+                    stack.callback(handle.remove)
+        yield

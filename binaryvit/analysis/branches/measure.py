@@ -1,0 +1,181 @@
+"""What carries the accuracy of a study's models: their branches against shortcuts, and what is left without them."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from binaryvit.analysis.branches import figures, findings
+from binaryvit.analysis.branches.capture import BINARY_GROUPS, GROUPS, REAL_GROUPS, branch_norms, group_members, zeroed
+from binaryvit.analysis.branches.recalibration import reestimated_statistics
+from binaryvit.analysis.intervals import wilson_interval
+from binaryvit.analysis.measurements import measured
+from binaryvit.analysis.product import Drawing
+from binaryvit.analysis.stored import StoredRun, evaluation_batches, stored_runs
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.vision_transformer import BinaryVisionTransformer
+from binaryvit.studies.study import State, Study, plan
+
+_VERSION = 1  # of the measuring code in this file
+
+# What is removed, by what figures call it: nothing, each group, all groups of products, and all else that is added.
+REMOVALS: dict[str, tuple[str, ...]] = {
+    "nothing": (),
+    **{group: (group,) for group in GROUPS},
+    "all products": BINARY_GROUPS,
+    "all shortcuts and poolings": REAL_GROUPS,
+}
+WHOLE_MODEL = "whole model"
+
+
+def drawings(
+    study: Study, runs: Sequence[str] | None = None, images: int = 500, statistics_images: int = 200
+) -> list[Drawing]:
+    """The figures on branches: their norms, and the accuracy without groups of them, in the whole model and by stage.
+
+    Args:
+        study: whose runs.
+        runs: ids; None: all finished ones whose model has such branches, at whatever precision.
+        images: how many evaluation images norms and accuracies are measured on.
+        statistics_images: how many training images, without augmentation, batch-norm statistics are estimated on.
+
+    Raises:
+        BinaryViTError: a selection is wrong or empty, a chosen run's model has no such branches, or what is not
+            measured yet needs data that are not at hand.
+    """
+    chosen = _runs_with_branches(study, runs)
+    ids = tuple(run.id for run in chosen)
+    data = chosen[0].record.data
+    norms = _labelled(norms_of(study, chosen, images), chosen)
+    accuracies = _with_intervals(_labelled(accuracies_without(study, chosen, images, statistics_images), chosen))
+    evaluated_on = f"{accuracies['images'].iloc[0]:,} evaluation images of {data.label}"
+    estimated_on = f"{min(statistics_images, data.train_images):,} training images without augmentation"
+    whole = accuracies[accuracies["part"] == WHOLE_MODEL].reset_index(drop=True)
+    by_stage = accuracies[accuracies["part"] != WHOLE_MODEL].reset_index(drop=True)
+    chance = 100 / data.num_classes
+    drawn = [
+        Drawing("branch_norms", {"norms": norms}, lambda: figures.branch_norms(norms), ids, findings.of_norms(norms)),
+        Drawing(
+            "accuracy_without_branches",
+            {"accuracies": whole},
+            lambda: figures.accuracy_without(whole, chance, evaluated_on, estimated_on),
+            ids,
+            findings.of_accuracies(whole, chance, evaluated_on, estimated_on),
+        ),
+    ]
+    if len(by_stage):
+        staged = tuple(run for run in ids if run in set(by_stage["run"]))
+        is_intact = (whole["removed"] == "nothing") & (whole["statistics"] == "re-estimated")
+        intact = whole[is_intact & whole["run"].isin(staged)]
+        table = pd.concat([intact, by_stage], ignore_index=True)
+        drawn.append(
+            Drawing(
+                "accuracy_without_branches_by_stage",
+                {"accuracies": table},
+                lambda: figures.accuracy_by_stage(table, evaluated_on, estimated_on),
+                staged,
+                findings.of_stages(table, evaluated_on, estimated_on),
+            )
+        )
+    return drawn
+
+
+def norms_of(study: Study, runs: Sequence[StoredRun], images: int = 500) -> pd.DataFrame:
+    """`branches.branch_norms` of runs over evaluation images, stored ones reused; `kind` names the unit's group."""
+
+    def measure(run: StoredRun) -> pd.DataFrame:
+        table = branch_norms(run.model(), evaluation_batches(study, run, images))
+        table.loc[(table["kind"] == "unit") & table["layer"].str.contains(r"\.attn\."), "kind"] = "attention linears"
+        return table.replace({"kind": _KINDS})
+
+    return measured(study, "branch_norms", _VERSION, {"images": images}, runs, measure)
+
+
+# The groups whose branch is added there, and the two branches of a block.
+_KINDS = {
+    "unit": "FFN linears", "context": "attention products", "merge": "merges", "attention": "attention branch",
+    "FFN": "FFN branch", "pooling": "pooling branches",
+}  # fmt: skip
+
+
+def accuracies_without(
+    study: Study, runs: Sequence[StoredRun], images: int = 500, statistics_images: int = 200
+) -> pd.DataFrame:
+    """How many evaluation images runs classify rightly without groups of branches, stored measurements reused.
+
+    One row a run, part of the model ("whole model"; the stages of a pyramid), what is removed there (a key of
+    REMOVALS), and statistics of the batch norms: "stored", those of training, or "re-estimated" on training images with
+    the branches already removed; for a stage the latter alone. Columns: run, part, removed, statistics, correct,
+    images. What a part does not have has no row.
+    """
+    settings = {"images": images, "statistics_images": statistics_images}
+
+    def measure(run: StoredRun) -> pd.DataFrame:
+        evaluation = list(evaluation_batches(study, run, images))
+        training = list(evaluation_batches(study, run, statistics_images, split="train"))
+        return accuracy_table(run.model(), evaluation, training)
+
+    return measured(study, "accuracy_without_branches", _VERSION, settings, runs, measure)
+
+
+def accuracy_table(
+    model: BinaryVisionTransformer, evaluation: Sequence[tuple[Tensor, Tensor]], training: Sequence[tuple[Tensor, ...]]
+) -> pd.DataFrame:
+    """The rows of `accuracies_without` for one model, without the run.
+
+    Args:
+        model: in evaluation mode.
+        evaluation: tuples of images and labels.
+        training: tuples whose first entry is images, for the batch norms' statistics.
+    """
+    stages = [f"stages.{index}" for index in range(len(model.stages))]
+    rows = []
+    for part in ("", *(stages if len(stages) > 1 else ())):
+        for removed, groups in REMOVALS.items():
+            present = [group for group in groups if group_members(model, group, part)]
+            if not present and (groups or part):
+                continue
+            with zeroed(model, present, part) if present else nullcontext():
+                correct = {} if part else {"stored": count_correct(model, evaluation)}
+                with reestimated_statistics(model, training):
+                    correct["re-estimated"] = count_correct(model, evaluation)
+            rows += [
+                {"part": part or WHOLE_MODEL, "removed": removed, "statistics": statistics, "correct": count}
+                for statistics, count in correct.items()
+            ]
+    return pd.DataFrame(rows).assign(images=sum(len(labels) for _, labels in evaluation))
+
+
+@torch.no_grad()
+def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> int:
+    """How many images of (images, labels) batches a model in evaluation mode classifies rightly."""
+    return sum(int((model(images).argmax(dim=1) == labels).sum()) for images, labels in batches)
+
+
+def _runs_with_branches(study: Study, ids: Sequence[str] | None) -> list[StoredRun]:
+    finished = [run.id for run in plan(study) if run.state is State.DONE] or None
+    runs = stored_runs(study, finished if ids is None else ids)
+    suitable = [run for run in runs if isinstance(run.model(), BinaryVisionTransformer)]
+    others = [run.id for run in runs if run not in suitable]
+    if not suitable or (ids is not None and others):
+        raise BinaryViTError(
+            f"{', '.join(others)} has none of the branches looked at here: choose runs of binary vision transformers."
+        )
+    return suitable
+
+
+def _labelled(table: pd.DataFrame, runs: Sequence[StoredRun]) -> pd.DataFrame:
+    by_id = {run.id: run for run in runs}
+    table.insert(1, "label", table["run"].map({name: run.label for name, run in by_id.items()}))
+    table.insert(2, "variant", table["run"].map({name: run.variant for name, run in by_id.items()}))
+    return table
+
+
+def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds the accuracy in percent, and the ends of its 95 % interval."""
+    ends: list[Any] = [wilson_interval(row.correct, row.images) for row in table.itertuples()]
+    low, high = zip(*ends, strict=True)
+    return table.assign(accuracy=100 * table["correct"] / table["images"], low=low, high=high)

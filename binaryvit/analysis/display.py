@@ -1,0 +1,25 @@
+"""Tables and figures as a notebook shows them, equal ones as equal bytes."""
+
+import io
+
+import pandas as pd
+from IPython.display import HTML, Image
+from matplotlib.figure import Figure
+
+from binaryvit.analysis.style import style
+
+
+def show_table(frame: pd.DataFrame, name: str, caption: str = "") -> HTML:
+    """A table as people read it, whole, its caption above; a long one scrolls. `name` makes equal tables equal HTML."""
+    styler = frame.style.set_uuid(name).set_caption(caption).format(thousands=",", na_rep="-")
+    if isinstance(frame.index, pd.RangeIndex) or frame.index.name is None:
+        styler = styler.hide(axis="index")
+    return HTML(f'<div style="max-height: 32em; overflow: auto">{styler.to_html()}</div>')
+
+
+def show_figure(figure: Figure) -> Image:
+    """A figure as a picture in the notebook, the same bytes each time."""
+    content = io.BytesIO()
+    with style():
+        figure.savefig(content, format="png", dpi=150, metadata={"Software": "binaryvit"})
+    return Image(content.getvalue(), width=int(figure.get_figwidth() * 96))

@@ -1,0 +1,229 @@
+"""Looking around in stored runs: one run, image, block, head and channel at a time, with widgets or as static pictures.
+
+A change of the selection takes a fraction of a second: the models' forward passes are kept, by run and image.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from html import escape
+
+import ipywidgets
+from IPython.display import Image, Markdown
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from binaryvit.analysis.attention.capture import AttentionCapture, AttentionMaps, select
+from binaryvit.analysis.attention.measure import Images
+from binaryvit.analysis.display import show_figure
+from binaryvit.analysis.explore.figures import head_and_channel
+from binaryvit.analysis.stored import example_images, stored_runs
+from binaryvit.config import suggestion
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.layers import BinaryActivation
+from binaryvit.studies.study import Study
+
+_PLACE = (0.5, 0.5)  # of the patch that attends
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is looked at. `layer` is the place in the block where a sign is taken; empty in a model that takes none."""
+
+    run: str
+    image: str
+    block: int = 0
+    head: int = 0
+    layer: str = ""
+    channel: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What is seen: a figure, and what it shows in a sentence."""
+
+    draw: Callable[[], Figure]
+    finding: str
+
+    def show(self) -> tuple[Image, Markdown]:
+        """Picture and finding, as a notebook displays them."""
+        return show_figure(self.draw()), Markdown(self.finding)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """One forward pass: attention of all blocks, and by module path what signs are taken of, (tokens, channels)."""
+
+    maps: list[AttentionMaps]
+    before_sign: dict[str, Tensor]
+
+
+class Explorer:
+    """The finished runs of a study and images that may be shared, to be looked into.
+
+    Args:
+        study, runs: see `stored.stored_runs`.
+        examples: how many images, or files; see `stored.example_images`.
+    """
+
+    def __init__(self, study: Study, runs: Sequence[str] | None = None, examples: Images = 4):
+        self._runs = {run.id: run for run in stored_runs(study, runs)}
+        self._examples = examples
+        self.runs = {run.label: run.id for run in self._runs.values()}
+        self.images = example_images(next(iter(self._runs.values())), examples).names
+        self._inputs = lru_cache(maxsize=8)(lambda run: example_images(self._runs[run], self._examples))
+        self._seen = lru_cache(maxsize=32)(self._forward)
+
+    def first(self) -> Selection:
+        """The first run that takes signs (else the first), and the first of everything else."""
+        binary = [run for run in self._runs.values() if run.is_binary]
+        run = (binary or [*self._runs.values()])[0]
+        return self.fit(Selection(run.id, self.images[0]))
+
+    def fit(self, selection: Selection) -> Selection:
+        """The selection with block, head, layer and channel brought into what its run has."""
+        block = min(selection.block, self.blocks(selection) - 1)
+        head = min(selection.head, self.heads(replace(selection, block=block)) - 1)
+        selection = replace(selection, block=block, head=head)
+        layers = self.layers(selection)
+        layer = selection.layer if selection.layer in layers else (layers or [""])[0]
+        selection = replace(selection, layer=layer)
+        return replace(selection, channel=max(0, min(selection.channel, self.channels(selection) - 1)))
+
+    def blocks(self, selection: Selection) -> int:
+        """How many blocks the selected run has."""
+        return len(self._see(selection).maps)
+
+    def heads(self, selection: Selection) -> int:
+        """How many heads the selected block has."""
+        return select(self._see(selection).maps, selection.block, 0)[0].used.shape[1]
+
+    def layers(self, selection: Selection) -> list[str]:
+        """Where in the selected block signs are taken, in the order of the forward pass."""
+        block = self._block(selection)
+        return [name.removeprefix(block) for name in self._see(selection).before_sign if name.startswith(block)]
+
+    def channels(self, selection: Selection) -> int:
+        """How many channels the selected layer has; 0 without a layer."""
+        return self._values(selection).shape[-1] if selection.layer else 0
+
+    def view(self, selection: Selection) -> View:
+        """The picture of a selection.
+
+        Raises BinaryViTError when the study has no such run, the model no such block, head, layer or channel, or there
+        is no such image.
+        """
+        seen = self._see(selection)
+        maps, head = select(seen.maps, selection.block, selection.head)
+        images = self._inputs(selection.run)
+        query = maps.query_at(_PLACE)
+        ratio = maps.on_key_grid(maps.probabilities[0, head, query]) * maps.used.shape[-1]
+        attended = None if maps.level is None else maps.on_key_grid(maps.used[0, head, query]) > 0
+        # Not the label first: "+ affine" at the beginning of a line would become an item of a list.
+        sentences = [f"Head {head} of block {selection.block} in {self._runs[selection.run].label}:"]
+        if attended is None:
+            sentences.append(f"the highest probability is {ratio.max():.1f} times that of even attention.")
+        else:
+            sentences.append(f"{int(attended.sum())} of {attended.numel()} keys are attended.")
+        layer = channel = None
+        if selection.layer:
+            layer = self._values(selection)
+            if not 0 <= selection.channel < layer.shape[-1]:
+                raise BinaryViTError(
+                    f"There is no channel {selection.channel} in {selection.layer}: it has {layer.shape[-1]}, "
+                    f"0 to {layer.shape[-1] - 1}."
+                )
+            channel = layer[:, selection.channel]
+            positive, inside = (channel >= 0).float().mean(), (channel.abs() < 1).float().mean()
+            sentences.append(
+                f"In channel {selection.channel} of {selection.layer}, {positive:.0%} of the tokens become +1, and "
+                f"{inside:.0%} are inside [-1, 1], where the sign passes a gradient."
+            )
+        pixels = images.pixels[images.names.index(selection.image)]
+        arrays = [None if values is None else values.numpy() for values in (ratio, attended, channel, layer)]
+        return View(lambda: head_and_channel(pixels, _PLACE, *arrays), " ".join(sentences))
+
+    def views(self) -> list[View]:
+        """The first image in every run, its first block, head, layer and channel."""
+        return [self.view(self.fit(Selection(run, self.images[0]))) for run in self._runs]
+
+    def _see(self, selection: Selection) -> _Seen:
+        for name, known in ((selection.run, [*self._runs]), (selection.image, [*self.images])):
+            if name not in known:
+                raise BinaryViTError(f"There is no {name!r} to look at{suggestion(name, known)}")
+        return self._seen(selection.run, selection.image)
+
+    def _forward(self, run: str, image: str) -> _Seen:
+        images, before_sign = self._inputs(run), {}
+        capture = AttentionCapture(self._runs[run].model())
+        for name, module in capture.model.named_modules():
+            if isinstance(module, BinaryActivation) and module.activation_bits == 1:
+                module.register_forward_pre_hook(
+                    lambda module, inputs, name=name: before_sign.update({name: (inputs[0] + module.shift)[0]})
+                )
+        maps = capture(images.inputs[[images.names.index(image)]])
+        return _Seen(maps, before_sign)
+
+    def _block(self, selection: Selection) -> str:
+        """Module path of the selected block, with the dot behind it."""
+        return select(self._see(selection).maps, selection.block, 0)[0].layer.removesuffix("attn")
+
+    def _values(self, selection: Selection) -> Tensor:
+        name = self._block(selection) + selection.layer
+        if name not in self._see(selection).before_sign:
+            layers = self.layers(selection)
+            raise BinaryViTError(f"No sign is taken at {selection.layer!r}{suggestion(selection.layer, layers)}")
+        return self._see(selection).before_sign[name]
+
+
+def widgets_run_here() -> bool:
+    """Whether a Jupyter server runs this kernel for a notebook, so that somebody can move widgets."""
+    return "JPY_SESSION_NAME" in os.environ
+
+
+def controls(explorer: Explorer) -> ipywidgets.VBox:
+    """Widgets to choose run, image, block, head, layer and channel with, above the picture and its finding."""
+    first = explorer.first()
+    fields = {
+        "run": ipywidgets.Dropdown(options=list(explorer.runs.items()), value=first.run),
+        "image": ipywidgets.Dropdown(options=list(explorer.images), value=first.image),
+        "block": ipywidgets.IntSlider(max=100),
+        "head": ipywidgets.IntSlider(max=100),
+        "layer": ipywidgets.Dropdown(),
+        "channel": ipywidgets.IntSlider(max=100_000),
+    }
+    for name, field in fields.items():
+        field.description = name
+    picture, finding = ipywidgets.Image(), ipywidgets.HTML()
+    state = {"selection": first, "busy": False}
+
+    def show(selection: Selection) -> None:
+        """Brings fields, picture and finding to a selection, without listening to the fields meanwhile."""
+        state["busy"] = True
+        try:
+            selection = explorer.fit(selection)
+            state["selection"] = selection
+            fields["layer"].options = explorer.layers(selection) or [""]
+            counts = {"block": explorer.blocks, "head": explorer.heads, "channel": explorer.channels}
+            for name, count in counts.items():
+                fields[name].max = max(0, count(selection) - 1)
+            for name, field in fields.items():
+                field.value = getattr(selection, name)
+            fields["layer"].disabled = fields["channel"].disabled = not selection.layer
+            image, text = explorer.view(selection).show()
+            picture.value, picture.width, finding.value = image.data, image.width, escape(text.data, quote=False)
+        finally:
+            state["busy"] = False
+
+    def changed(change: dict) -> None:
+        if not state["busy"]:
+            name = next(name for name, field in fields.items() if field is change["owner"])
+            show(replace(state["selection"], **{name: change["new"]}))
+
+    for field in fields.values():
+        field.observe(changed, names="value")
+    show(first)
+    whole = ipywidgets.Layout(flex="0 0 auto")  # on a narrow page the columns stand below each other, not cut off
+    columns = [ipywidgets.VBox(part, layout=whole) for part in ([*fields.values()][:3], [*fields.values()][3:])]
+    return ipywidgets.VBox([ipywidgets.HBox(columns, layout={"flex_flow": "row wrap"}), picture, finding])

@@ -1,0 +1,338 @@
+"""The tables of a study, made from its run records, and the way from each cell back to the run it comes from."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from IPython.display import HTML
+
+from binaryvit.analysis.display import show_table
+from binaryvit.analysis.ladder import findings
+from binaryvit.config import TrainingConfig
+from binaryvit.errors import BinaryViTError
+from binaryvit.files import LIBRARY_PARENT, write_text_atomically
+from binaryvit.models.ladder import LADDER, variant_style
+from binaryvit.records.notes import Note
+from binaryvit.records.run import RECORD_FILE
+from binaryvit.studies.rows import NOT_RUN, NOTHING, Row, describe_scale, model_cost, read_ladder, record_of, scale_of
+from binaryvit.studies.study import PlannedRun, Study, plan
+
+TABLES_FOLDER = "tables"
+NOT_AVAILABLE = "not available"
+_COSTS = ("parameters", "binary_weights", "bytes", "bops", "flops", "ops", "ops_elementwise")
+
+_SOURCE_COLUMNS = (
+    "row", "column", "run", "state", "commit", "uncommitted_changes", "config_key", "data_fingerprint",
+    "training_version", "read_from",
+)  # fmt: skip
+
+# The scale of the paper's and of all published figures.
+_IMAGENET = {"classes": 1000, "evaluation images": 50_000, "image size": 224}
+_IMAGENET_LADDER = LADDER["small"]
+# Published rows that are a model of the ladder.
+_PUBLISHED_AS = {"DeiT-S full precision": _IMAGENET_LADDER[0], "BinaryViT": _IMAGENET_LADDER[5]}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in its two forms, and where its cells come from.
+
+    Attributes:
+        name: stem of its files.
+        caption: what it shows, on which data and scale.
+        numbers: a row a model, full precision, NaN where there is nothing; for programs (CSV).
+        text: the same rows as people read them (notebook, Markdown, LaTeX).
+        sources: a row for each (row, column, run): run id, state, commit, key and what was read.
+        finding: what the numbers show, in sentences made from them.
+    """
+
+    name: str
+    caption: str
+    numbers: pd.DataFrame
+    text: pd.DataFrame
+    sources: pd.DataFrame
+    finding: str
+
+    def show(self) -> HTML:
+        """The table as a notebook shows it."""
+        return show_table(self.text, self.name, self.caption)
+
+    def contents(self) -> dict[str, str]:
+        """The table's files by name: <name>.csv, .md, .tex and .sources.csv."""
+        return {
+            f"{self.name}.csv": self.numbers.to_csv(index=False),
+            f"{self.name}.md": self.to_markdown(),
+            f"{self.name}.tex": self.to_latex(),
+            f"{self.name}.sources.csv": self.sources.to_csv(index=False),
+        }
+
+    def write(self, folder: str | Path) -> list[Path]:
+        """Writes the files into `folder`, and <name>.json, a note on them; returns the paths of the files."""
+        contents = self.contents()
+        paths = [Path(folder) / name for name in contents]
+        for path, content in zip(paths, contents.values(), strict=True):
+            write_text_atomically(path, content)
+        commits = self.sources.groupby("run", sort=False)["commit"].first()
+        Note.of({"runs": commits.where(commits.notna(), None).to_dict()}, paths).write(
+            Path(folder) / f"{self.name}.json"
+        )
+        return paths
+
+    def to_markdown(self) -> str:
+        """The caption, a Markdown table, and the finding."""
+        cells = self.text.map(lambda text: text.replace("|", r"\|"))
+        lines = [[*cells.columns], ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"**{self.caption}**\n\n{table}\n\n{self.finding}\n\nSource of each cell: {self.name}.sources.csv\n"
+
+    def to_latex(self) -> str:
+        """A table for the booktabs package. Where each row comes from is in comments above it, for want of width."""
+        origin = [column for column in ("runs", "seen in") if column in self.text]
+        text = self.text.drop(columns=origin).rename(columns=_latex).map(_latex)
+        runs = "".join(f"% {row.iloc[0]}: {'; '.join(row[origin])}\n" for _, row in self.text.iterrows())
+        left = "l" + "r" * (len(text.columns) - 1)
+        body = text.style.hide(axis="index").to_latex(
+            hrules=True, environment="table*", position="t", position_float="centering", column_format=left,
+            caption=_latex(self.caption), label=f"tab:{self.name}",
+        )  # fmt: skip
+        return f"% Needs \\usepackage{{booktabs}}. Where each row comes from:\n{runs}{body}"
+
+
+_LATEX = str.maketrans({
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+})  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return text.translate(_LATEX)
+
+
+def states(study: Study) -> pd.DataFrame:
+    """Every run of the study, what state it is in, and why."""
+    return pd.DataFrame(
+        [{"run": run.id, "state": str(run.state), "reason": run.reason} for run in plan(study)],
+        columns=["run", "state", "reason"],
+    )
+
+
+def ablation(study: Study) -> Table:
+    """The ladder of a study, as the paper's Table 3: accuracy, size and operations, a row for each step.
+
+    Raises BinaryViTError when the study's runs are not of one scale.
+    """
+    rows = read_ladder(study)
+    numbers = pd.DataFrame([_numbers(row) for row in rows])
+    valid = numbers["top1"].where(numbers["state"].ne("stale") & numbers["seeds"].gt(0))
+    numbers.insert(numbers.columns.get_loc("top1_std") + 1, "top1_difference", valid.diff())
+    text = pd.DataFrame(
+        [_text(row, difference) for row, difference in zip(rows, numbers["top1_difference"], strict=True)]
+    )
+    caption = (
+        f"Ablation on {describe_scale(rows)}. Difference: top-1 against the row before, in points. "
+        "M = 1e6; MB = 1e6 bytes, 1 bit per binary weight; operations per image, OPs = BOPs / 64 + FLOPs."
+    )
+    if any(row.runs[1:] for row in rows):
+        caption += " Mean ± sample standard deviation over n seeds."
+    return Table("ablation", caption, numbers, text, _sources(rows), findings.of_ablation(rows))
+
+
+def _numbers(row: Row) -> dict[str, Any]:
+    top1, top5 = row.measured("top1"), row.measured("top5")
+    return {
+        "label": row.label,
+        "variant": row.variant,
+        "state": "stale" if row.stale else row.missing or "done",
+        "seeds": top1.seeds,
+        "top1": top1.mean,
+        "top1_std": top1.std,
+        "top5": top5.mean,
+        "top5_std": top5.std,
+        **{name: getattr(row.model_cost, name) for name in _COSTS},
+        "runs": " ".join(run.id for run in row.runs),
+    }
+
+
+def _text(row: Row, difference: float) -> dict[str, str]:
+    costs = row.model_cost
+    return {
+        "variant": row.label,
+        "top-1 (%)": _accuracy(row, "top1"),
+        "difference": NOTHING if math.isnan(difference) else f"{difference:+.2f}",
+        "top-5 (%)": _accuracy(row, "top5"),
+        "parameters (M)": f"{costs.parameters / 1e6:,.3f}",
+        "size (MB)": _digits(costs.bytes / 1e6),
+        "BOPs (M)": _digits(costs.bops / 1e6),
+        "FLOPs (M)": _digits(costs.flops / 1e6),
+        "OPs (M)": _digits(costs.ops / 1e6),
+        "OPs + elementwise (M)": _digits(costs.ops_elementwise / 1e6),
+        "runs": _run_ids(row),
+    }
+
+
+def _run_ids(row: Row | None) -> str:
+    return ", ".join(run.id for run in row.runs) if row else NOTHING
+
+
+def _accuracy(row: Row, name: str) -> str:
+    if not row.values:
+        return row.missing
+    if row.stale:
+        return f"{row.measured(name)} (stale)"
+    return f"{row.measured(name)} ({row.missing})" if row.missing else str(row.measured(name))
+
+
+def _digits(number: float) -> str:
+    """Four significant digits, and never fewer than all before the point."""
+    return f"{number:,.{max(0, 3 - math.floor(math.log10(number)))}f}" if number > 0 else "0"
+
+
+def _sources(rows: Sequence[Row]) -> pd.DataFrame:
+    lines = []
+    for before, row in pairwise([None, *rows]):
+        for column in ("top1", "top5"):
+            lines += [_source(row, column, run, f"{RECORD_FILE}: result.{column}") for run in row.runs]
+        for run in (*before.runs, *row.runs) if before else ():
+            lines.append(_source(row, "top1_difference", run, f"{RECORD_FILE}: result.top1"))
+        for column in _COSTS:
+            lines += [
+                _source(row, column, run, f"binaryvit.models.cost of {row.variant}, {row.num_classes} classes")
+                for run in row.runs
+            ]
+    return pd.DataFrame(lines, columns=list(_SOURCE_COLUMNS)).astype({"training_version": "Int64"})
+
+
+def _source(row: Row, column: str, run: PlannedRun, read: str) -> dict[str, Any]:
+    record = record_of(run)
+    identity = [None] * 5
+    if record is not None:
+        key = record.key
+        identity = [record.git.commit, record.git.dirty, key.config, key.data, key.training_version]
+    return dict(zip(_SOURCE_COLUMNS, [row.label, column, run.id, str(run.state), *identity, read], strict=True))
+
+
+def find_published(start: str | Path) -> Path:
+    """The file published.csv in `start`, the nearest folder above it, or this repository's results/.
+
+    Raises BinaryViTError when there is none.
+    """
+    start = Path(start).resolve()
+    for folder in (start, *start.parents, LIBRARY_PARENT / "results"):
+        if (folder / "published.csv").is_file():
+            return folder / "published.csv"
+    raise BinaryViTError(f"There is no published.csv in {start} or any folder above it: give its path.")
+
+
+def read_published(path: str | Path) -> pd.DataFrame:
+    """Published figures of other models on ImageNet-1k at 224 x 224, one row a model.
+
+    The columns of the file, all text except top1, and `ops` as a number (NaN where none was published). Raises
+    BinaryViTError when the file is not such a table.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        columns = ["model", "family", "year", "ops_e8", "size_mb", "top1", "seen_in", "certainty"]
+        table = table[columns]
+        table["ops"] = table["ops_e8"].str.extract(r"^([0-9.]+)")[0].astype(float) * 1e8
+        table["top1"] = table["top1"].astype(float)
+    except (OSError, KeyError, ValueError) as error:
+        raise BinaryViTError(f"{path} is no table of published figures: {error}") from error
+    return table
+
+
+def is_imagenet(rows: Sequence[Row]) -> bool:
+    """Whether a study's accuracies may stand beside published ones: ImageNet-1k's 50,000 images at 224 x 224.
+
+    Its data must be called so ("ImageNet-1k", "ILSVRC/imagenet-1k") and have that scale.
+    """
+    scales = [scale_of(record) for row in rows for record in row.values]
+    return bool(scales) and all(
+        "imagenet1k" in re.sub("[^a-z0-9]", "", scale["data"].lower())
+        and {name: scale[name] for name in _IMAGENET} == _IMAGENET
+        for scale in scales
+    )
+
+
+def comparison(study: Study, published: pd.DataFrame) -> Table:
+    """Published binary models and the ladder on ImageNet-1k at 224 x 224.
+
+    Only a study of that scale contributes accuracies; for any other the ladder's rows say "not run". A published
+    figure stands beside its certainty; steps of the ladder whose figure could not be read are "not available".
+
+    Args:
+        study: the study whose accuracies are compared.
+        published: what `read_published` returns.
+    """
+    rows = read_ladder(study)
+    comparable = is_imagenet(rows)
+    mine = {row.variant: row for row in rows if comparable and not row.config.model_args}
+    known = {
+        _PUBLISHED_AS[entry["model"]]: entry
+        for entry in published.to_dict("records")
+        if entry["model"] in _PUBLISHED_AS
+    }
+    others = [entry for entry in published.to_dict("records") if entry["model"] not in _PUBLISHED_AS]
+    pairs = [_published_entry(entry) for entry in others]
+    pairs += [_ladder_entry(variant, mine.get(variant), known.get(variant)) for variant in _IMAGENET_LADDER]
+    numbers, text = ([pair[form] for pair in pairs] for form in (0, 1))
+    caption = (
+        "Models with 1-bit weights and activations, and the full-precision teacher, on ImageNet-1k, 224x224 pixels, "
+        "1,000 classes, 50,000 evaluation images; operations per image, OPs = BOPs / 64 + FLOPs. Certainty of a "
+        "published figure: authors = their own README or abstract; table = one later paper's comparison; second-hand "
+        "or doubtful = a note about a paper. "
+    )
+    caption += f"Here: {describe_scale(rows)}." if comparable else f"Here: {NOT_RUN} at this scale."
+    finding = findings.of_comparison(rows, mine, known, len(_IMAGENET_LADDER) - len(known))
+    sources = _sources([mine[variant] for variant in _IMAGENET_LADDER if variant in mine])
+    return Table("comparison", caption, pd.DataFrame(numbers), pd.DataFrame(text), sources, finding)
+
+
+def _published_entry(entry: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A published model as numbers and as text."""
+    numbers = {name: entry[name] for name in ("model", "family", "year", "ops", "size_mb")}
+    numbers |= {"top1_published": entry["top1"], "certainty": entry["certainty"], "seen_in": entry["seen_in"]}
+    text = {
+        "model": entry["model"],
+        "kind": entry["family"],
+        "year": entry["year"],
+        "OPs (1e8)": entry["ops_e8"] or NOT_AVAILABLE,
+        "size (MB)": entry["size_mb"] or NOT_AVAILABLE,
+        "top-1 published (%)": f"{entry['top1']:.1f}",
+        "certainty": entry["certainty"],
+        "seen in": entry["seen_in"],
+        "top-1 here (%)": NOTHING,
+        "runs": NOTHING,
+    }
+    return numbers, text
+
+
+def _ladder_entry(
+    variant: str, row: Row | None, published: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """A step of the ladder as numbers and as text; its size and operations are counted on an instance."""
+    label = variant_style(variant).label
+    counted = model_cost(TrainingConfig(variant=variant), _IMAGENET["classes"])
+    unknown = {
+        "model": label,
+        "family": "ViT",
+        "year": NOTHING,
+        "top1": math.nan,
+        "certainty": NOTHING,
+        "seen_in": NOTHING,
+    }
+    entry = dict(published or unknown) | {
+        "ops": float(counted.ops),
+        "ops_e8": f"{counted.ops / 1e8:.2f} (counted here)",
+        "size_mb": f"{counted.bytes / 1e6:.2f} (counted here)",
+    }
+    numbers, text = _published_entry(entry)
+    numbers |= {"model": label, "state": NOT_RUN} | (_numbers(row) if row else {})
+    text |= {"model": label, "top-1 here (%)": _accuracy(row, "top1") if row else NOT_RUN, "runs": _run_ids(row)}
+    if published is None:
+        text["top-1 published (%)"] = NOT_AVAILABLE
+    return numbers, text

@@ -1,0 +1,157 @@
+"""What one bit costs: one architecture with weights and activations of 1 or 32 bits, and where its features differ."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from binaryvit.analysis.intervals import wilson_interval
+from binaryvit.analysis.measurements import measured
+from binaryvit.analysis.precision import figures, findings
+from binaryvit.analysis.precision.capture import layer_agreement
+from binaryvit.analysis.product import Drawing
+from binaryvit.analysis.stored import StoredRun, evaluation_batches, stored_runs
+from binaryvit.errors import BinaryViTError
+from binaryvit.records.notes import sha256_of
+from binaryvit.studies.rows import Row, read_rows
+from binaryvit.studies.study import State, Study
+
+_VERSION = 1  # of the measuring code in this file
+PRECISIONS = {(1, 1): "W1A1", (1, 32): "W1A32", (32, 1): "W32A1", (32, 32): "W32A32"}
+REFERENCE = "W32A32"
+
+
+def drawings(study: Study, images: int = 500) -> list[Drawing]:
+    """The figures on precision: accuracy, size and operations, and features against those of full precision.
+
+    There is no figure where its runs are not finished; `missing` says which. Of several seeds, the features are those
+    of the first.
+
+    Args:
+        study: which trains a model at several precisions.
+        images: how many evaluation images features are compared on.
+
+    Raises:
+        BinaryViTError: the study has no such model, or what is not measured yet needs data that are not at hand.
+    """
+    return [*_of_precisions(study), *_of_agreement(study, images)]
+
+
+def _of_precisions(study: Study) -> list[Drawing]:
+    table = precisions(study)
+    done = [record.id for row in _rows(study) if not row.stale for record in row.values]
+    if not done:
+        return []
+    evaluated_on = f"{table['images'].max():,.0f} evaluation images of {_data_label(study)}"
+    draw = partial(figures.accuracy_size_operations, table, evaluated_on)
+    finding = findings.of_precisions(table, evaluated_on)
+    return [Drawing("precision", {"precisions": table}, draw, tuple(done), finding)]
+
+
+def _of_agreement(study: Study, images: int) -> list[Drawing]:
+    compared, reference = _compared_runs(study)
+    if reference is None or not compared:
+        return []
+    table = agreement_with_reference(study, compared, reference, images)
+    data = reference.record.data
+    evaluated_on = f"{min(images, data.eval_images):,} evaluation images of {data.label}"
+    draw = partial(figures.agreement, table, evaluated_on)
+    runs = (*(run.id for run in compared), reference.id)
+    return [
+        Drawing("precision_agreement", {"agreement": table}, draw, runs, findings.of_agreement(table, evaluated_on))
+    ]
+
+
+def precisions(study: Study) -> pd.DataFrame:
+    """Accuracy, size and operations of the study's model at each precision it is trained at.
+
+    One row a precision: precision ("W1A32": 1-bit weights, 32-bit activations), label, state, seeds, images (evaluation
+    images), top1 (percent, mean over seeds; NaN where no run is finished), low and high (ends of its 95 % interval for
+    the choice of images), bytes, bops, flops, ops, ops_elementwise (of one image), and runs (their ids).
+
+    Raises BinaryViTError when the study has no model at several precisions.
+    """
+    lines: list[dict[str, Any]] = []
+    for row in _rows(study):
+        top1 = row.measured("top1").mean if not row.stale else float("nan")
+        line = {
+            "precision": _precision(row),
+            "label": row.label,
+            "state": "stale" if row.stale else row.missing or "done",
+        }
+        line |= {"seeds": 0 if row.stale else len(row.values), "images": float("nan"), "top1": top1}
+        line |= {"low": float("nan"), "high": float("nan")}
+        if line["seeds"]:
+            line["images"] = row.values[0].data.eval_images
+            line["low"], line["high"] = wilson_interval(top1 / 100 * line["images"], line["images"])
+        line |= {name: getattr(row.model_cost, name) for name in ("bytes", "bops", "flops", "ops", "ops_elementwise")}
+        lines.append(line | {"runs": " ".join(run.id for run in row.runs)})
+    return pd.DataFrame(lines)
+
+
+def missing(study: Study) -> str:
+    """Which runs of the comparison are not finished, and how to train them; empty when all are."""
+    waiting = [run for row in _rows(study) for run in row.runs if run.state is not State.DONE]
+    if not waiting:
+        return ""
+    named = ", ".join(f"{run.id} ({run.state})" for run in waiting)
+    sentences = [f"Not finished, and missing in what follows: {named}."]
+    if _compared_runs(study)[1] is None:
+        sentences.append(f"Without {REFERENCE} there is nothing to compare features with.")
+    command = f"binaryvit reproduce {study.path.name} --only {' '.join(run.id for run in waiting)}"
+    return " ".join([*sentences, f"To train them: `{command}`, and the data's own options."])
+
+
+def agreement_with_reference(
+    study: Study, runs: Sequence[StoredRun], reference: StoredRun, images: int = 500
+) -> pd.DataFrame:
+    """`agreement.layer_agreement` of runs with a reference run over evaluation images, stored ones reused.
+
+    Behind its first column, run, stands precision.
+    """
+    settings = {"images": images, "reference": reference.id, "weights of the reference": sha256_of(reference.weights)}
+
+    def measure(run: StoredRun) -> pd.DataFrame:
+        return layer_agreement(run.model(), reference.model(), evaluation_batches(study, run, images))
+
+    table = measured(study, "precision_agreement", _VERSION, settings, runs, measure)
+    named = {run.id: PRECISIONS[_bits(run.record.config["model_args"])] for run in runs}
+    table.insert(1, "precision", table["run"].map(named))
+    return table
+
+
+def _bits(model_args: dict[str, Any]) -> tuple[int, int]:
+    return model_args.get("weight_bits", 1), model_args.get("activation_bits", 1)
+
+
+def _precision(row: Row) -> str:
+    return PRECISIONS[row.runs[0].bits]
+
+
+def _rows(study: Study) -> list[Row]:
+    """The rows of the study's first model that is trained at several precisions, in the order of PRECISIONS."""
+    rows = [row for row in read_rows(study) if not row.is_teacher]
+    for first in rows:
+        alike = {row.runs[0].bits: row for row in reversed(rows) if row.variant == first.variant}
+        if len(alike) > 1:
+            return [alike[bits] for bits in PRECISIONS if bits in alike]
+    raise BinaryViTError(
+        f"The study {study.name} trains no model at several precisions: give {study.path} rows of one variant with "
+        "model_args weight_bits and activation_bits."
+    )
+
+
+def _compared_runs(study: Study) -> tuple[list[StoredRun], StoredRun | None]:
+    """Finished runs of the reference's seed at the other precisions, and the reference."""
+    done = {_precision(row): [run for run in row.runs if run.state is State.DONE] for row in _rows(study)}
+    if not done.get(REFERENCE):
+        return [], None
+    first = done.pop(REFERENCE)[0]
+    chosen = [run.id for runs in done.values() for run in runs if run.config.seed == first.config.seed]
+    runs = stored_runs(study, [*chosen, first.id])
+    return [run for run in runs if run.id != first.id], next(run for run in runs if run.id == first.id)
+
+
+def _data_label(study: Study) -> str:
+    return next(record.data.label for row in read_rows(study) for record in row.values)

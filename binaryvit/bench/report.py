@@ -1,0 +1,30 @@
+"""The files of a benchmark: its table, every repetition, and what was measured on what machine."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from binaryvit.files import write_text_atomically
+from binaryvit.models.ops import native
+from binaryvit.records.provenance import describe_hardware, git_state, package_versions
+
+
+def write_benchmark(folder: str | Path, name: str, measured: pd.DataFrame, summary: pd.DataFrame) -> None:
+    """Writes <name>.csv (the summary), <name>.repetitions.csv and <name>.json (machine, packages, commit, time)."""
+    folder = Path(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    identity = {
+        "hardware": describe_hardware(device, native.compiled_by() if device == "cpu" else None).model_dump(),
+        "packages": package_versions(),
+        "git": git_state().model_dump(),
+        "threads": None if measured["threads"].isna().all() else int(measured["threads"].iloc[0]),
+        "batch_size": int(measured["batch_size"].iloc[0]),
+        "repetitions": int(measured["repetition"].max()) + 1,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_text_atomically(folder / f"{name}.csv", summary.to_csv(index=False, float_format="%.4g"))
+    write_text_atomically(folder / f"{name}.repetitions.csv", measured.to_csv(index=False, float_format="%.5g"))
+    write_text_atomically(folder / f"{name}.json", json.dumps(identity, indent=2) + "\n")

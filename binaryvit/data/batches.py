@@ -1,0 +1,382 @@
+"""Data sets by name, checked and fingerprinted, and the batches that training and evaluation read from them."""
+
+import hashlib
+import json
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from timm.data.random_erasing import RandomErasing
+from torch.utils.data import DataLoader, Dataset
+
+from binaryvit.config import TrainingConfig
+from binaryvit.data.images import ImageSplit
+from binaryvit.data.sampling import (
+    derived_seed,
+    epoch_order,
+    evenly_spaced_per_class,
+    scoped_random_state,
+    seed_everything,
+    train_positions,
+)
+from binaryvit.data.sources import EVAL_SPLITS, open_source
+from binaryvit.data.transforms import Transform, eval_transform, normalize, random_erasing, train_transform
+from binaryvit.errors import BinaryViTError
+from binaryvit.records.provenance import available_cores
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+FINGERPRINT_IMAGES = 4096
+MAX_WORKERS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set ready for training.
+
+    Attributes:
+        name: what the data set is called; of a folder its last part.
+        label: what tables call it.
+        source: where it came from, without the path of this machine.
+        class_names: by class index.
+        train, eval: the two splits that are used; never the same one.
+        fingerprint: sha256 (hexadecimal) of the content, see `fingerprint`.
+    """
+
+    name: str
+    label: str
+    source: str
+    class_names: tuple[str, ...]
+    train: ImageSplit
+    eval: ImageSplit
+    fingerprint: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def splits(self) -> dict[str, tuple[str, int]]:
+        """Name and number of images of what is trained on and what is evaluated on."""
+        return {"train": (self.train.name, len(self.train)), "eval": (self.eval.name, len(self.eval))}
+
+
+def load_data(config: TrainingConfig) -> Data:
+    """Finds, checks and fingerprints the data set of a training configuration; images are decoded later.
+
+    The training split is `train` unless given; the evaluation split the first of `EVAL_SPLITS` that exists unless
+    given. The image column is the one of images, the label column the one of class labels (among several the one called
+    "label"), unless given. Labels without names are 0, 1, ..., or strings in alphabetical order. With max_train_images
+    or max_eval_images a fixed part is used that keeps the classes' proportions.
+
+    Args:
+        config: data, data_dir, data_label, data_config, image_column, label_column, train_split, eval_split,
+            max_train_images and max_eval_images of a training configuration.
+
+    Raises:
+        BinaryViTError: no such data set, split or column; the two splits are one; a label outside of the classes;
+            fewer than two classes; an empty split.
+    """
+    source = open_source(config.data, config.data_dir, config.data_config)
+    train_name, eval_name = _split_names(config, source.splits)
+    tables = {name: source.splits[name] for name in (train_name, eval_name)}
+    image_column, label_column = _column_names(config, tables[train_name])
+    class_names = _class_names(tables[train_name], label_column)
+
+    def split(name: str, limit: int | None) -> ImageSplit:
+        labels = _labels(name, tables[name], label_column, class_names)
+        rows = np.arange(len(labels))
+        if limit is not None and limit < len(labels):
+            rows = evenly_spaced_per_class(labels, limit)
+        return ImageSplit(
+            name, _encoded_table(name, tables[name], image_column), image_column, labels[rows], rows, source.folder
+        )
+
+    train, evaluation = split(train_name, config.max_train_images), split(eval_name, config.max_eval_images)
+    name = _name_of(config.data)
+    return Data(
+        name=name,
+        label=config.data_label or name,
+        source=source.description,
+        class_names=class_names,
+        train=train,
+        eval=evaluation,
+        fingerprint=fingerprint(class_names, [train, evaluation]),
+    )
+
+
+def fingerprint(class_names: Sequence[str], splits: Sequence[ImageSplit]) -> str:
+    """sha256 (hexadecimal) of the data that is used.
+
+    It covers the class names, the splits' sizes, every label in its order, and the encoded bytes of up to
+    FINGERPRINT_IMAGES evenly spaced images per split (all of them in smaller splits). It does not cover the other
+    images, nor where the files lie and what they, the splits and the columns are called.
+    """
+    digest = hashlib.sha256()
+    digest.update(json.dumps([list(class_names), [len(split) for split in splits]]).encode())
+    for split in splits:
+        digest.update(split.labels.astype("<i8").tobytes())
+        count = min(FINGERPRINT_IMAGES, len(split))
+        for indices in np.array_split(np.arange(count) * len(split) // count, -(-count // 256)):
+            for data in split.encoded(indices):
+                digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def train_batches(
+    data: Data,
+    config: TrainingConfig,
+    input_size: tuple[int, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    epoch: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """This process's augmented batches of an epoch, from optimizer step `start_step` on.
+
+    A batch holds batch_size / world_size / accumulation_steps images; accumulation_steps of them in a row make one
+    optimizer step. What a batch holds depends on (seed, epoch, step) and the sharding alone: not on the number of
+    worker processes nor on where the epoch was resumed; the processes' batches together are the single process's ones.
+    Global random generators are left as they were. Mixup is the caller's.
+
+    Args:
+        data: what `load_data` gave.
+        config: seed, batch_size, accumulation_steps, repeated_augmentation, workers (None: `useful_workers`), and the
+            augmentation's fields.
+        input_size: of the model, (3, height, width).
+        mean, std: per channel, of values in 0..1; what the model was or will be trained with.
+        epoch: from 0.
+        start_step: from 0.
+        rank, world_size: this process among all.
+
+    Returns:
+        Tuples of images (batch, 3, height, width) float32, labels (batch,) int64 and the rows of the training split
+        they are (batch,) int64.
+
+    Raises:
+        BinaryViTError: fewer images than a batch, a batch that cannot be split evenly; while
+            iterating, an image that cannot be used.
+    """
+    accumulation = config.accumulation_steps
+    positions = train_positions(len(data.train), config.batch_size, accumulation, start_step, rank, world_size)
+    order = epoch_order(len(data.train), config.seed, epoch, config.repeated_augmentation)
+    prepared = _PreparedImages(
+        data.train,
+        train_transform(config, input_size, mean),
+        random_erasing(config),
+        mean,
+        std,
+        (config.seed, epoch),
+    )
+    return _batches(prepared, list(np.stack([positions, order[positions]], axis=-1)), config.workers, world_size)
+
+
+def eval_batches(
+    data: Data,
+    config: TrainingConfig,
+    input_size: tuple[int, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """This process's part of the evaluation split: over all processes each image once, the last batch may be smaller.
+
+    Arguments, batches and errors as in `train_batches`; rows are those of the evaluation split.
+    """
+    batch_size = max(1, config.batch_size // (world_size * config.accumulation_steps))
+    indices = np.arange(rank, len(data.eval), world_size)
+    pairs = np.stack([indices, indices], axis=-1)
+    prepared = _PreparedImages(data.eval, eval_transform(config, input_size), None, mean, std, (0, 0))
+    batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
+    return _batches(prepared, batches, config.workers, world_size)
+
+
+def useful_workers(in_memory: bool, world_size: int) -> int:
+    """Number of worker processes when none is asked for.
+
+    None for images in memory on a machine without GPU, where they would only take the model's cores; else what the
+    cores allow after one for each training process, up to MAX_WORKERS.
+    """
+    if in_memory and not torch.cuda.is_available():
+        return 0
+    return max(0, min(MAX_WORKERS, available_cores() // world_size - 1))
+
+
+class _PreparedImages(Dataset):
+    """Transformed images; a whole batch is asked for at once, as an array (batch, 2) of (position, index)."""
+
+    def __init__(
+        self,
+        split: ImageSplit,
+        transform: Transform,
+        erasing: RandomErasing | None,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        seed: tuple[int, int],
+    ):
+        self.split, self.transform, self.erasing = split, transform, erasing
+        self.mean, self.std, self.seed = mean, std, seed
+
+    def __getitems__(self, batch: np.ndarray) -> Batch | BinaryViTError:
+        try:
+            return self._batch(*batch.T)
+        except BinaryViTError as error:  # a worker's exception would reach the user as a traceback
+            return error
+
+    def _batch(self, positions: np.ndarray, indices: np.ndarray) -> Batch:
+        images = self.split.images(indices)
+        with scoped_random_state():
+            tensors = []
+            for position, image in zip(positions, images, strict=True):
+                seed_everything(derived_seed(*self.seed, position, 0))
+                tensors.append(self.transform(image))
+            prepared = normalize(torch.stack(tensors), self.mean, self.std)
+            if self.erasing:
+                for position, image in zip(positions, prepared, strict=True):
+                    seed_everything(derived_seed(*self.seed, position, 1))
+                    self.erasing(image)
+        return prepared, torch.from_numpy(self.split.labels[indices]), torch.from_numpy(self.split.rows[indices])
+
+
+def _batches(
+    prepared: _PreparedImages, batches: list[np.ndarray], workers: int | None, world_size: int
+) -> Iterator[Batch]:
+    if not batches:
+        return
+    in_memory = prepared.split.pixels is not None  # decoded here, before workers start, so that they share it
+    if workers is None:
+        workers = useful_workers(in_memory, world_size)
+    loader = DataLoader(
+        prepared,
+        batch_sampler=batches,
+        collate_fn=_as_is,
+        num_workers=workers,
+        worker_init_fn=_ignore_interrupt,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else the loader draws from the global one
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, BinaryViTError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise BinaryViTError(
+            "A data-loading process was ended from outside, as happens when memory runs out: set workers to a smaller "
+            "number than it was."
+        ) from error
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process alone answers it and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _split_names(config: TrainingConfig, splits: dict[str, datasets.Dataset]) -> tuple[str, str]:
+    train = config.train_split or "train"
+    evaluation = config.eval_split or next((name for name in EVAL_SPLITS if name in splits), None)
+    there = ", ".join(splits)
+    for field, name in (("train_split", train), ("eval_split", evaluation)):
+        if name is None:
+            raise BinaryViTError(
+                f"The data set '{config.data}' has no split named {', '.join(EVAL_SPLITS[:-1])} or {EVAL_SPLITS[-1]} "
+                f"to evaluate on: set {field} to one of those there are: {there}."
+            )
+        if name not in splits:
+            raise BinaryViTError(
+                f"The data set '{config.data}' has no split '{name}': set {field} to one of those there are: {there}."
+            )
+        if not len(splits[name]):
+            raise BinaryViTError(f"The split '{name}' of the data set '{config.data}' has no images.")
+    if train == evaluation:
+        raise BinaryViTError(f"The split '{train}' is trained on, so it cannot be evaluated on: set eval_split.")
+    return train, evaluation
+
+
+def _column_names(config: TrainingConfig, table: datasets.Dataset) -> tuple[str, str]:
+    found = []
+    for field, given, kind in (
+        ("image_column", config.image_column, datasets.Image),
+        ("label_column", config.label_column, datasets.ClassLabel),
+    ):
+        usual = field.removesuffix("_column")
+        of_kind = [name for name, feature in table.features.items() if isinstance(feature, kind)]
+        name = given or (of_kind[0] if len(of_kind) == 1 else usual)
+        if name not in table.features:
+            raise BinaryViTError(
+                f"Which column of the data set '{config.data}' holds the {usual}s is not clear: set {field} to one of "
+                f"{', '.join(table.features)}."
+            )
+        found.append(name)
+    return found[0], found[1]
+
+
+def _encoded_table(split: str, table: datasets.Dataset, column: str) -> datasets.Dataset:
+    feature = table.features.get(column)
+    is_struct = isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
+    is_binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+    if not (isinstance(feature, datasets.Image) or is_struct or is_binary):
+        raise BinaryViTError(f"The column '{column}' of split '{split}' does not hold images: set image_column.")
+    return table.cast_column(column, datasets.Image(decode=False))
+
+
+def _class_names(table: datasets.Dataset, column: str) -> tuple[str, ...]:
+    feature = table.features[column]
+    is_plain = isinstance(feature, datasets.Value)
+    values = [value for value in table.unique(column) if value is not None] if is_plain else []
+    if isinstance(feature, datasets.ClassLabel):
+        names = tuple(feature.names)
+    elif values and all(isinstance(value, str) for value in values):
+        names = tuple(sorted(values))
+    elif values and all(isinstance(value, int) for value in values) and max(values) < len(table):
+        names = tuple(str(index) for index in range(max(values) + 1))
+    else:
+        raise BinaryViTError(
+            f"The column '{column}' holds neither class names nor class indices 0, 1, ...: set label_column."
+        )
+    if len(names) < 2:
+        raise BinaryViTError(f"The data has one class only ({', '.join(names)}): training needs at least two.")
+    return names
+
+
+def _labels(split: str, table: datasets.Dataset, column: str, class_names: tuple[str, ...]) -> np.ndarray:
+    """Class indices of all rows; labels with names go by their names, so splits may number them differently."""
+    if column not in table.features:
+        raise BinaryViTError(
+            f"The split '{split}' has no column '{column}' with labels: it has {', '.join(table.features)}."
+        )
+    feature = table.features[column]
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else class_names
+    index_of: dict[str | int, int] = {name: index for index, name in enumerate(class_names)}
+    index_of |= {number: index_of[name] for number, name in enumerate(names) if name in index_of}
+    values = table.select_columns([column])[:][column]
+    labels = [index_of.get(value, -1) for value in values]
+    if min(labels) < 0:
+        row = labels.index(-1)
+        value = values[row]
+        if isinstance(value, int) and 0 <= value < len(names):
+            value = names[value]
+        raise BinaryViTError(
+            f"Image {row} of split '{split}' has the label {value!r}, which is none of the {len(class_names)} classes "
+            f"of the training split: correct the data, or choose other splits (labels of -1 mean they are kept secret)."
+        )
+    return np.array(labels, dtype=np.int64)
+
+
+def _name_of(data: str) -> str:
+    """A data set's name; of a folder the last part of its path, since paths mean something on one machine only."""
+    folder = Path(data).expanduser()
+    return folder.resolve().name if folder.is_dir() else data

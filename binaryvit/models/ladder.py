@@ -1,0 +1,162 @@
+"""The ladder: its variants registered with timm, and how each is called and drawn in tables and figures.
+
+The variants climb the paper's ladder (Table 3) from the ReActNet-style binary DeiT to BinaryViT, at 224 x 224 ("small")
+and, for training on a CPU, at 32 x 32 ("micro").
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
+
+from binaryvit.models.vision_transformer import BinaryVisionTransformer
+from binaryvit.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
+
+_COLUMNAR = {
+    "small": dict(img_size=224, patch_size=16, embed_dims=384, depths=12, num_heads=6, mlp_ratios=4),
+    "micro": dict(img_size=32, patch_size=4, embed_dims=192, depths=3, num_heads=3, mlp_ratios=4),
+}
+_PYRAMID = {
+    "small": dict(
+        img_size=224,
+        patch_size=4,
+        embed_dims=(64, 128, 256, 512),
+        depths=(3, 4, 8, 4),
+        num_heads=(1, 2, 4, 8),
+        mlp_ratios=(8, 8, 4, 4),
+        reductions=(8, 4, 1, 1),
+        stem_norm=True,
+    ),
+    "micro": dict(
+        img_size=32,
+        patch_size=2,
+        embed_dims=(32, 64, 128, 256),
+        depths=(1, 1, 2, 1),
+        num_heads=(1, 2, 4, 8),
+        mlp_ratios=(4, 4, 4, 4),
+        reductions=(4, 2, 1, 1),
+        stem_norm=True,
+    ),
+}
+
+# Each family's full-precision teacher, then its binary variants in the order of the paper's Table 3.
+LADDER: dict[str, tuple[str, ...]] = {
+    "small": (
+        "deit_small_patch16_224",
+        "reactdeit_small_patch16_224",
+        "reactdeit_small_patch16_224_avg_pool",
+        "reactdeit_small_patch16_224_avg_pool_multi_branch",
+        "reactdeit_small_patch16_224_avg_pool_multi_branch_ls",
+        "binaryvit_small_patch4_224",
+        "binaryvit_small_patch4_224_some_fp",
+    ),
+    "micro": (
+        "deit_micro_patch4_32",
+        "reactdeit_micro_patch4_32",
+        "reactdeit_micro_patch4_32_avg_pool",
+        "reactdeit_micro_patch4_32_avg_pool_multi_branch",
+        "reactdeit_micro_patch4_32_avg_pool_multi_branch_ls",
+        "binaryvit_micro_patch2_32",
+        "binaryvit_micro_patch2_32_some_fp",
+    ),
+}
+
+# What the rungs of the ladder differ in, in its order; the last two are pyramids.
+_RUNGS: tuple[dict[str, Any], ...] = (
+    dict(global_pool="token", pooling_branches=False, affine=False),
+    dict(global_pool="avg", pooling_branches=False, affine=False),
+    dict(global_pool="avg", pooling_branches=True, affine=False),
+    dict(global_pool="avg", pooling_branches=True, affine=True),
+    dict(global_pool="avg", pooling_branches=True, affine=True, merge="binary"),
+    dict(global_pool="avg", pooling_branches=True, affine=True, merge="full_precision"),
+)
+
+
+def _pretrained_cfg(variant: str) -> dict[str, Any]:
+    """timm's description of a variant's input and classifier; no weights are published, so it names no source."""
+    micro = variant in LADDER["micro"]
+    is_deit = variant.startswith("deit_")
+    return dict(
+        num_classes=10 if micro else 1000,
+        input_size=(3, 32, 32) if micro else (3, 224, 224),
+        fixed_input_size=True,
+        pool_size=None,
+        crop_pct=1.0 if micro else 0.875,
+        interpolation="bicubic",
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        first_conv="patch_embed.proj" if is_deit else "stages.0.embed.proj",
+        classifier="head",
+    )
+
+
+default_cfgs = generate_default_cfgs(
+    {name: _pretrained_cfg(name) for family in LADDER.values() for name in family if name != "deit_small_patch16_224"}
+)
+
+
+def _register_binary_variant(name: str, shape: dict[str, Any], rung: dict[str, Any]) -> None:
+    """Registers with timm a function `name(pretrained=False, **model_args)` that builds this rung of the ladder."""
+    columnar = not isinstance(shape["embed_dims"], tuple)
+
+    def build(pretrained: bool = False, **model_args: Any) -> BinaryVisionTransformer:
+        return build_model_with_cfg(
+            BinaryVisionTransformer,
+            name,
+            pretrained,
+            feature_cfg=dict(out_indices=3 if columnar else (0, 1, 2, 3), feature_cls="getter"),
+            **{**shape, **rung, **model_args},
+        )
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"{rung} on {shape}."
+    register_model(build)
+
+
+for _family_name, (_, *_names) in LADDER.items():
+    for _name, _rung in zip(_names, _RUNGS, strict=True):
+        _shapes = _PYRAMID if _name.startswith("binaryvit") else _COLUMNAR
+        _register_binary_variant(_name, _shapes[_family_name], _rung)
+
+
+@register_model
+def deit_micro_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """The full-precision teacher of the micro family: timm's DeiT at the width and depth of its columnar models."""
+    shape = dict(img_size=32, patch_size=4, embed_dim=192, depth=3, num_heads=3)
+    return build_model_with_cfg(
+        VisionTransformer,
+        "deit_micro_patch4_32",
+        pretrained,
+        feature_cfg=dict(out_indices=3, feature_cls="getter"),
+        **{**shape, **kwargs},
+    )
+
+
+@dataclass(frozen=True)
+class VariantStyle:
+    """How one variant is called and drawn, in every figure and table."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+# In the order of the ladder: the teacher, then the paper's rows.
+_LADDER_STYLES = (
+    VariantStyle("full-precision DeiT (teacher)", BLACK, "*"),
+    VariantStyle("ReActNet-DeiT (baseline)", ORANGE, "o"),
+    VariantStyle("+ average pooling", SKY, "s"),
+    VariantStyle("+ pooling branches", GREEN, "^"),
+    VariantStyle("+ affine", PURPLE, "D"),
+    VariantStyle("BinaryViT (+ pyramid)", VERMILION, "v"),
+    VariantStyle("BinaryViT, fp patch embeddings", BLUE, "P"),
+)
+_VARIANT_STYLES = {
+    name: style for family in LADDER.values() for name, style in zip(family, _LADDER_STYLES, strict=True)
+}
+
+
+def variant_style(variant: str) -> VariantStyle:
+    """Label, colour and marker of a variant by its timm name; a model outside the ladder is grey and keeps its name."""
+    return _VARIANT_STYLES.get(variant, VariantStyle(variant, GREY, "h"))

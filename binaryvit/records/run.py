@@ -1,0 +1,226 @@
+"""The run record: what was run, on what, with what result; and many of them as a table.
+
+A run's folder holds `run.json` (written last: its presence means the run is finished), `metrics.csv` with a row an
+epoch, the inference weights and the executed notebook; `failure.json` instead of `run.json` when it failed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from binaryvit.errors import BinaryViTError
+from binaryvit.files import write_text_atomically
+
+RECORD_FILE = "run.json"
+METRICS_FILE = "metrics.csv"
+FAILURE_FILE = "failure.json"
+RUNS_FOLDER = "runs"
+LOCK_FILE = "training.lock"
+_MAX_RECORD_BYTES = 4_000_000  # a record has some kilobytes; what is larger is another file
+
+# Part of every run's key. Raise it with any change of the numbers that a run produces, so that stored runs show as
+# stale; a test holds the numbers of this version.
+TRAINING_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunKey(_Record):
+    """Identity of a run: when one of these changes, the numbers may, and the stored run is stale."""
+
+    config: str  # TrainingConfig.key(), which contains the teacher's identity
+    data: str  # fingerprint of the data, sha256 hex
+    training_version: int
+
+
+class GitState(_Record):
+    """The source the run was made from; None where there is no git."""
+
+    commit: str | None
+    dirty: bool | None  # tracked files outside results/ differ from the commit
+    resumed_at: list[str | None] = []  # other commits at which an interrupted run went on
+
+
+class DataRecord(_Record):
+    """The data of a run. `source` is a hub name, an embedded set's name or the last component of a local folder."""
+
+    name: str
+    label: str  # how tables and figures call it
+    source: str
+    fingerprint: str
+    train_split: str
+    eval_split: str
+    train_images: int
+    eval_images: int
+    num_classes: int
+
+
+class Hardware(_Record):
+    """The machine of a run: `device` as torch calls its type (cpu, cuda), `gpus` their names, memory in 1e9 bytes.
+
+    `native_steps`, on a CPU: the compiler of the C++ steps of training (`native`); None where PyTorch's were used,
+    whose results differ by rounding.
+    """
+
+    device: str
+    cpu: str
+    cores: int
+    memory_gb: float
+    gpus: list[str] = []
+    native_steps: str | None = None
+
+
+class RunResult(_Record):
+    """Accuracies in percent (0..100) on the whole evaluation split after the last epoch.
+
+    `top5` is None with fewer than five classes. `images_per_second` is the mean of training.
+    """
+
+    top1: float
+    top5: float | None
+    eval_loss: float
+    epochs: int
+    images_per_second: float
+
+
+class WeightsRecord(_Record):
+    """The stored inference weights; `top1` is that of the stored file, loaded again, in float32 and not compiled."""
+
+    file: str  # relative to the run's folder
+    bytes: int
+    dtype: str
+    top1: float
+
+
+class RunRecord(_Record):
+    """One finished training run, as stored in its run.json. It holds no absolute path."""
+
+    id: str
+    study: str
+    key: RunKey
+    config: dict[str, Any]
+    git: GitState
+    data: DataRecord
+    packages: dict[str, str]
+    hardware: Hardware
+    threads: int
+    processes: int
+    seed: int
+    started: AwareDatetime  # of the first start, UTC
+    duration_seconds: float = Field(ge=0)  # spent in all starts of a resumed run together
+    result: RunResult
+    weights: WeightsRecord
+
+    def write(self, run_dir: str | Path) -> None:
+        """Writes run.json atomically and removes the note of an earlier failure."""
+        write_text_atomically(Path(run_dir) / RECORD_FILE, self.model_dump_json(indent=2) + "\n")
+        (Path(run_dir) / FAILURE_FILE).unlink(missing_ok=True)
+
+
+class Failure(_Record):
+    """Why a run failed, in one sentence for the reader."""
+
+    error: str
+    time: AwareDatetime
+
+    def write(self, run_dir: str | Path) -> None:
+        """Writes failure.json atomically."""
+        write_text_atomically(Path(run_dir) / FAILURE_FILE, self.model_dump_json(indent=2) + "\n")
+
+
+def _read(path: Path, kind: type[_Record], what: str) -> Any:
+    try:
+        if path.stat().st_size > _MAX_RECORD_BYTES:
+            raise BinaryViTError(f"{path} is not {what}: it is larger than {_MAX_RECORD_BYTES} bytes.")
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BinaryViTError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise BinaryViTError(
+            f"{path} is not {what} of this version: {where}: {first['msg']}. "
+            "It was truncated, edited or written by another version; move it away to train the run again."
+        ) from error
+
+
+def read_record(run_dir: str | Path) -> RunRecord | None:
+    """The record of the finished run in `run_dir`; None when there is none.
+
+    Raises BinaryViTError when there is a run.json that is not a run record.
+    """
+    path = Path(run_dir) / RECORD_FILE
+    return _read(path, RunRecord, "a run record") if path.exists() else None
+
+
+def read_failure(run_dir: str | Path) -> Failure | None:
+    """Why the run in `run_dir` failed; None when it did not.
+
+    Raises BinaryViTError when there is a failure.json of another content.
+    """
+    path = Path(run_dir) / FAILURE_FILE
+    return _read(path, Failure, "the note of a failed run") if path.exists() else None
+
+
+def run_folders(study_dir: str | Path) -> list[Path]:
+    """Folders of all finished runs of the study in `study_dir`, by name. Archived (stale) runs are not among them."""
+    return sorted(
+        path.parent
+        for path in (Path(study_dir) / RUNS_FOLDER).glob(f"*/{RECORD_FILE}")
+        if ".stale-" not in path.parent.name
+    )
+
+
+def read_runs(study_dir: str | Path) -> pd.DataFrame:
+    """The finished runs of a study as a table, one row a run, sorted by folder name.
+
+    A column is called as the value's path in run.json ("result.top1", "config.variant", "data.label", "id"); the column
+    "folder" is the run's folder relative to `study_dir`. Without runs the table is empty and has the columns all the
+    same, except those of the configuration and the packages.
+
+    Raises BinaryViTError when a record is damaged.
+    """
+    rows = [
+        json.loads(read_record(folder).model_dump_json()) | {"folder": folder.relative_to(study_dir).as_posix()}
+        for folder in run_folders(study_dir)
+    ]
+    if rows:
+        return pd.json_normalize(rows, max_level=1)
+    return pd.DataFrame(columns=[*_columns(RunRecord), "folder"])
+
+
+def _columns(record: type[BaseModel]) -> list[str]:
+    columns = []
+    for name, field in record.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            columns += [f"{name}.{inner}" for inner in field.annotation.model_fields]
+        elif name not in ("config", "packages"):  # their columns depend on their content
+            columns.append(name)
+    return columns
+
+
+def read_metrics(run_dir: str | Path) -> pd.DataFrame:
+    """The metrics of a run, one row an epoch, in the order of training.
+
+    Raises BinaryViTError when there are none or they are not a table.
+    """
+    return read_table(run_dir, METRICS_FILE)
+
+
+def read_table(run_dir: str | Path, name: str) -> pd.DataFrame:
+    """One of a run's CSV files (metrics.csv, weight_flips.csv, latent_weights.csv) as a table.
+
+    Raises BinaryViTError when it is missing or not a table.
+    """
+    path = Path(run_dir) / name
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError as error:
+        raise BinaryViTError(f"{path} is missing: the run has not reached the end of its first epoch.") from error
+    except (OSError, ValueError) as error:
+        raise BinaryViTError(f"{path} is not a readable CSV table: {error}") from error

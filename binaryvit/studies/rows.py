@@ -1,0 +1,213 @@
+"""From a study's runs to the rows of a table, all of one scale.
+
+A scale is a data set, an evaluation split, an image size and a recipe. Finished runs of different scales are refused,
+so that no value of another scale can stand in a table or on an axis.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pandas as pd
+import timm
+
+from binaryvit.config import NOT_IN_KEY, TrainingConfig
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.cost import Cost, cost
+from binaryvit.models.ladder import variant_style
+from binaryvit.records.run import RunRecord, read_record
+from binaryvit.studies.study import PlannedRun, State, Study, plan
+from binaryvit.training.build import create_model
+
+NOT_RUN, NOTHING = "not run", "-"
+_STATE_WORDS = {State.MISSING: NOT_RUN, State.STALE: "stale", State.FAILED: "failed", State.RUNNING: "running"}
+
+# What rows and seeds of a table may differ in. Everything else in a configuration belongs to the recipe, which must be
+# the same for all binary variants (the teacher has its own).
+_MAY_DIFFER = NOT_IN_KEY | {"variant", "model_args", "seed", "teacher_variant", "weights_dtype", "compile", "processes"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a study with all its seeds.
+
+    `values` are the records its numbers come from: the finished runs'; when all of them are stale, the stale ones'.
+    """
+
+    label: str
+    runs: tuple[PlannedRun, ...]
+    values: tuple[RunRecord, ...]
+    stale: bool
+    num_classes: int
+    is_teacher: bool  # the others learn from it
+
+    @property
+    def config(self) -> TrainingConfig:
+        return self.runs[0].config
+
+    @property
+    def variant(self) -> str:
+        return self.config.variant
+
+    @property
+    def model_cost(self) -> Cost:
+        """Counted on an instance of the model."""
+        return model_cost(self.config, self.num_classes)
+
+    @property
+    def missing(self) -> str:
+        """What the runs without a number are: "not run", "1 failed, 2 not run"; empty when there are none."""
+        words = [_STATE_WORDS[run.state] for run in self.runs if run.state is not State.DONE]
+        if len(set(words)) == 1 and len(words) == len(self.runs):
+            return words[0]
+        return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+
+    def measured(self, name: str) -> "Measured":
+        """Mean and spread of one of the results ("top1", "top5") over the seeds."""
+        numbers = [getattr(record.result, name) for record in self.values]
+        return Measured.of([number for number in numbers if number is not None])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean over seeds with its sample standard deviation (NaN with fewer than two)."""
+
+    mean: float
+    std: float
+    seeds: int
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> "Measured":
+        series = pd.Series(numbers, dtype=float)
+        return cls(float(series.mean()), float(series.std(ddof=1)), len(series))
+
+    def __str__(self) -> str:
+        if self.seeds > 1:
+            return f"{self.mean:.2f} ± {self.std:.2f} (n = {self.seeds})"
+        return f"{self.mean:.2f}" if self.seeds else NOTHING
+
+
+def model_cost(config: TrainingConfig, num_classes: int) -> Cost:
+    """The cost of the model a configuration trains, counted on an instance of it."""
+    return _count(config.variant, json.dumps(config.model_args), config.image_size, num_classes)
+
+
+@cache
+def _count(variant: str, model_args: str, image_size: int | None, num_classes: int) -> Cost:
+    config = TrainingConfig(variant=variant, model_args=json.loads(model_args), image_size=image_size)
+    return cost(create_model(config, num_classes))
+
+
+def read_rows(study: Study) -> list[Row]:
+    """The study's models, each with its seeds and the records its numbers may be taken from, in the study's order.
+
+    Raises BinaryViTError when finished runs differ in data, image size, evaluation split or recipe: they cannot stand
+    in one table.
+    """
+    groups: dict[str, list[PlannedRun]] = {}
+    for run in plan(study):
+        groups.setdefault(run.id.removesuffix(f"-seed{run.config.seed}"), []).append(run)
+    runs = [run for group in groups.values() for run in group]
+    done = {run.id: record_of(run) for run in runs if run.state is State.DONE}
+    teachers = {run.teacher_id for run in study.runs}
+    _refuse_mixing([record for name, record in done.items() if name in teachers], list(done.values()))
+    stale = {run.id: record for run in runs if run.state is State.STALE and (record := record_of(run)) is not None}
+    stale = {run.id: stale[run.id] for run in runs if run.id in stale and _recipe(stale[run.id].config) == _plan(run)}
+    scale = next((scale_of(record) for record in (*done.values(), *stale.values())), {})
+    rows = []
+    for name, group in groups.items():
+        variant = group[0].config.variant
+        label = variant_style(variant).label if group[0].label == name == variant else group[0].label
+        finished = [done[run.id] for run in group if run.id in done]
+        outdated = [stale[run.id] for run in group if run.id in stale and scale_of(stale[run.id]) == scale]
+        classes = scale.get("classes") or timm.get_pretrained_cfg(variant).num_classes
+        rows.append(
+            Row(
+                label,
+                tuple(group),
+                tuple(finished or outdated),
+                bool(outdated and not finished),
+                classes,
+                group[0].id in teachers,
+            )
+        )
+    return rows
+
+
+def read_ladder(study: Study) -> list[Row]:
+    """The rows of `read_rows` that are steps of the ladder (`Study.ladder`)."""
+    steps = {run.id for run in study.ladder}
+    return [row for row in read_rows(study) if row.runs[0].id in steps]
+
+
+def record_of(run: PlannedRun) -> RunRecord | None:
+    """The record of a finished or stale run; None when there is none that can be read."""
+    if run.state not in (State.DONE, State.STALE):
+        return None
+    try:
+        return read_record(run.folder)
+    except BinaryViTError:  # damaged; the state's reason says so
+        return None
+
+
+def scale_of(record: RunRecord) -> dict[str, Any]:
+    """What two accuracies must share to be comparable at all."""
+    own_size = timm.get_pretrained_cfg(record.config["variant"]).input_size[-1]
+    return {
+        "data": record.data.label,
+        "fingerprint of the data": record.data.fingerprint,
+        "evaluation split": record.data.eval_split,
+        "evaluation images": record.data.eval_images,
+        "classes": record.data.num_classes,
+        "image size": record.config["image_size"] or own_size,
+        "evaluation crop": record.config["eval_crop"],
+    }
+
+
+def _recipe(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in _MAY_DIFFER}
+
+
+def _plan(run: PlannedRun) -> dict[str, Any]:
+    return _recipe(run.config.model_dump(mode="json"))
+
+
+def _refuse_mixing(teachers: Sequence[RunRecord], records: Sequence[RunRecord]) -> None:
+    _refuse_differences(records, scale_of)
+    students = [record for record in records if record not in teachers]
+    for alike in (teachers, students):
+        _refuse_differences(alike, lambda record: _recipe(record.config))
+
+
+def _refuse_differences(records: Sequence[RunRecord], properties: Callable[[RunRecord], dict[str, Any]]) -> None:
+    for first, other in pairwise(records):
+        one, two = properties(first), properties(other)
+        for name in one | two:
+            if one.get(name) != two.get(name):
+                raise BinaryViTError(
+                    f"{first.id} and {other.id} cannot stand in one table, their scales differ: {name} is "
+                    f"{one.get(name)!r} for the first and {two.get(name)!r} for the second. "
+                    "Train one of them again, or make two studies."
+                )
+
+
+def describe_scale(rows: Sequence[Row]) -> str:
+    """The data and scale of a table, for its caption: data, image size, evaluation images, epochs, seeds."""
+    records = [record for row in rows for record in row.values]
+    config = rows[-1].config
+    if records:
+        scale = scale_of(records[0])
+        size, label, images = scale["image size"], scale["data"], f"{scale['evaluation images']:,} evaluation images"
+    else:
+        size = config.image_size or timm.get_pretrained_cfg(config.variant).input_size[-1]
+        label, images = config.data_label or config.data, "no run finished yet"
+    epochs = {row.is_teacher: f"{row.config.epochs} epochs" for row in rows}
+    training = epochs.get(False, epochs.get(True))
+    if len(set(epochs.values())) > 1:
+        training += f" (teacher {epochs[True]})"
+    seeds = sorted({run.config.seed for row in rows for run in row.runs if not row.is_teacher} or {config.seed})
+    seed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    return f"{label}, {size}x{size} pixels, {rows[0].num_classes:,} classes, {images}, {training}, {seed}"

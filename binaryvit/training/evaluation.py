@@ -1,0 +1,63 @@
+"""How good a model is on the evaluation split."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import reduce
+from torch import Tensor, nn
+
+from binaryvit.models.quantizers import at_least_float32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy to the labels; accuracies in percent. `top5` is None with fewer than five classes."""
+
+    loss: float
+    top1: float
+    top5: float | None
+    images: int
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Mixed precision as PyTorch does it per operation; nothing for "fp32"."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    device: torch.device,
+    precision: str = "fp32",
+) -> Evaluation:
+    """Evaluates `model` on batches of (images, labels, indices), and puts it back into its mode.
+
+    With several processes each one gives its own batches, and all get the result over all of them.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, right first, right among five, images
+    classes = full = 0
+    for images, labels, _ in batches:
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        count = len(images)
+        full = max(full, count)
+        # The last batch is filled up, so that compiled blocks keep their one shape.
+        images = torch.cat([images, images[:1].expand(full - count, -1, -1, -1)])
+        with autocast(device, precision):
+            logits = at_least_float32(model(images)[:count])
+        classes = logits.shape[1]
+        right = logits.topk(min(5, classes)).indices == labels[:, None]
+        sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+        sums[1] += right[:, 0].sum()
+        sums[2] += right.sum()
+        sums[3] += count
+    model.train(was_training)
+    loss, top1, top5, count = reduce(sums, reduction="sum").tolist()
+    return Evaluation(loss / count, 100 * top1 / count, 100 * top5 / count if classes >= 5 else None, int(count))

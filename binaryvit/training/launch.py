@@ -1,0 +1,81 @@
+"""Training with as many processes as the configuration asks for, from a notebook or a shell that is one process."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from binaryvit.config import TrainingConfig
+from binaryvit.errors import BinaryViTError
+from binaryvit.files import LIBRARY_PARENT
+from binaryvit.records.run import RunRecord, read_record
+from binaryvit.training.memory import HUGE_PAGES
+from binaryvit.training.run import train as train_in_process
+
+SENTENCE = "binaryvit: "  # how the command line begins the sentence of an error
+_GRACE_SECONDS = 30
+
+
+def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_id: str = "") -> RunRecord:
+    """`binaryvit.training.run.train`, in `config.processes` processes of this machine.
+
+    With one process, or inside a process that torchrun or `accelerate launch` started, it trains right here. Otherwise
+    torchrun starts the processes, and what they print appears here. (torchrun is also what accelerate starts; it reads
+    no settings of the user's, which could change the precision or the number of machines.)
+
+    Raises BinaryViTError as training does, or when a process dies; torchrun then ends the others.
+    """
+    if config.processes == 1 or "LOCAL_RANK" in os.environ:
+        return train_in_process(config, run_dir, study=study, run_id=run_id)
+    with tempfile.TemporaryDirectory(prefix="binaryvit-") as folder:
+        fields = Path(folder) / "config.yaml"
+        fields.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc_per_node", str(config.processes), "-m", "binaryvit.cli"]
+        command += ["train", str(fields), "--output", str(run_dir), "--study", study, "--run-id", run_id]
+        paths = os.pathsep.join(filter(None, [str(LIBRARY_PARENT), os.environ.get("PYTHONPATH")]))
+        process = subprocess.Popen(
+            command,
+            env=os.environ | HUGE_PAGES | {"PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches this process only, which passes it on
+        )
+        try:
+            sentences = _echo(process)
+        finally:
+            _end(process)
+    record = read_record(run_dir)
+    if process.returncode != 0 or record is None:
+        raise BinaryViTError(
+            next(iter(sentences), f"One of the {config.processes} training processes died; its last lines are above.")
+        )
+    return record
+
+
+def _echo(process: subprocess.Popen) -> list[str]:
+    """Passes on what the processes print until the last one ended; returns the sentences of their errors."""
+    sentences = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        if line.startswith(SENTENCE):
+            sentences.append(line.removeprefix(SENTENCE).strip())
+    process.wait()
+    return sentences
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Interrupts processes that still run, so that they save before they stop."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        try:
+            os.killpg(process.pid, number)
+            process.wait(_GRACE_SECONDS)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt, ProcessLookupError):
+            continue

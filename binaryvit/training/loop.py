@@ -1,0 +1,336 @@
+"""The training loop: epochs of optimizer steps whose outcome is a function of the configuration and the data alone.
+
+No random state is ever saved. All that is random in a step is seeded by (seed, epoch, step, process), so a run that
+goes on from a checkpoint meets what it would have met without the interruption.
+"""
+
+import math
+import time
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast, gather_object, reduce
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from binaryvit.config import TrainingConfig
+from binaryvit.data.batches import Data, eval_batches, train_batches
+from binaryvit.data.sampling import derived_seed, steps_per_epoch
+from binaryvit.errors import BinaryViTError
+from binaryvit.files import write_text_atomically
+from binaryvit.records.provenance import git_state
+from binaryvit.records.run import METRICS_FILE
+from binaryvit.training import resume
+from binaryvit.training.build import compile_blocks, create_model, input_settings
+from binaryvit.training.evaluation import Evaluation, autocast, evaluate
+from binaryvit.training.interruption import Interruption
+from binaryvit.training.latent import flip_rates, weight_signs
+from binaryvit.training.losses import training_loss
+from binaryvit.training.progress import Progress
+from binaryvit.training.schedule import LearningRate
+from binaryvit.training.teacher import Teacher, load_teacher
+
+FLIPS_FILE = "weight_flips.csv"
+METRICS = (
+    "epoch", "lr", "train_loss", "distillation_loss", "label_loss", "train_top1",
+    "eval_loss", "top1", "top5", "images_per_second", "flip_rate", "seconds",
+)  # fmt: skip
+
+
+class Trainer:
+    """Trains one configuration on one data set, from its beginning or its last checkpoint.
+
+    Attributes:
+        model: the model in training; `trained_model` is the one to keep.
+        state: what a checkpoint holds beside tensors: where the run is, the running epoch's sums, all metrics so far.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, data: Data, run_dir: Path, identity: dict[str, Any], process: PartialState
+    ):
+        """`identity` says which run the checkpoint in `run_dir` must belong to. Raises `BinaryViTError`."""
+        self.config, self.data, self.run_dir, self.identity, self.process = config, data, run_dir, identity, process
+        self.device = process.device
+        self.steps = steps_per_epoch(len(data.train), config.batch_size)
+        model = create_model(config, data.num_classes).to(self.device)
+        self.input = input_settings(model, config.image_size)
+        self.ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay else None
+        self.teacher = None
+        if config.teacher is not None:
+            teacher = load_teacher(config.teacher, config.teacher_variant, data.num_classes)
+            self.teacher = Teacher(teacher, *self.input[1:]).to(self.device)
+        self.mixup = None
+        if config.mixing:
+            self.mixup = Mixup(
+                config.mixup_alpha,
+                config.cutmix_alpha,
+                label_smoothing=config.label_smoothing,
+                num_classes=data.num_classes,
+            )
+        synchronized = process.num_processes > 1 and self.device.type == "cuda"
+        self.model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if synchronized else model
+        self.optimizer = create_optimizer_v2(
+            self.model,
+            opt=config.optimizer,
+            lr=config.peak_learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.learning_rate = LearningRate(config, self.optimizer, self.steps)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.signs = weight_signs(self.model)
+        self.state: dict[str, Any] = {
+            "identity": identity,
+            "sources": [],  # the commits it was trained at, in their order
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "epoch": 0,
+            "step": 0,
+            "sums": {},
+            "epoch_seconds": 0.0,
+            "timed_steps": 0,  # of this epoch: those after the first of each process, which compiles
+            "timed_seconds": 0.0,
+            "seconds": 0.0,
+            "history": [],
+            "flips": [],
+        }
+        self.interruption = Interruption()
+        self._stopping = False  # whether a process was asked to stop
+        self._warm = False  # whether this process has done a step
+        self._last_indices: list[int] = []
+        self._restore()
+        source = git_state().model_dump()
+        if source not in self.state["sources"]:
+            self.state["sources"].append(source)
+        if config.compile:
+            for network in filter(
+                None, (self.model, self.teacher and self.teacher.model, self.ema and self.ema.module)
+            ):
+                compile_blocks(network)
+        self.network = self.model
+        if process.num_processes > 1:
+            self.network = DistributedDataParallel(
+                self.model, device_ids=[self.device] if self.device.type == "cuda" else None
+            )
+
+    @property
+    def trained_model(self) -> nn.Module:
+        """The model whose accuracy is measured and whose weights are kept: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def run(self) -> None:
+        """Trains all epochs that are left. Raises `BinaryViTError` when the loss is not finite."""
+        done = self.state["epoch"] * self.steps + self.state["step"]
+        progress = Progress(self.config.epochs, self.steps, done, enabled=self.process.is_main_process)
+        if done:
+            progress.note(f"resumed after step {self.state['step']} of epoch {self.state['epoch'] + 1}")
+        if self.process.num_processes > 1 and self.device.type == "cpu":
+            progress.note("Batch norm statistics are those of each process: PyTorch synchronizes them on GPUs only.")
+        self.network.train()
+        self._saved = time.monotonic()
+        with self.interruption:
+            try:
+                while self.state["epoch"] < self.config.epochs:
+                    self._train_epoch(progress)
+                    progress.epoch(self._finish_epoch())
+            finally:
+                progress.close()
+
+    def evaluate(self, model: nn.Module, precision: str) -> Evaluation:
+        """Evaluates `model` on the whole evaluation split."""
+        process = self.process
+        if process.num_processes > 1:  # without synchronized batch norm the statistics of the first process count
+            broadcast(list(model.buffers()))
+        batches = eval_batches(self.data, self.config, *self.input, process.process_index, process.num_processes)
+        return evaluate(model, batches, self.device, precision)
+
+    def write_tables(self) -> None:
+        """Writes the metrics so far as CSV; the checkpoint is where they are kept."""
+        if self.process.is_main_process:
+            metrics = pd.DataFrame(self.state["history"], columns=list(METRICS))
+            flips = pd.DataFrame(self.state["flips"], columns=["epoch", "layer", "flip_rate"])
+            write_text_atomically(self.run_dir / METRICS_FILE, metrics.to_csv(index=False))
+            write_text_atomically(self.run_dir / FLIPS_FILE, flips.to_csv(index=False))
+
+    def _train_epoch(self, progress: Progress) -> None:
+        state, config = self.state, self.config
+        epoch = state["epoch"]
+        then = time.monotonic()
+        batches = train_batches(
+            self.data, config, *self.input, epoch, state["step"], self.process.process_index, self.process.num_processes
+        )
+        while state["step"] < self.steps:
+            step = state["step"]
+            state["lr"] = self.learning_rate.set(epoch, step)
+            loss = self._step(epoch, step, batches)
+            state["step"] = step + 1
+            now = time.monotonic()
+            state["epoch_seconds"] += now - then
+            if self._warm:
+                state["timed_steps"] += 1
+                state["timed_seconds"] += now - then
+            self._warm, then = True, now
+            progress.step(epoch, step, loss, self._images_per_second())
+            if self._stopping:
+                self._save()
+                raise KeyboardInterrupt
+            if now - self._saved >= 60 * config.checkpoint_minutes and state["step"] < self.steps:
+                self._save()
+
+    def _images_per_second(self) -> float:
+        """Of this epoch's training, compilation aside where there was more than one step."""
+        state = self.state
+        steps, seconds = state["timed_steps"], state["timed_seconds"]
+        if not steps:
+            steps, seconds = state["step"], state["epoch_seconds"]
+        return steps * self.config.batch_size / seconds
+
+    def _step(self, epoch: int, step: int, batches: Any) -> float:
+        """One optimizer step; returns its loss, the mean over all processes' images."""
+        config = self.config
+        parts, indices = [], []
+        for part in range(config.accumulation_steps):
+            images, labels, rows = next(batches)
+            if part == 0:
+                seed = derived_seed(config.seed, epoch, step, self.process.process_index, 2)
+                torch.manual_seed(seed)
+                np.random.seed(seed & 0xFFFFFFFF)  # timm's mixup draws from it
+            indices += rows.tolist()
+            last = part == config.accumulation_steps - 1
+            with nullcontext() if last or self.network is self.model else self.network.no_sync():
+                parts.append(self._backward(images, labels))
+        sums = torch.stack(parts).sum(dim=0)
+        # Whichever process is asked to stop, all stop after the same step: none waits for one that has left.
+        asked = sums.new_tensor([self.interruption.requested])
+        *sums, asked = reduce(torch.cat([sums, asked]), reduction="sum").tolist()
+        total, distillation, label, right = (value / config.batch_size for value in sums)
+        self._stopping = asked > 0
+        if not math.isfinite(total):
+            raise self._not_finite(f"The loss became {total}", epoch, step, indices)
+        self._last_indices = indices
+        if config.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        measured = {"train_loss": total, "distillation_loss": distillation, "label_loss": label, "train_top1": right}
+        for name, value in measured.items():
+            self.state["sums"][name] = self.state["sums"].get(name, 0.0) + value
+        return total
+
+    def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Adds a micro-batch's gradient; returns sums over its images: the loss and its parts, the right answers."""
+        config = self.config
+        images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        targets = labels
+        if self.mixup is not None:
+            images, targets = self.mixup(images, labels)
+        with autocast(self.device, config.precision):
+            probabilities = self.teacher(images) if self.teacher is not None else None
+            logits = self.network(images)
+        loss = training_loss(config, logits, targets, probabilities)
+        self.scaler.scale(loss.total / config.accumulation_steps).backward()
+        unused = loss.total.new_zeros(())
+        right = (logits.argmax(dim=1) == labels).float().mean()
+        parts = [loss.total, *(unused if part is None else part for part in (loss.distillation, loss.label)), right]
+        return torch.stack([part.detach() for part in parts]) * len(images)
+
+    def _finish_epoch(self) -> dict[str, Any]:
+        """Evaluates, records the epoch and saves; returns its row of metrics."""
+        state, config = self.state, self.config
+        self._check_weights()
+        begun = time.monotonic()
+        result = self.evaluate(self.trained_model, config.precision)
+        if not math.isfinite(result.loss):
+            raise BinaryViTError(
+                f"The evaluation loss became {result.loss} after epoch {state['epoch'] + 1}; the last checkpoint is "
+                f"kept in {self.run_dir}. Try a lower learning_rate, clip_grad_norm=1.0, or precision='fp32'."
+            )
+        epoch = state["epoch"] + 1
+        rates, flip_rate = flip_rates(self.model, self.signs)
+        means = {name: total / self.steps for name, total in state["sums"].items()}
+        seconds = state["epoch_seconds"] + time.monotonic() - begun
+        row = {
+            "epoch": epoch,
+            "lr": state["lr"],
+            "train_loss": means["train_loss"],
+            "distillation_loss": means["distillation_loss"] if self.teacher is not None else None,
+            "label_loss": means["label_loss"] if self.teacher is None or config.mixing else None,
+            "train_top1": None if config.mixing else 100 * means["train_top1"],
+            "eval_loss": result.loss,
+            "top1": result.top1,
+            "top5": result.top5,
+            "images_per_second": self._images_per_second(),
+            "flip_rate": flip_rate,
+            "seconds": seconds,
+        }
+        state["history"].append(row)
+        state["flips"] += [{"epoch": epoch, "layer": layer, "flip_rate": rate} for layer, rate in rates.items()]
+        self.signs = weight_signs(self.model)
+        state.update(epoch=epoch, step=0, sums={}, seconds=state["seconds"] + seconds)
+        state.update(epoch_seconds=0.0, timed_steps=0, timed_seconds=0.0)
+        self._save()
+        self.write_tables()
+        return row
+
+    def _save(self) -> None:
+        self._check_weights()
+        self._saved = time.monotonic()
+        if not self.process.is_main_process:
+            return
+        tensors = resume.with_prefix("model", self.model.state_dict())
+        tensors |= resume.with_prefix("optimizer", resume.optimizer_tensors(self.optimizer))
+        tensors |= resume.with_prefix("signs", self.signs)
+        if self.ema is not None:
+            tensors |= resume.with_prefix("ema", self.ema.module.state_dict())
+        state = self.state | {"scaler": self.scaler.state_dict()}
+        resume.save_state(self.run_dir / resume.CHECKPOINT_FILE, tensors, state)
+
+    def _restore(self) -> None:
+        path = self.run_dir / resume.CHECKPOINT_FILE
+        if len(set(gather_object([path.exists()]))) > 1:
+            raise BinaryViTError(f"Not all processes see {path}: the folder must be one that all machines share.")
+        if not path.exists():
+            if (self.run_dir / METRICS_FILE).exists():
+                raise BinaryViTError(
+                    f"{self.run_dir} holds metrics of a run without its checkpoint, so it cannot go on: move the "
+                    "folder away to start again, or choose another one."
+                )
+            return
+        tensors, state = resume.load_state(path, self.identity)
+        resume.restore_module(self.model, resume.of_prefix("model", tensors), path)
+        resume.restore_optimizer(self.optimizer, resume.of_prefix("optimizer", tensors))
+        self.signs = resume.of_prefix("signs", tensors)
+        if self.ema is not None:
+            resume.restore_module(self.ema.module, resume.of_prefix("ema", tensors), path)
+        self.scaler.load_state_dict(state.pop("scaler"))
+        self.state = state
+        if len(set(gather_object([(state["epoch"], state["step"])]))) > 1:
+            raise BinaryViTError(f"The processes see {path} in different versions: start the run again.")
+        self.write_tables()
+
+    def _check_weights(self) -> None:
+        """Keeps weights that a finite loss made not finite (an overflow of its gradient) out of the checkpoint."""
+        if not all(value.isfinite().all() for value in self.model.state_dict().values()):
+            step = self.state["step"] - 1
+            raise self._not_finite("The weights became infinite or NaN", self.state["epoch"], step, self._last_indices)
+
+    def _not_finite(self, what: str, epoch: int, step: int, indices: list[int]) -> BinaryViTError:
+        path = self.run_dir / resume.CHECKPOINT_FILE
+        kept = f"The last good checkpoint stays in {path}" if path.exists() else "There is no checkpoint yet"
+        return BinaryViTError(
+            f"{what} at step {step + 1} of {self.steps} in epoch {epoch + 1}, on the training images {indices}. "
+            f"{kept}. Try a lower learning_rate, more warmup_epochs, clip_grad_norm=1.0 or precision='fp32', and look "
+            "at these images."
+        )

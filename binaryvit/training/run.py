@@ -1,0 +1,216 @@
+"""Training a model from a configuration to a run record."""
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from binaryvit.config import TrainingConfig, without_place
+from binaryvit.data.batches import Data, load_data
+from binaryvit.data.sampling import scoped_random_state
+from binaryvit.errors import BinaryViTError
+from binaryvit.files import write_text_atomically
+from binaryvit.locks import hold
+from binaryvit.models.ops import native
+from binaryvit.models.ops.compiler import require_compiler
+from binaryvit.models.weights_file import load_inference_weights, save_inference_weights
+from binaryvit.records.provenance import describe_hardware, package_versions
+from binaryvit.records.run import (
+    LOCK_FILE,
+    TRAINING_VERSION,
+    DataRecord,
+    GitState,
+    RunKey,
+    RunRecord,
+    RunResult,
+    WeightsRecord,
+    read_record,
+)
+from binaryvit.training.build import model_arguments
+from binaryvit.training.latent import latent_histograms, latent_layers
+from binaryvit.training.loop import Trainer
+from binaryvit.training.memory import keep_freed_memory
+from binaryvit.training.resume import PROCESSES
+from binaryvit.training.teacher import key_of
+
+WEIGHTS_FILE = "weights.safetensors"
+HISTOGRAM_FILE = "latent_weights.csv"
+LATENT_LAYERS_FILE = "latent_layers.csv"
+# What a network file system may take to show a machine a file that another one made.
+_VISIBLE_SECONDS = 90.0
+
+
+def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_id: str = "") -> RunRecord:
+    """Trains what `config` describes into the folder `run_dir`, going on from a checkpoint that is there.
+
+    A finished run is returned as it is. On a CPU, or on one or several GPUs when started with `accelerate launch` or
+    torchrun; on several machines these share the folder, and the first process of all writes to it.
+    `run_dir` then holds metrics.csv and weight_flips.csv (rewritten after each epoch), latent_weights.csv and
+    latent_layers.csv, weights.safetensors (for inference), run.json (written last) and checkpoint.safetensors (ignored
+    by git). The random state of the caller is left as it was.
+
+    Args:
+        config: the run.
+        run_dir: made if needed. A folder that holds another run is refused and left alone.
+        study, run_id: how the record is called; by default nothing, and the folder's name.
+
+    Raises:
+        BinaryViTError: the data, teacher or model cannot be had; the folder holds another run, or a damaged checkpoint;
+            another process trains in it; a machine does not see it; the loss is not finite.
+    """
+    run_dir = Path(run_dir)
+    # The others wait while the first process prepares the data; a large set seen for the first time takes long.
+    process = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=2))
+    _check_launch(config, process)
+    with process.main_process_first():
+        data = load_data(config)
+    key = RunKey(config=key_of(config), data=data.fingerprint, training_version=TRAINING_VERSION)
+    if (record := _finished(run_dir, key, process)) is not None:
+        return record
+    if process.device.type == "cpu":
+        if config.compile:
+            require_compiler("compile: true on a CPU")
+        keep_freed_memory()
+    with _locked(run_dir, process), _threads(config.threads), scoped_random_state():
+        identity = {"configuration": key.config, "data": key.data, "training version": key.training_version}
+        identity[PROCESSES] = config.processes
+        trainer = Trainer(config, data, run_dir, identity, process)
+        trainer.run()
+        weights = _store_weights(trainer)
+        if process.is_main_process:
+            _record(trainer, key, weights, study, run_id or run_dir.resolve().name).write(run_dir)
+        process.wait_for_everyone()
+    return read_record(run_dir)
+
+
+def _check_launch(config: TrainingConfig, process: PartialState) -> None:
+    if config.processes != process.num_processes:
+        raise BinaryViTError(
+            f"processes={config.processes}, but {process.num_processes} were started: run it with "
+            f"`accelerate launch --num_processes {config.processes}` (on CPUs `torchrun --nproc_per_node "
+            f"{config.processes}`), or set processes to {process.num_processes}."
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if process.device.type == "cuda" and here > torch.cuda.device_count():
+        raise BinaryViTError(
+            f"{here} processes were started on a machine with {torch.cuda.device_count()} GPUs: each needs one of its "
+            f"own. Set processes to at most {torch.cuda.device_count()}; accumulation_steps keeps the batch."
+        )
+    if config.precision == "fp16" and process.device.type == "cpu":
+        raise BinaryViTError("precision='fp16' needs a GPU: on a CPU set it to 'bf16' or 'fp32'.")
+
+
+def _finished(run_dir: Path, key: RunKey, process: PartialState) -> RunRecord | None:
+    """The record of a finished run, as the first process sees it, so that all go on or none does."""
+    [record] = broadcast_object_list([read_record(run_dir) if process.is_main_process else None])
+    if record is None or record.key == key:
+        return record
+    changed = [name for name in RunKey.model_fields if getattr(record.key, name) != getattr(key, name)]
+    raise BinaryViTError(
+        f"{run_dir} holds a finished run that differs in its {' and '.join(changed)}; it is left as it is. Choose "
+        "another folder, or move that one away."
+    )
+
+
+@contextmanager
+def _locked(run_dir: Path, process: PartialState) -> Iterator[None]:
+    """Keeps a second training out of the folder; the lock goes with the first process, however that ends."""
+    lock = run_dir / LOCK_FILE
+    with hold(lock) if process.is_main_process else nullcontext() as descriptor:
+        [held] = broadcast_object_list([descriptor is not None])
+        if not held:
+            raise BinaryViTError(f"Another process is training in {run_dir}: wait for it, or choose another folder.")
+        until = time.monotonic() + _VISIBLE_SECONDS
+        while not lock.exists():
+            if time.monotonic() > until:
+                raise BinaryViTError(
+                    f"{run_dir} on {platform.node()} is not the folder that the first process writes to: give all "
+                    "machines an output folder that they share."
+                )
+            time.sleep(0.2)
+        yield
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _store_weights(trainer: Trainer) -> WeightsRecord:
+    """Stores the trained model for inference, and measures what a reader of the file gets: in float32, not compiled."""
+    config, run_dir = trainer.config, trainer.run_dir
+    path = run_dir / WEIGHTS_FILE
+    if trainer.process.is_main_process:
+        model = trainer.trained_model
+        arguments = model_arguments(config, trainer.data.num_classes)
+        write_text_atomically(run_dir / HISTOGRAM_FILE, latent_histograms(model).to_csv(index=False))
+        write_text_atomically(run_dir / LATENT_LAYERS_FILE, latent_layers(model).to_csv(index=False))
+        save_inference_weights(model, path, config.variant, arguments, getattr(torch, config.weights_dtype))
+    trainer.process.wait_for_everyone()
+    stored = load_inference_weights(path).float().to(trainer.device)
+    top1 = trainer.evaluate(stored, "fp32").top1
+    return WeightsRecord(file=path.name, bytes=path.stat().st_size, dtype=config.weights_dtype, top1=top1)
+
+
+def _record(trainer: Trainer, key: RunKey, weights: WeightsRecord, study: str, run_id: str) -> RunRecord:
+    config, state, last = trainer.config, trainer.state, trainer.state["history"][-1]
+    places = {"data": without_place(config.data), "data_dir": None}
+    places |= {"teacher": config.teacher and without_place(config.teacher)}
+    return RunRecord(
+        id=run_id,
+        study=study,
+        key=key,
+        config=config.model_dump(mode="json") | places,
+        git=_sources(state["sources"]),
+        data=_data_record(trainer.data),
+        packages=package_versions(),
+        hardware=describe_hardware(trainer.device, native.compiled_by() if trainer.device.type == "cpu" else None),
+        threads=torch.get_num_threads(),
+        processes=config.processes,
+        seed=config.seed,
+        started=datetime.fromisoformat(state["started"]),
+        duration_seconds=state["seconds"],
+        result=RunResult(
+            top1=last["top1"],
+            top5=last["top5"],
+            eval_loss=last["eval_loss"],
+            epochs=config.epochs,
+            images_per_second=sum(row["images_per_second"] for row in state["history"]) / len(state["history"]),
+        ),
+        weights=weights,
+    )
+
+
+def _sources(states: list[dict]) -> GitState:
+    """The code a run was trained with: what each of its processes found when it started, not what lies there now."""
+    first, *others = states
+    dirty = [state["dirty"] for state in states]
+    resumed_at = [state["commit"] for state in others if state["commit"] != first["commit"]]
+    return GitState(commit=first["commit"], dirty=None if None in dirty else any(dirty), resumed_at=resumed_at)
+
+
+def _data_record(data: Data) -> DataRecord:
+    (train_split, train_images), (eval_split, eval_images) = data.splits["train"], data.splits["eval"]
+    return DataRecord(
+        name=data.name,
+        label=data.label,
+        source=data.source,
+        fingerprint=data.fingerprint,
+        train_split=train_split,
+        eval_split=eval_split,
+        train_images=train_images,
+        eval_images=eval_images,
+        num_classes=data.num_classes,
+    )

@@ -1,0 +1,106 @@
+"""The frozen teacher of a run: where it comes from, and what identifies its content."""
+
+import hashlib
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from binaryvit.config import TrainingConfig
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.checkpoints import load_checkpoint
+from binaryvit.models.quantizers import at_least_float32
+from binaryvit.models.weights_file import load_inference_weights
+from binaryvit.records.run import RunKey, RunRecord, read_record
+from binaryvit.training.build import image_size, input_settings, pretrained_model
+
+PRETRAINED = "timm:"
+
+
+def run_identity(key: RunKey) -> str:
+    """Identity of a teacher that is a run of ours: what determined its numbers."""
+    return f"run:{key.config}:{key.data}:{key.training_version}"
+
+
+def identity(place: str) -> str:
+    """What identifies a teacher's content, wherever it is: its run's key, its file's SHA-256, or its timm name.
+
+    Raises `BinaryViTError` when there is nothing at `place`.
+    """
+    if place.startswith(PRETRAINED):
+        return place
+    path = Path(place)
+    if path.is_dir():
+        return run_identity(_finished_run(path).key)
+    try:
+        with open(path, "rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except OSError as error:
+        raise BinaryViTError(
+            f"The teacher {place!r} cannot be read ({error.strerror}): give the folder of a finished run, a weights "
+            f"file, or {PRETRAINED}NAME for timm's pretrained weights."
+        ) from None
+
+
+def key_of(config: TrainingConfig) -> str:
+    """The key of a configuration whose teacher, if it has one, exists."""
+    return config.key(None if config.teacher is None else identity(config.teacher))
+
+
+def load_teacher(place: str, variant: str | None, num_classes: int) -> nn.Module:
+    """The teacher at `place`, in evaluation mode; `variant` names the model of a checkpoint that is not ours.
+
+    Raises `BinaryViTError` when it can't be loaded or has another number of classes.
+    """
+    if place.startswith(PRETRAINED):
+        model = pretrained_model(place.removeprefix(PRETRAINED))
+    elif variant is not None:
+        model = timm.create_model(variant, num_classes=num_classes)
+        load_checkpoint(model, place)
+    else:
+        path = Path(place)
+        model = load_inference_weights(path / _finished_run(path).weights.file if path.is_dir() else path)
+    if model.num_classes != num_classes:
+        raise BinaryViTError(
+            f"The teacher {place!r} distinguishes {model.num_classes} classes and the data have {num_classes}: "
+            "choose a teacher that was trained on these data."
+        )
+    return model.requires_grad_(False).float().eval()
+
+
+class Teacher(nn.Module):
+    """Gives a frozen model's probabilities for images that were prepared for another model.
+
+    Args:
+        model: the teacher.
+        mean, std: per channel, what the images are normalized with.
+    """
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.model = model
+        self.size = image_size(model)
+        own_mean, own_std = (torch.tensor(values).view(-1, 1, 1) for values in input_settings(model)[1:])
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+        self.is_normalized = torch.equal(mean, own_mean) and torch.equal(std, own_std)
+        self.register_buffer("factor", std / own_std, persistent=False)
+        self.register_buffer("offset", (mean - own_mean) / own_std, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to probabilities (B, classes), at least in float32."""
+        with torch.inference_mode():
+            if images.shape[-2:] != self.size:
+                images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
+            if not self.is_normalized:
+                images = images * self.factor + self.offset
+            probabilities = at_least_float32(self.model(images)).softmax(dim=-1)
+        return probabilities.clone()  # autograd saves no tensor of inference mode
+
+
+def _finished_run(folder: Path) -> RunRecord:
+    record = read_record(folder)
+    if record is None:
+        raise BinaryViTError(f"The teacher {str(folder)!r} is no finished run: train it first.")
+    return record

@@ -1,0 +1,108 @@
+"""Looking around in stored runs: what is seen is the model's, and a moved widget changes the picture."""
+
+import base64
+from dataclasses import replace
+
+import papermill
+import pytest
+import torch
+from helpers.places import ROOT
+from helpers.stored_study import BASELINE, PYRAMID, TEACHER, stored_study
+
+from binaryvit.analysis.explore.explorer import Explorer, Selection, controls
+from binaryvit.analysis.stored import example_images, stored_runs
+from binaryvit.errors import BinaryViTError
+from binaryvit.studies.execution import kernel_environment
+
+NOTEBOOK = ROOT / "notebooks" / "explore.ipynb"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return stored_study(tmp_path_factory.mktemp("studies") / "small")
+
+
+@pytest.fixture(scope="module")
+def explorer(study):
+    return Explorer(study)
+
+
+def test_values_are_those_the_model_takes_signs_of(study, explorer):
+    selection = explorer.fit(Selection(PYRAMID, explorer.images[1], 2, 1, "mlp.fc1.binarize", 5))
+    (run,) = stored_runs(study, [PYRAMID])
+    model, seen = run.model(), []
+    module = model.stages[2].blocks[0].mlp.fc1.binarize
+    module.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    with torch.no_grad():
+        model(example_images(run, 4).inputs[1:2])
+    positive = (seen[0][0, :, 5] > 0).float().mean().item()
+    assert (
+        f"In channel 5 of mlp.fc1.binarize, {positive:.0%} of the tokens become +1" in explorer.view(selection).finding
+    )
+    assert explorer.view(selection).finding.startswith("Head 1 of block 2 in ")
+    assert explorer.layers(selection)[0] == "attn.q.binarize" and explorer.channels(selection) == 32
+
+
+def test_a_selection_is_brought_into_what_the_run_has(explorer):
+    wide = Selection(PYRAMID, explorer.images[0], block=4, head=7, layer="attn.v.binarize", channel=60)
+    assert explorer.fit(wide) == wide
+    fitted = explorer.fit(replace(wide, run=BASELINE))
+    assert (fitted.block, fitted.head, fitted.layer, fitted.channel) == (1, 2, "attn.v.binarize", 23)
+    assert explorer.fit(replace(wide, run=TEACHER)).layer == ""
+    assert "highest probability" in explorer.view(explorer.fit(replace(wide, run=TEACHER))).finding
+
+
+def test_forward_passes_are_kept(explorer, monkeypatch):
+    selection = explorer.fit(Selection(PYRAMID, explorer.images[0]))
+    explorer.view(selection)
+    monkeypatch.setattr("binaryvit.analysis.explore.explorer.AttentionCapture", None)
+    explorer.view(replace(selection, channel=1))
+    with pytest.raises(TypeError):
+        explorer.view(replace(selection, image=explorer.images[3]))
+
+
+def test_moved_widgets_show_the_selection(explorer):
+    box = controls(explorer)
+    (left, right), picture, finding = (column.children for column in box.children[0].children), *box.children[1:]
+    run, _, block = left
+    run.value, block.value = PYRAMID, 3
+    head, layer, channel = right
+    assert (block.max, head.max, channel.max) == (4, 3, 31)
+    head.value, layer.value, channel.value = 2, "attn.k.binarize", 7
+    expected = explorer.view(Selection(PYRAMID, explorer.images[0], 3, 2, "attn.k.binarize", 7))
+    image, text = expected.show()
+    assert picture.value == image.data and finding.value == text.data
+    run.value = TEACHER
+    assert layer.options == ("",) and layer.disabled and channel.disabled and "full-precision" in finding.value
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"run": PYRAMID[:-1]}, f"did you mean '{PYRAMID}'"),
+        ({"image": "none"}, "There is no 'none' to look at"),
+        ({"block": 5}, "no block 5"),
+        ({"head": 1}, "no head 1"),
+        ({"layer": "attn.q.binarise"}, "did you mean 'attn.q.binarize'"),
+        ({"channel": 8}, "no channel 8 in attn.reduce.binarize: it has 8, 0 to 7"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(explorer, change, sentence):
+    with pytest.raises(BinaryViTError, match=sentence):
+        explorer.view(replace(explorer.fit(Selection(PYRAMID, explorer.images[0])), **change))
+
+
+@pytest.mark.slow
+def test_without_widgets_the_notebook_shows_static_pictures(study, explorer, tmp_path, monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    with kernel_environment() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        document = papermill.execute_notebook(
+            str(NOTEBOOK), str(tmp_path / "out.ipynb"), {"study": str(study.output)}, kernel_name="python3",
+            progress_bar=False,
+        )  # fmt: skip
+    shown = [output["data"] for cell in document.cells for output in cell.get("outputs", []) if "data" in output]
+    pictures = [base64.b64decode(data["image/png"]) for data in shown if "image/png" in data]
+    assert pictures == [view.show()[0].data for view in explorer.views()]
+    assert [data["text/markdown"] for data in shown if "text/markdown" in data] == [v.finding for v in explorer.views()]

@@ -1,0 +1,363 @@
+"""Tables hold the records' own numbers, lead back to them, and refuse what is of another scale."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import re
+import shutil
+
+import pandas as pd
+import pytest
+import timm
+from helpers.places import ROOT
+from helpers.records import record_of
+
+from binaryvit.analysis.ladder import findings, tables
+from binaryvit.analysis.ladder import measure as ladder
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.cost import cost
+from binaryvit.models.ladder import LADDER
+from binaryvit.records.run import Failure, RunResult
+from binaryvit.studies.rows import read_rows
+from binaryvit.studies.study import load_study
+
+MICRO, SMALL = LADDER["micro"], LADDER["small"]
+TOP1 = dict(zip(MICRO, (79.0, 46.0, 49.0, 52.5, 52.25, 61.0, 63.0), strict=True))
+ACCURACY, STEP = "top-1 (%)", "difference"
+
+
+@pytest.fixture
+def make_study(tmp_path):
+    """Writes a study of the ladder `names` (teacher first) and returns it resolved."""
+
+    def make(names=MICRO, seeds=(0,), **entries):
+        lines = {"name": "tiny", "title": "A tiny study", "recipe": "{epochs: 6}", **entries}
+        lines |= {"teacher": f"{{variant: {names[0]}}}", "variants": list(names[1:]), "seeds": list(seeds)}
+        text = "\n".join(f"{name}: {value}" for name, value in lines.items())
+        (tmp_path / "study.yaml").write_text(text.replace("'", ""))
+        return load_study(tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def study(make_study):
+    return make_study()
+
+
+def finish(study, top1=TOP1, skip=(), **changes):
+    """Writes the record of every run but those of the variants in `skip`; each seed adds a point of top-1."""
+    for run in study.runs:
+        if run.config.variant not in skip:
+            accuracy = top1[run.config.variant] + run.config.seed
+            result = RunResult(top1=accuracy, top5=99.0, eval_loss=1.0, epochs=run.config.epochs, images_per_second=1.0)
+            record_of(study, run, result=result, **changes).write(run.folder)
+
+
+def rewrite(study, variant, **changes):
+    """Writes one run's record again with changes."""
+    (run,) = (run for run in study.runs if run.config.variant == variant)
+    record_of(study, run, **changes).write(run.folder)
+
+
+def column(table, name):
+    return dict(zip(table.numbers["variant"], table.text[name], strict=True))
+
+
+@pytest.fixture(scope="module")
+def published():
+    return tables.read_published(ROOT / "results" / "published.csv")
+
+
+def test_the_ablation_holds_the_records_numbers_and_the_models_costs(study):
+    finish(study)
+    table = tables.ablation(study)
+    numbers = table.numbers.set_index("variant")
+    assert list(numbers.index) == list(MICRO)
+    assert numbers["top1"].to_dict() == TOP1
+    for variant in MICRO:
+        counted = cost(timm.create_model(variant, num_classes=10))
+        assert numbers.loc[variant, list(tables._COSTS)].tolist() == [getattr(counted, name) for name in tables._COSTS]
+    assert column(table, STEP) == dict(
+        zip(MICRO, ("-", "-33.00", "+3.00", "+3.50", "-0.25", "+8.75", "+2.00"), strict=True)
+    )
+    assert table.text["variant"].tolist()[1:3] == ["ReActNet-DeiT (baseline)", "+ average pooling"]
+    assert "digits, 32x32 pixels, 10 classes, 360 evaluation images, 6 epochs, seed 0" in table.caption
+
+
+def test_costs_are_those_of_the_instance(make_study):
+    study = make_study(recipe="{epochs: 6, model_args: {activation_bits: 32}}", names=(MICRO[0], MICRO[5]))
+    (row,) = (row for row in read_rows(study) if row.variant == MICRO[5])
+    assert row.model_cost.bops == cost(timm.create_model(MICRO[5], activation_bits=32)).bops
+    assert row.model_cost.bops != cost(timm.create_model(MICRO[5])).bops
+
+
+def test_other_precisions_are_no_steps_of_the_ladder(make_study, tmp_path):
+    study = make_study(names=MICRO[:6])
+    finish(study)
+    before = tables.ablation(study)
+    text = (tmp_path / "study.yaml").read_text()
+    row = f"{{variant: {MICRO[5]}, id: real, recipe: {{model_args: {{weight_bits: 32, activation_bits: 32}}}}}}"
+    (tmp_path / "study.yaml").write_text(text.replace(f"{MICRO[5]}]", f"{MICRO[5]}, {row}]"))
+    study = load_study(tmp_path)
+    assert study.runs[-1].bits == (32, 32)
+    record_of(study, study.runs[-1]).write(study.runs[-1].folder)
+    again = tables.ablation(study)
+    assert again.text.equals(before.text) and again.caption == before.caption and again.finding == before.finding
+    assert [row.label for row in read_rows(study)][-1] == "real"
+    (drawing,) = ladder.drawings(study, again, pd.DataFrame())
+    assert drawing.runs == tuple(run.id for run in study.runs[:-1])
+
+
+def test_several_seeds_give_mean_deviation_and_number(make_study):
+    study = make_study(seeds=(0, 1, 3))
+    finish(study)
+    table = tables.ablation(study)
+    accuracy = column(table, ACCURACY)
+    assert accuracy[MICRO[0]] == "79.00"  # one teacher serves all seeds
+    assert accuracy[MICRO[1]] == "47.33 ± 1.53 (n = 3)"  # 46, 47, 49
+    assert "seeds 0, 1, 3" in table.caption and "standard deviation" in table.caption
+    shutil.rmtree(study.output / "runs" / f"{MICRO[1]}-seed3")
+    assert column(tables.ablation(study), ACCURACY)[MICRO[1]] == "46.50 ± 0.71 (n = 2) (1 not run)"
+
+
+def test_what_was_not_run_failed_or_is_stale_says_so(study, published):
+    finish(study, skip=MICRO[3:5])
+    (failed,) = (run for run in study.runs if run.config.variant == MICRO[3])
+    Failure(error="The loss is not finite.", time="2025-01-02T00:00:00Z").write(failed.folder)
+    rewrite(study, MICRO[6], training_version=0)
+    table = tables.ablation(study)
+    accuracy, step = column(table, ACCURACY), column(table, STEP)
+    assert (accuracy[MICRO[3]], accuracy[MICRO[4]]) == ("failed", "not run")
+    assert accuracy[MICRO[6]] == "55.50 (stale)"
+    assert step[MICRO[3]] == step[MICRO[4]] == step[MICRO[5]] == step[MICRO[6]] == "-"
+    assert "BinaryViT, fp patch embeddings" in table.finding.split("Without a current result")[1]
+    (drawing,) = ladder.drawings(study, table, published)
+    assert drawing.inputs["points"]["variant"].tolist() == [*MICRO[:3], MICRO[5]]
+    assert drawing.runs == tuple(f"{variant}-seed0" for variant in (*MICRO[:3], MICRO[5]))
+    states = tables.states(study).set_index("run")
+    assert states.loc[failed.id].tolist() == ["failed", "The loss is not finite."]
+
+
+def test_a_stale_value_of_another_scale_is_not_shown(study, tmp_path):
+    finish(study)
+    longer = (tmp_path / "study.yaml").read_text().replace("epochs: 6", "epochs: 7")
+    (tmp_path / "study.yaml").write_text(longer)
+    assert set(tables.ablation(load_study(tmp_path)).text[ACCURACY]) == {"stale"}
+
+
+def test_a_damaged_record_is_stale_without_a_number(study):
+    finish(study)
+    (study.runs[1].folder / "run.json").write_text("{")
+    assert column(tables.ablation(study), ACCURACY)[MICRO[1]] == "stale"
+
+
+def test_a_study_without_any_run_has_its_table(study):
+    table = tables.ablation(study)
+    assert set(table.text[ACCURACY]) == {"not run"}
+    assert table.numbers["parameters"].gt(1e6).all()
+    assert "no run finished yet" in table.caption
+    assert ladder.drawings(study, table, pd.DataFrame()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"label": "other digits"}, "data is"),
+        ({"eval_images": 300}, "evaluation images is 360 .* and 300"),
+        ({"eval_split": "validation"}, "evaluation split"),
+        ({"num_classes": 11}, "classes"),
+    ],
+)
+def test_runs_of_different_scales_are_refused(study, changes, named):
+    finish(study)
+    data = record_of(study, study.runs[0]).data.model_copy(update=changes)
+    rewrite(study, MICRO[6], data=data)
+    with pytest.raises(BinaryViTError, match=named) as caught:
+        tables.ablation(study)
+    assert f"{MICRO[6]}-seed0" in str(caught.value)
+
+
+def test_another_fingerprint_with_the_right_key_is_refused(study):
+    finish(study)
+    rewrite(study, MICRO[3], data=record_of(study, study.runs[0], fingerprint="e" * 64).data)
+    with pytest.raises(BinaryViTError, match="fingerprint of the data"):
+        tables.ablation(study)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("epochs: 9", "epochs is 6 .* and 9"),
+        ("image_size: 64", "image size is 32 .* and 64"),
+        ("learning_rate: 0.1", "learning_rate"),
+        ("eval_crop: 1.0", "evaluation crop"),
+    ],
+)
+def test_variants_of_different_recipes_are_refused(make_study, tmp_path, setting, named):
+    make_study()
+    text = (tmp_path / "study.yaml").read_text()
+    (tmp_path / "study.yaml").write_text(
+        text.replace(f"{MICRO[6]}]", f"{{variant: {MICRO[6]}, recipe: {{{setting}}}}}]")
+    )
+    study = load_study(tmp_path)
+    finish(study)
+    with pytest.raises(BinaryViTError, match=named):
+        tables.ablation(study)
+
+
+def test_every_cell_leads_to_its_run(study):
+    finish(study, skip=MICRO[2:3])
+    table = tables.ablation(study)
+    sources = dict(list(table.sources.groupby(["row", "column"])))
+    for _, row in table.numbers.iterrows():
+        for name in ("top1", "top5", *tables._COSTS):
+            assert sources[row["label"], name]["run"].tolist() == row["runs"].split()
+    record = record_of(study, study.runs[1])
+    (cell,) = sources["ReActNet-DeiT (baseline)", "top1"].to_dict("records")
+    assert cell["commit"] == record.git.commit and cell["config_key"] == record.key.config
+    assert cell["read_from"] == "run.json: result.top1"
+    step = sources["ReActNet-DeiT (baseline)", "top1_difference"]["run"].tolist()
+    assert step == [run.id for run in study.runs[:2]]
+    (absent,) = sources["+ average pooling", "top1"].to_dict("records")
+    assert absent["state"] == "missing" and pd.isna(absent["commit"])
+
+
+def test_files_hold_the_table(study, tmp_path):
+    finish(study)
+    table = tables.ablation(study)
+    paths = table.write(tmp_path / "tables")
+    assert [path.name for path in paths] == ["ablation.csv", "ablation.md", "ablation.tex", "ablation.sources.csv"]
+    stored = pd.read_csv(paths[0])
+    pd.testing.assert_frame_equal(stored, table.numbers, check_dtype=False)
+    markdown = paths[1].read_text()
+    assert "| + pooling branches | 52.50 | +3.50 | 99.00 |" in markdown
+    assert table.caption in markdown and table.finding in markdown
+    note = json.loads((tmp_path / "tables" / "ablation.json").read_text())
+    assert note["source"]["runs"] == {run.id: "0" * 40 for run in study.runs}
+    assert note["files"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    before = [path.read_bytes() for path in paths]
+    tables.ablation(study).write(tmp_path / "tables")
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_latex_is_booktabs_and_escaped(make_study):
+    study = make_study(data_label='"50 % of {odd} #data_set & \\\\ ~^$"')
+    table = tables.ablation(study)
+    latex = table.to_latex()
+    assert latex.count("\\toprule") == latex.count("\\midrule") == latex.count("\\bottomrule") == 1
+    body = "\n".join(line for line in latex.splitlines() if not line.startswith("%"))
+    escaped = r"50 \% of \{odd\} \#data\_set \& \textbackslash{} \textasciitilde{}\textasciicircum{}\$"
+    assert escaped in body
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 1 + len(MICRO)
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(table.text.columns) - 2}
+    assert not re.search(r"(?<!\\)[#_]", body.replace("tab:ablation", ""))
+    assert f"% + average pooling: {MICRO[2]}-seed0" in latex
+
+
+def test_the_comparison_shows_nothing_of_another_scale(study, published):
+    finish(study)
+    table = tables.comparison(study, published)
+    assert not any(f"{value:.2f}" in " ".join(table.text["top-1 here (%)"]) for value in TOP1.values())
+    here = dict(zip(table.text["model"], table.text["top-1 here (%)"], strict=True))
+    assert here["BinaryViT (+ pyramid)"] == "not run" and here["BNext-T"] == "-"
+    assert "top1" not in table.numbers
+    assert "not of the published figures' scale" in table.finding and "not run at this scale" in table.caption
+
+
+def test_published_figures_stand_beside_their_certainty(study, published):
+    with open(ROOT / "results" / "published.csv", encoding="utf-8") as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    text = tables.comparison(study, published).text.set_index("model")
+    ladder = {"full-precision DeiT (teacher)": "DeiT-S full precision", "BinaryViT (+ pyramid)": "BinaryViT"}
+    assert set(text.index) == {*rows, *(tables.variant_style(name).label for name in SMALL)} - set(ladder.values())
+    for label, shown in text.iterrows():
+        row = rows.get(ladder.get(label, label))
+        if row is None:
+            assert shown["top-1 published (%)"] == "not available" and shown["certainty"] == "-"
+        else:
+            assert (shown["top-1 published (%)"], shown["certainty"]) == (row["top1"], row["certainty"])
+    assert text.loc["BinaryViT (+ pyramid)", "OPs (1e8)"] == "0.70 (counted here)"
+    assert text.loc["BinaryViT (+ pyramid)", "size (MB)"] == "7.83 (counted here)"
+    assert text.loc["full-precision DeiT (teacher)", "size (MB)"] == "88.20 (counted here)"
+
+
+IMAGENET = {"name": "imagenet-1k", "label": "ImageNet-1k", "eval_images": 50_000, "num_classes": 1000}
+
+
+@pytest.mark.parametrize(
+    ("changes", "comparable"),
+    [
+        ({}, True),
+        ({"label": "ILSVRC/imagenet-1k"}, True),
+        ({"eval_images": 10_000}, False),
+        ({"num_classes": 100}, False),
+        ({"label": "my photographs"}, False),
+    ],
+)
+def test_only_imagenet_at_its_own_scale_is_compared(make_study, published, changes, comparable):
+    study = make_study(names=SMALL[:2])
+    data = record_of(study, study.runs[0]).data.model_copy(update=IMAGENET | changes)
+    finish(study, dict(zip(SMALL, (79.5, 50.0), strict=False)), data=data)
+    table = tables.comparison(study, published)
+    here = dict(zip(table.text["model"], table.text["top-1 here (%)"], strict=True))
+    assert here["full-precision DeiT (teacher)"] == ("79.50" if comparable else "not run")
+    assert here["BinaryViT (+ pyramid)"] == "not run"
+    if comparable:
+        assert "79.50 % here and 79.9 % as published (second-hand): -0.40 points" in table.finding
+
+
+def test_foreign_or_missing_published_figures_are_refused(tmp_path):
+    with pytest.raises(BinaryViTError, match="no table of published figures"):
+        tables.read_published(tmp_path / "absent.csv")
+    (tmp_path / "foreign.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(BinaryViTError, match="no table of published figures"):
+        tables.read_published(tmp_path / "foreign.csv")
+
+
+def test_findings_say_what_the_numbers_say(study):
+    finish(study)
+    text = tables.ablation(study).finding
+    assert "best binary variant is BinaryViT, fp patch embeddings with 63.00 %" in text
+    assert "79.00 % are 16.00 points above it" in text
+    assert "gains most is BinaryViT (+ pyramid) (+8.75 points)" in text
+    assert "loses most is + affine (-0.25 points)" in text
+    assert "differs from the paper's" in text and "+ affine below + pooling branches" in text
+    # 360 images: 1.96 * sqrt(2 * 0.49 * 0.51 / 360) = 7.30 points
+    assert "(±7.30 points at 95 %): + average pooling, + pooling branches, + affine, BinaryViT, fp" in text
+
+
+def test_findings_hold_for_an_ordered_ladder_and_a_weak_teacher(study):
+    finish(study, dict(zip(MICRO, (40, 10, 20, 30, 40, 50, 60), strict=True)))
+    text = tables.ablation(study).finding
+    assert "40.00 % are 20.00 points below it" in text
+    assert "The order is the paper's" in text
+    assert "loses most" not in text
+    assert "Every step is larger than" in text
+
+
+def test_findings_of_one_or_no_run(study):
+    assert "Nothing can be said yet" in tables.ablation(study).finding
+    finish(study, skip=MICRO[2:])
+    text = tables.ablation(study).finding
+    assert "gains" not in text and "order" not in text and "ReActNet-DeiT (baseline) with 46.00 %" in text
+
+
+def test_the_finding_of_the_figure_names_the_undominated():
+    points = pd.DataFrame(
+        {"label": ["a", "b", "c", "d"], "ops": [1e6, 2e6, 3e6, 3e6], "top1": [10.0, 30.0, 20.0, 40.0]}
+    )
+    text = findings.of_accuracy_against_operations(points)
+    assert "Of 4 models, 3" in text
+    assert [name in text for name in ("a (10.00 %, 1.00 M", "b (30", "c (20", "d (40")] == [True, True, False, True]
+
+
+def test_five_classes_are_needed_for_top5(study):
+    result = RunResult(top1=50.0, top5=None, eval_loss=1.0, epochs=6, images_per_second=1.0)
+    rewrite(study, MICRO[0], result=result)
+    table = tables.ablation(study)
+    assert column(table, "top-5 (%)")[MICRO[0]] == "-" and math.isnan(table.numbers["top5"].iloc[0])
+    assert pd.read_csv(io.StringIO(table.numbers.to_csv()))["top5"].isna().all()

@@ -1,0 +1,111 @@
+"""One model at several precisions: its numbers, what is missing said so, and features against full precision's."""
+
+import math
+
+import pandas as pd
+import pytest
+import timm
+from helpers.records import record_of
+from helpers.stored_study import store, stored_study
+
+from binaryvit.analysis.intervals import wilson_interval
+from binaryvit.analysis.precision import findings as precision_findings
+from binaryvit.analysis.precision import measure as precision
+from binaryvit.analysis.precision.capture import layer_agreement
+from binaryvit.analysis.stored import evaluation_batches, stored_runs
+from binaryvit.data.batches import load_data
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.cost import cost
+from binaryvit.records.run import RunResult
+from binaryvit.studies.study import load_study
+
+_SHAPE = "embed_dims: [8, 16, 32, 64]"
+_FILE = f"""
+name: small
+title: Precisions
+recipe: {{image_size: 16, eval_crop: 1.0, epochs: 6}}
+variants:
+  - {{variant: binaryvit_micro_patch2_32, recipe: {{model_args: {{{_SHAPE}}}}}}}
+  - variant: binaryvit_micro_patch2_32
+    id: real
+    recipe: {{model_args: {{{_SHAPE}, weight_bits: 32, activation_bits: 32}}}}
+  - {{variant: binaryvit_micro_patch2_32, id: w1a32, recipe: {{model_args: {{{_SHAPE}, activation_bits: 32}}}}}}
+"""
+ONE, REAL, WEIGHTS = "binaryvit_micro_patch2_32-seed0", "real-seed0", "w1a32-seed0"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    study = stored_study(tmp_path_factory.mktemp("studies") / "small", _FILE)
+    for run, top1 in zip(study.runs, (50.0, 80.0, 70.0), strict=True):
+        fingerprint = load_data(study.data_config).fingerprint
+        result = RunResult(top1=top1, top5=99.0, eval_loss=1.0, epochs=6, images_per_second=1.0)
+        record_of(study, run, fingerprint, result=result).write(run.folder)
+    return study
+
+
+def test_the_table_holds_records_intervals_and_costs(study):
+    table = precision.precisions(study).set_index("precision")
+    assert list(table.index) == ["W1A1", "W1A32", "W32A32"]  # whatever the file's order
+    assert table["top1"].tolist() == [50.0, 70.0, 80.0]
+    assert table.loc["W1A32", ["low", "high"]].tolist() == pytest.approx(wilson_interval(252, 360))
+    arguments = dict(img_size=16, embed_dims=(8, 16, 32, 64), num_classes=10)
+    for name, bits in (("W1A1", (1, 1)), ("W1A32", (1, 32)), ("W32A32", (32, 32))):
+        counted = cost(
+            timm.create_model("binaryvit_micro_patch2_32", **arguments, weight_bits=bits[0], activation_bits=bits[1])
+        )
+        assert table.loc[name, ["bytes", "bops", "flops"]].tolist() == [counted.bytes, counted.bops, counted.flops]
+    assert table.loc["W1A32", "bops"] == 0 and table.loc["W1A32", "bytes"] < table.loc["W32A32", "bytes"] / 2
+
+
+def test_agreement_is_that_of_the_stored_models(study):
+    runs = {run.id: run for run in stored_runs(study, [ONE, REAL, WEIGHTS])}
+    table = precision.agreement_with_reference(study, [runs[ONE], runs[WEIGHTS]], runs[REAL], images=20)
+    direct = layer_agreement(runs[WEIGHTS].model(), runs[REAL].model(), evaluation_batches(study, runs[WEIGHTS], 20))
+    own = table[table["precision"] == "W1A32"].reset_index(drop=True)
+    assert own["layer"].tolist() == direct["layer"].tolist()
+    assert own["cka"].tolist() == pytest.approx(direct["cka"].tolist(), rel=1e-5)
+
+
+def test_drawings_show_every_precision(study):
+    numbers, agreement = precision.drawings(study, images=20)
+    assert numbers.runs == (ONE, WEIGHTS, REAL) and set(agreement.runs) == set(numbers.runs)
+    assert "W1A1 50.00 %, W1A32 70.00 %, W32A32 80.00 %" in numbers.finding
+    assert "one-bit weights alone -10.00 points, both -30.00 points" in numbers.finding
+    assert "20 evaluation images of digits" in agreement.finding and "360 evaluation" in numbers.finding
+    assert [len(drawing.draw().axes) for drawing in (numbers, agreement)] == [3, 2]
+    assert len(agreement.draw().axes[0].lines) == 2
+    assert all(path.is_file() for drawing in (numbers, agreement) for path in drawing.write(study))
+    assert precision.missing(study) == ""
+
+
+def test_what_is_missing_is_said_and_drawn_as_not_run(tmp_path):
+    (tmp_path / "study.yaml").write_text(_FILE)
+    study = load_study(tmp_path)
+    assert precision.drawings(study) == []
+    store(study, study.runs[0], load_data(study.data_config).fingerprint)
+    table = precision.precisions(study).set_index("precision")
+    assert table["state"].to_dict() == {"W1A1": "done", "W1A32": "not run", "W32A32": "not run"}
+    assert math.isnan(table.loc["W32A32", "top1"])
+    (drawing,) = precision.drawings(study)
+    texts = [text.get_text() for text in drawing.draw().axes[0].texts]
+    assert drawing.runs == (ONE,) and texts == ["not run", "not run"]
+    assert "Against" not in drawing.finding
+    sentence = precision.missing(study)
+    assert f"--only {WEIGHTS} {REAL}" in sentence and f"{REAL} (missing)" in sentence
+    assert "Without W32A32 there is nothing to compare features with" in sentence
+
+
+def test_a_study_of_one_precision_is_refused(tmp_path):
+    (tmp_path / "study.yaml").write_text("name: n\ntitle: t\nvariants: [binaryvit_micro_patch2_32]\n")
+    with pytest.raises(BinaryViTError, match="no model at several precisions"):
+        precision.drawings(load_study(tmp_path))
+
+
+def test_the_largest_fall_along_the_stream_is_found():
+    table = pd.DataFrame(
+        {"precision": "W1A1", "layer": ["a", "b.attn", "b.mlp", "b", "c"], "cka": [1.0, 0.1, 0.3, 0.9, 0.5]}
+    )
+    finding = precision_findings.of_agreement(table, "5 images")
+    assert "from 1.000 (a) to 0.500 (c) and falls most between b and c (-0.400)" in finding
+    assert "mean of 0.100 and FFN branches of 0.300" in finding

@@ -1,0 +1,199 @@
+"""Figures: the same look for the same variant, nothing cut off, equal bytes from equal records, provenance inside."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.places import TESTS
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+from binaryvit.analysis import figure_files
+from binaryvit.analysis.ladder.figures import accuracy_against_operations
+from binaryvit.analysis.style import DOUBLE_COLUMN
+from binaryvit.analysis.training_curves import training_curves
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.ladder import LADDER, variant_style
+from binaryvit.palette import GREY
+
+PROVENANCE = {"study": "tiny (1)", "runs": {"a-seed0": "0" * 40, 'b"\\)ü': None}}
+IMAGES = "10,000 images of CIFAR-10 (JPEG q75)"
+
+
+def points(names=LADDER["micro"], seeds=1):
+    return pd.DataFrame(
+        {
+            "variant": names,
+            "label": [variant_style(name).label for name in names],
+            "ops": [9.2e7, 2.63e6, 2.6e6, 2.6e6, 2.6e6, 2.1e6, 3.9e6],
+            "top1": [79.0, 46.0, 49.0, 52.0, 53.0, 61.0, 63.0],
+            "top1_std": 0.5 if seeds > 1 else np.nan,
+            "seeds": seeds,
+        }
+    )
+
+
+@pytest.fixture
+def metrics():
+    epoch = np.arange(1, 6)
+    columns = {name: np.linspace(2.0, 1.0, 5) for name in ("train_loss", "eval_loss")}
+    columns |= {name: np.linspace(10.0, 60.0, 5) for name in ("train_top1", "top1")}
+    return pd.DataFrame({"epoch": epoch, "lr": 1e-3 / epoch, "flip_rate": 0.05 / epoch, **columns})
+
+
+def texts_inside(figure):
+    """Asserts that every text of a figure lies inside its canvas and that no two tick labels of an axis overlap."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer, (width, height) = canvas.get_renderer(), canvas.get_width_height()
+    for axes in figure.axes:
+        box = axes.get_tightbbox(renderer)
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width + 1 and box.y1 <= height + 1
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            boxes = [
+                tick.label1.get_window_extent(renderer)
+                for tick in axis.get_major_ticks()
+                if low <= tick.get_loc() <= high and tick.label1.get_text()
+            ]
+            assert len(boxes) >= 1
+            assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
+    for legend in figure.legends:
+        box = legend.get_window_extent(renderer)
+        assert box.x0 >= 0 and box.x1 <= width + 1
+        assert not any(box.overlaps(axes.get_window_extent(renderer)) for axes in figure.axes)
+
+
+def test_a_variant_looks_the_same_in_every_family_and_unlike_any_other():
+    families = [[variant_style(name) for name in names] for names in LADDER.values()]
+    assert all(styles == families[0] for styles in families)
+    for part in ("label", "colour", "marker"):
+        assert len({getattr(style, part) for style in families[0]}) == 7
+    assert variant_style("resnet18").label == "resnet18"
+    assert variant_style("resnet18").colour not in {style.colour for style in families[0]}
+
+
+def luminance(colour):
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return red, green, blue
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        # Machado, Oliveira and Fernandes (2009), severity 1: protanopia, deuteranopia, tritanopia, on RGB.
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    ],
+)
+def test_colours_differ_for_colour_blind_readers(matrix):
+    seen = [np.array(matrix) @ luminance(variant_style(name).colour) for name in LADDER["micro"]]
+    assert min(np.linalg.norm(one - two) for one, two in itertools.combinations(seen, 2)) > 0.1
+
+
+def test_accuracy_against_operations_shows_every_point(metrics):
+    figure = accuracy_against_operations(points(), IMAGES)
+    (axes,) = figure.axes
+    drawn = {container.get_label(): container.lines[0] for container in axes.containers}
+    for row in points().itertuples():
+        style = variant_style(row.variant)
+        line = drawn[style.label]
+        assert line.get_xydata().tolist() == [[row.ops, row.top1]]
+        assert (line.get_color(), line.get_marker()) == (style.colour, style.marker)
+    assert IMAGES in axes.get_ylabel() and axes.get_xscale() == "log"
+    ladder = next(line for line in axes.lines if line.get_linestyle() == ":")
+    assert ladder.get_ydata().tolist() == points()["top1"].tolist()[1:]
+    assert figure.legends[0].get_title().get_text() == "one seed"
+    texts_inside(figure)
+
+
+def test_seeds_get_error_bars():
+    figure = accuracy_against_operations(points(seeds=3), IMAGES)
+    assert figure.legends[0].get_title().get_text() == "mean ± std of 3 seeds"
+    assert all(container.has_yerr for container in figure.axes[0].containers)
+    texts_inside(figure)
+
+
+def test_published_models_are_grey_and_marked_by_certainty():
+    published = pd.DataFrame(
+        {"ops": [1e8, 2e8, np.nan, 3e8], "top1": [70.0, 60.0, 50.0, 55.0]}
+        | {"certainty": ["authors", "table", "doubtful", "second-hand"]}
+    )
+    figure = accuracy_against_operations(points(LADDER["small"]), IMAGES, published)
+    labels = {line.get_label(): line for line in figure.axes[0].lines if line.get_label().startswith("published")}
+    assert set(labels) == {"published: authors", "published: table", "published: second-hand"}  # one has no operations
+    assert labels["published: authors"].get_markerfacecolor() == GREY
+    assert labels["published: table"].get_markerfacecolor() == "white"
+    texts_inside(figure)
+
+
+def test_one_point_is_enough_and_none_is_an_error():
+    texts_inside(accuracy_against_operations(points().iloc[:1], IMAGES))
+    with pytest.raises(BinaryViTError, match="no run of this study"):
+        accuracy_against_operations(points().iloc[:0], IMAGES)
+
+
+@pytest.mark.parametrize(("epochs", "absent", "panels"), [(5, [], 4), (1, [], 4), (5, ["flip_rate"], 3)])
+def test_curves_have_a_panel_for_what_there_is(metrics, epochs, absent, panels):
+    metrics = metrics.iloc[:epochs].assign(**dict.fromkeys(absent, np.nan))
+    figure = training_curves(metrics)
+    assert len(figure.axes) == panels
+    assert all(len(line.get_xdata()) == epochs for axes in figure.axes for line in axes.lines)
+    assert any("flipped" in axes.get_ylabel() for axes in figure.axes) == (not absent)
+    texts_inside(figure)
+
+
+def test_curves_of_nothing_are_an_error(metrics):
+    with pytest.raises(BinaryViTError, match="no metrics"):
+        training_curves(metrics.iloc[:0])
+
+
+def test_drawing_leaves_the_users_style_alone(metrics):
+    matplotlib.get_backend()  # chosen when first asked for
+    before = matplotlib.rcParams.copy()
+    training_curves(metrics)
+    assert matplotlib.rcParams == before
+
+
+def test_files_carry_their_provenance_and_real_fonts(tmp_path):
+    paths = figure_files.save(accuracy_against_operations(points(), IMAGES), tmp_path / "new" / "a.b", PROVENANCE)
+    assert [path.name for path in paths] == ["a.b.pdf", "a.b.png"]
+    assert [figure_files.read_provenance(path) for path in paths] == [PROVENANCE, PROVENANCE]
+    with Image.open(paths[1]) as image:
+        assert image.size == (round(DOUBLE_COLUMN * 300), 960)
+        assert len(np.unique(np.asarray(image.convert("L")))) > 50
+    pdf = paths[0].read_bytes()
+    assert b"/CIDFontType2" in pdf and b"/Type3" not in pdf
+    assert b"CreationDate" not in pdf
+
+
+def test_equal_records_give_equal_bytes_in_another_process_at_another_time(tmp_path):
+    here = figure_files.save(accuracy_against_operations(points(), IMAGES), tmp_path / "here", PROVENANCE)
+    script = (
+        "import sys, json, time; real = time.time; time.time = lambda: real() + 1e6\n"
+        "sys.path[:0] = sys.argv[1:3]\n"
+        "import test_figure_files as t\n"
+        "from binaryvit.analysis import figure_files\n"
+        "figure_files.save(t.accuracy_against_operations(t.points(), t.IMAGES), sys.argv[3], t.PROVENANCE)\n"
+    )
+    folder = TESTS
+    command = [sys.executable, "-c", script, str(folder), str(folder / "analysis"), str(tmp_path / "there")]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"})
+    for path in here:
+        assert path.read_bytes() == path.with_name(path.name.replace("here", "there")).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["absent.png", "foreign.png", "foreign.pdf", "text.png"])
+def test_provenance_of_foreign_files_is_an_error(tmp_path, name):
+    Image.new("L", (2, 2)).save(tmp_path / "foreign.png")
+    (tmp_path / "foreign.pdf").write_bytes(b"%PDF-1.4\n")
+    (tmp_path / "text.png").write_text(json.dumps({}))
+    with pytest.raises(BinaryViTError, match="no provenance"):
+        figure_files.read_provenance(tmp_path / name)

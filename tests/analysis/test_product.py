@@ -1,0 +1,65 @@
+"""A drawing writes the same files from the same numbers, and beside them what they were made from."""
+
+import hashlib
+import json
+
+import pandas as pd
+import pytest
+from helpers.stored_study import BASELINE, PYRAMID, stored_study
+from matplotlib.figure import Figure
+
+from binaryvit.analysis import figure_files
+from binaryvit.analysis.product import Drawing
+from binaryvit.analysis.style import SINGLE_COLUMN, styled
+from binaryvit.errors import BinaryViTError
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return stored_study(tmp_path_factory.mktemp("studies") / "small")
+
+
+def drawing(values=(1.0, 3.0), runs=(BASELINE, PYRAMID)):
+    table = pd.DataFrame({"step": [0, 1], "value": values})
+
+    @styled
+    def draw():
+        figure = Figure(figsize=(SINGLE_COLUMN, 2))
+        figure.add_subplot().plot(table["step"], table["value"])
+        return figure
+
+    return Drawing("line", {"line": table}, draw, runs, f"It rises to {max(values)}.")
+
+
+def test_files_and_their_note(study):
+    paths = drawing().write(study)
+    assert [path.relative_to(study.output).as_posix() for path in paths] == ["figures/line.pdf", "figures/line.png"]
+    note = json.loads((study.output / "figures" / "line.json").read_text())
+    digest = hashlib.sha256(b"step,value\n0,1\n1,3\n").hexdigest()
+    source = {"study": "small", "runs": {BASELINE: "0" * 40, PYRAMID: "0" * 40}, "inputs": {"line": digest}}
+    assert note["source"] == source
+    assert note["files"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    assert [figure_files.read_provenance(path) for path in paths] == [source, source]
+
+
+def test_making_it_twice_gives_the_same_bytes_and_other_numbers_others(study):
+    first, second = ([path.read_bytes() for path in drawing().write(study)] for _ in range(2))
+    assert first == second
+    assert [path.read_bytes() for path in drawing((1.0, 2.0)).write(study)] != first
+
+
+def test_numbers_count_with_six_digits(study):
+    source = drawing().source(study)
+    assert drawing((1.0, 3.0000001)).source(study) == source
+    assert drawing((1.0, 3.0001)).source(study) != source
+
+
+def test_showing_it(study):
+    picture, finding = drawing().show()
+    assert picture.data.startswith(b"\x89PNG") and finding.data == "It rises to 3.0."
+    assert drawing().show()[0].data == picture.data
+
+
+def test_a_run_of_another_study_is_refused(study):
+    with pytest.raises(BinaryViTError, match="names resnet-seed0, which is no finished run of small"):
+        drawing(runs=("resnet-seed0",)).write(study)

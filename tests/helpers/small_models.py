@@ -1,0 +1,30 @@
+"""Small models whose parameters are not their initial ones."""
+
+import timm
+import torch
+
+import binaryvit  # noqa: F401 - registers the models
+
+SHAPE = dict(img_size=8, patch_size=2, num_classes=4)
+COLUMNAR = SHAPE | dict(embed_dims=12, depths=2, num_heads=3)
+PYRAMID = SHAPE | dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), mlp_ratios=(2, 2), reductions=(2, 1))
+VARIANTS = {"reactdeit_micro_patch4_32": COLUMNAR, "binaryvit_micro_patch2_32": PYRAMID}
+
+
+def model_of(variant="binaryvit_micro_patch2_32", dtype=torch.float64, **arguments):
+    """A small model whose shifts, affines and running statistics are not their initial ones."""
+    torch.manual_seed(1)
+    model = timm.create_model(variant, **VARIANTS[variant] | arguments)
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("shift", "alpha", "beta", "running_mean", "shift_in", "shift_out", "batch_norm.bias")):
+            tensor.normal_(std=0.5)
+    return model.to(dtype).eval()
+
+
+def images(count=6, dtype=torch.float64):
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(2)).to(dtype)
+
+
+def hooks_of(model):
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_with_kwargs")
+    return [hook for module in model.modules() for kind in kinds for hook in getattr(module, kind)]

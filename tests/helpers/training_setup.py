@@ -1,0 +1,41 @@
+"""Tiny models and data that the tests of training share."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from binaryvit.config import TrainingConfig
+from binaryvit.models.weights_file import save_inference_weights
+
+VIT = {"variant": "deit_micro_patch4_32", "model_args": {"depth": 2, "embed_dim": 16, "num_heads": 2, "patch_size": 8}}
+PYRAMID = {
+    "variant": "binaryvit_micro_patch2_32",
+    "model_args": {"embed_dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "mlp_ratios": [2, 2],
+                   "reductions": [2, 1], "patch_size": 8},
+}  # fmt: skip
+SHORT = {
+    "epochs": 2, "batch_size": 32, "learning_rate": 4e-3, "learning_rate_batch": 32, "max_train_images": 100,
+    "max_eval_images": 50, "workers": 0, "threads": 1,
+}  # fmt: skip
+TIMING = ["images_per_second", "seconds"]
+
+
+def student(**fields: Any) -> TrainingConfig:
+    """A binary pyramid that trains three steps an epoch for two epochs."""
+    return TrainingConfig.for_student(**{**PYRAMID, **SHORT, **fields})
+
+
+def teacher(**fields: Any) -> TrainingConfig:
+    """A full-precision model of the same cost, with the teacher's augmentation."""
+    return TrainingConfig.for_teacher(**{**VIT, **SHORT, "warmup_epochs": 1, **fields})
+
+
+def write_teacher(path: Path) -> Path:
+    """Weights of a teacher with random weights, for tests that need no trained one."""
+    arguments = {**VIT["model_args"], "num_classes": 10}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        save_inference_weights(timm.create_model(VIT["variant"], **arguments), path, VIT["variant"], arguments)
+    return path

@@ -1,0 +1,156 @@
+"""Two processes on the CPU (gloo) that train together, each leaving in a folder what it computed.
+
+Usage: python two_processes.py FOLDER. The two are forks of this process, which has not computed anything: so libraries
+are loaded once. They run as torchrun would start them, one scenario after the other.
+"""
+
+import json
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from helpers.training_setup import student
+from safetensors.torch import save_file
+
+from binaryvit.config import TrainingConfig
+from binaryvit.data.batches import eval_batches, load_data, train_batches
+from binaryvit.errors import BinaryViTError
+from binaryvit.training import loop, run
+from binaryvit.training.build import create_model
+from binaryvit.training.loop import Trainer
+from binaryvit.training.run import train
+from binaryvit.training.teacher import load_teacher
+
+TOGETHER = student(processes=2, max_eval_images=51)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Lets a Trainer compute in float64, where sums in another order move no sign."""
+
+    def doubled(batches):
+        return lambda *args: ((images.double(), *rest) for images, *rest in batches(*args))
+
+    replacements = {
+        "create_model": lambda *args: create_model(*args).double(),
+        "load_teacher": lambda *args: load_teacher(*args).double(),
+        "train_batches": doubled(train_batches),
+        "eval_batches": doubled(eval_batches),
+    }
+    before = {name: getattr(loop, name) for name in replacements}
+    vars(loop).update(replacements)
+    try:
+        yield
+    finally:
+        vars(loop).update(before)
+
+
+def trainer_of(config: TrainingConfig) -> Trainer:
+    return Trainer(config, load_data(config), Path("nowhere"), {}, PartialState(cpu=True))
+
+
+def step(run: Trainer, frozen: bool) -> dict[str, torch.Tensor]:
+    """Gradients of the first optimizer step by parameter, from AdamW's first moment, which is a tenth of them."""
+    run.network.train(not frozen)  # in evaluation mode batch norm takes its running statistics
+    run.learning_rate.set(0, 0)
+    run._step(0, 0, loop.train_batches(run.data, run.config, *run.input, 0, 0, *ranks(run)))
+    moments = [state["exp_avg"] / 0.1 for state in run.optimizer.state.values()]
+    return {str(number): moment for number, moment in enumerate(moments)}
+
+
+def ranks(run: Trainer) -> tuple[int, int]:
+    return run.process.process_index, run.process.num_processes
+
+
+def gradients(folder: Path, rank: int) -> None:
+    """One step with frozen batch norm and a teacher, one with each process's own statistics; then an evaluation."""
+    with in_float64():
+        frozen = trainer_of(TOGETHER.model_copy(update={"teacher": str(folder / "teacher.safetensors")}))
+        save_file(step(frozen, frozen=True), folder / f"frozen-{rank}.safetensors")
+        run = trainer_of(TOGETHER)
+        save_file(step(run, frozen=False), folder / f"local-{rank}.safetensors")
+        results = [run.evaluate(run.trained_model, "fp32")]
+        save_file(dict(run.model.named_buffers()), folder / f"buffers-{rank}.safetensors")
+        run.data = load_data(TOGETHER.model_copy(update={"max_eval_images": 1}))  # one process has none
+        results.append(run.evaluate(run.trained_model, "fp32"))
+    (folder / f"evaluations-{rank}.json").write_text(json.dumps([vars(result) for result in results]))
+
+
+def whole_run(folder: Path, rank: int) -> None:
+    """A run from beginning to end; whatever a process opens for writing, makes or moves in its folder is noted."""
+    touched: set[str] = set()
+    watching = [True]
+
+    def watch(event: str, args: tuple) -> None:
+        changes = event in ("os.rename", "os.mkdir", "os.remove", "os.chmod", "os.truncate")
+        opens = event == "open" and isinstance(args[0], str) and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+        if watching and (changes or opens) and str(folder / "run") in str(args[0]):
+            touched.add(str(args[0]))
+
+    sys.addaudithook(watch)
+    record = train(TOGETHER, folder / "run")
+    watching.clear()
+    (folder / f"touched-{rank}.json").write_text(json.dumps(sorted(touched)))
+    (folder / f"record-{rank}.json").write_text(record.model_dump_json())
+
+
+def interrupted_run(folder: Path, rank: int) -> None:
+    """One process is asked to stop in the second step; then the run goes on to its end."""
+    second_step = Trainer._step
+
+    def asked(self, epoch, number, batches):
+        self.interruption.requested = rank == 1 and (epoch, number) == (0, 1)
+        return second_step(self, epoch, number, batches)
+
+    Trainer._step = asked
+    try:
+        train(TOGETHER, folder / "interrupted")
+    except KeyboardInterrupt:
+        (folder / f"stopped-{rank}").touch()
+    Trainer._step = second_step
+    gather_object([rank])  # both have stopped
+    train(TOGETHER, folder / "interrupted")
+
+
+def folder_of_its_own(folder: Path, rank: int) -> None:
+    """The second process does not see the first one's folder, as on another machine."""
+    run._VISIBLE_SECONDS = 0.1
+    try:
+        train(TOGETHER, folder / f"machine-{rank}" / "run")
+    except BinaryViTError as error:
+        (folder / f"machine-{rank}.txt").write_text(str(error))
+        raise SystemExit(2) from None
+
+
+def main(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2):
+        if child := os.fork():
+            children.append(child)
+            continue
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+        try:
+            for scenario in (gradients, whole_run, interrupted_run, folder_of_its_own):
+                scenario(folder, rank)
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(0)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

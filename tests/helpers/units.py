@@ -1,0 +1,31 @@
+"""What a binary unit computes, forward and backward, and the same unit as its modules."""
+
+import copy
+
+import torch
+
+from binaryvit.models.layers import BinaryUnit
+
+
+def randomized(module: torch.nn.Module, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
+    """Parameters away from their initial values, where some terms would vanish."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return module.to(dtype)
+
+
+def outcome(module: torch.nn.Module, x: torch.Tensor, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
+    x = x.clone().requires_grad_()
+    module.zero_grad()
+    y = module(x)
+    y.backward(gradient)
+    named = {f"gradient of {name}": parameter.grad for name, parameter in module.named_parameters()}
+    return {"output": y.detach(), "gradient of x": x.grad, **named, **dict(module.named_buffers())}
+
+
+def unfused(unit: BinaryUnit) -> BinaryUnit:
+    """The same unit computed by its modules, because a hook wants to see what they pass on."""
+    unit = copy.deepcopy(unit)
+    unit.linear.register_forward_hook(lambda *_: None)
+    return unit

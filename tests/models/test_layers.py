@@ -1,0 +1,172 @@
+"""Layers against direct, slow formulations of the same thing."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from binaryvit.models.layers import (
+    Affine,
+    BinaryAttention,
+    BinaryConv2d,
+    BinaryLinear,
+    BinaryPatchMerging,
+    BinaryUnit,
+    PoolingBranches,
+    RPReLU,
+    TokenBatchNorm,
+    grid_to_tokens,
+    match_channels,
+    tokens_to_grid,
+)
+
+
+def randomize(module, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.5)
+    return module
+
+
+def test_token_batch_norm_is_over_all_tokens_of_all_images():
+    norm = TokenBatchNorm(3).double().train()
+    x = torch.randn(4, 5, 3, dtype=torch.float64) * 2 + 1
+    flat = x.reshape(20, 3)
+    expected = (x - flat.mean(0)) / (flat.var(0, unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(norm(x), expected)
+    torch.testing.assert_close(norm.batch_norm.running_mean, 0.1 * flat.mean(0))
+    torch.testing.assert_close(norm.batch_norm.running_var, 0.9 + 0.1 * flat.var(0, unbiased=True))
+
+
+def test_synchronized_batch_norm_replaces_it_by_the_usual_conversion():
+    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(BinaryUnit(4, 4, 1, 1))
+    assert isinstance(converted.norm.batch_norm, torch.nn.SyncBatchNorm)
+
+
+def test_rprelu_is_prelu_between_two_shifts():
+    act = randomize(RPReLU(6).double())
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    expected = F.prelu((x - act.shift_in).reshape(-1, 6), act.slope).reshape(x.shape) + act.shift_out
+    output = act(x)
+    torch.testing.assert_close(output, expected)
+    actual = torch.autograd.grad(output.square().sum(), [x, *act.parameters()])
+    torch.testing.assert_close(actual, torch.autograd.grad(expected.square().sum(), [x, *act.parameters()]))
+
+
+def test_rprelu_at_exactly_zero_takes_the_slopes_side():
+    act = RPReLU(1)
+    x = torch.zeros(1, 1, 1, requires_grad=True)
+    act(x).sum().backward()
+    assert x.grad.item() == 0.25
+    assert act.slope.grad.item() == 0
+
+
+def test_initial_values():
+    act, main, branches = RPReLU(4), Affine(4, 0.1), PoolingBranches(4, 5)
+    assert act.slope.tolist() == [0.25] * 4 and not act.shift_in.any() and not act.shift_out.any()
+    assert main.alpha.tolist() == pytest.approx([0.1] * 4) and not main.beta.any()
+    assert not any(parameter.any() for parameter in branches.parameters())
+    attention = BinaryAttention(8, 2, 4)
+    assert attention.binarize_attn.level.item() == pytest.approx(0.005)
+    assert not attention.binarize_q.shift.any() and not attention.q.binarize.shift.any()
+
+
+def test_widening_concatenates_and_narrowing_averages_neighbours():
+    x = torch.arange(4.0)
+    assert match_channels(x, 8).tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert match_channels(x, 2).tolist() == [0.5, 2.5]
+    assert match_channels(match_channels(x, 8), 4).tolist() != x.tolist()
+
+
+@pytest.mark.parametrize("bits", [(1, 1), (1, 32), (32, 1), (32, 32)])
+def test_binary_unit(bits):
+    unit = randomize(BinaryUnit(6, 12, *bits).double()).eval()
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    shifted, weight = x + unit.binarize.shift, unit.linear.weight
+    if bits[1] == 1:
+        shifted = torch.where(shifted >= 0, 1.0, -1.0).double()
+    if bits[0] == 1:
+        rows = []
+        for row in weight:
+            rows.append(row.abs().mean() * torch.where(row - row.mean() >= 0, 1.0, -1.0).double())
+        weight = torch.stack(rows)
+    # In evaluation with fresh statistics the norm is gamma * y / sqrt(1 + eps) + beta.
+    norm = unit.norm.batch_norm
+    main = shifted @ weight.T / (1 + 1e-5) ** 0.5 * norm.weight + norm.bias
+    expected = unit.act(main + torch.cat([x, x], dim=-1))
+    torch.testing.assert_close(unit(x), expected)
+
+
+def test_the_four_poolings_as_one_convolution():
+    branches = randomize(PoolingBranches(3, 7).double())
+    x = torch.randn(2, 49, 3, dtype=torch.float64)
+    grid = tokens_to_grid(x, 7)
+    expected = 0
+    for name, window in (("pool1x3", (1, 3)), ("pool3x1", (3, 1)), ("pool1x5", (1, 5)), ("pool5x1", (5, 1))):
+        padding = (window[0] // 2, window[1] // 2)
+        pooled = F.avg_pool2d(grid, window, stride=1, padding=padding, count_include_pad=True)
+        expected = expected + branches.affines[name](grid_to_tokens(pooled))
+    torch.testing.assert_close(branches(x), expected)
+
+
+def test_binary_convolution_is_not_centred():
+    conv = BinaryConv2d(2, 3).double()
+    with torch.no_grad():
+        conv.weight.copy_(torch.rand(conv.weight.shape) + 0.1)  # all positive: centring would change signs
+    assert torch.equal(conv.effective_weight() > 0, torch.ones(3, 2, 2, 2, dtype=torch.bool))
+    torch.testing.assert_close(
+        conv.effective_weight()[:, 0, 0, 0], torch.stack([w.mean() for w in conv.weight.detach()])
+    )
+    linear = BinaryLinear(4, 2).double()
+    with torch.no_grad():
+        linear.weight.copy_(torch.rand(2, 4) + 0.1)
+    assert (linear.effective_weight() < 0).any()
+
+
+@pytest.mark.parametrize("reduction", [1, 2])
+def test_attention_head_by_head(reduction):
+    """The whole attention with loops over images and heads, as the method states it."""
+    dim, heads, grid = 8, 2, 4
+    attention = randomize(BinaryAttention(dim, heads, grid, reduction).double(), seed=3).eval()
+    attention.binarize_attn.level.data.fill_(0.11)
+    x = torch.randn(2, grid * grid, dim, dtype=torch.float64)
+    signs = lambda t: torch.where(t >= 0, 1.0, -1.0).double()  # noqa: E731
+    for image in range(2):
+        tokens = x[image : image + 1]
+        z = tokens
+        if reduction > 1:
+            cells = tokens.reshape(1, grid // 2, 2, grid // 2, 2, dim).mean(dim=(2, 4)).reshape(1, -1, dim)
+            z = attention.reduce(cells)
+        q, k, v = attention.q(tokens), attention.k(z), attention.v(z)
+        contexts = []
+        for head in range(heads):
+            own = slice(head * dim // heads, (head + 1) * dim // heads)
+            sq = signs(q + attention.binarize_q.shift)[0, :, own]
+            sk = signs(k + attention.binarize_k.shift)[0, :, own]
+            sv = signs(v + attention.binarize_v.shift)[0, :, own]
+            p = torch.softmax(sq @ sk.T / (dim / heads) ** 0.5, dim=1)
+            contexts.append(torch.where(p > 0.055, 0.11, 0.0).double() @ sv)
+        context = torch.cat(contexts, dim=1)[None]
+        up = lambda t: t  # noqa: E731
+        if reduction > 1:
+            up = lambda t: grid_to_tokens(F.interpolate(tokens_to_grid(t, 2), scale_factor=2, mode="nearest"))  # noqa: E731
+        out = attention.act(attention.norm(context) + q + up(k) + up(v))
+        torch.testing.assert_close(attention(tokens), attention.proj(out))
+
+
+def test_merging_keeps_positions():
+    """Token (row, column) of the merged grid comes from its own 2 x 2 cell."""
+    merging = BinaryPatchMerging(2, 4, 4).eval()
+    x = torch.zeros(1, 16, 2)
+    x[0, 2 * 4 + 3] = 100.0  # row 2, column 3 -> row 1, column 1 of the merged 2 x 2 grid
+    change = (merging(x) - merging(torch.zeros(1, 16, 2))).abs().sum(dim=-1)[0]
+    assert change.nonzero().flatten().tolist() == [3]
+
+
+def test_a_fixed_weight_is_used_as_it_is_and_not_trained():
+    linear = BinaryLinear(6, 3)
+    binary = linear.effective_weight().detach()
+    expected = linear(torch.eye(6)).detach()
+    linear.fix_weight(binary)
+    assert torch.equal(linear(torch.eye(6)), expected)
+    assert not linear.weight.requires_grad

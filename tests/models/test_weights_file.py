@@ -1,0 +1,134 @@
+"""Inference weights: one bit per binary weight, the same logits, and nothing foreign is loaded."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.ladder import LADDER
+from binaryvit.models.layers import TokenBatchNorm, binary_layers
+from binaryvit.models.weights_file import FORMAT, load_inference_weights, save_inference_weights
+
+BINARY = LADDER["micro"][1:]
+
+
+def shaken(model):
+    """A model whose every parameter and statistic differs from its initial value."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        for module in model.modules():
+            if isinstance(module, TokenBatchNorm):
+                norm = module.batch_norm
+                norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator) * 0.3)
+                norm.running_var.copy_(torch.rand(norm.running_var.shape, generator=generator) + 0.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize("variant", LADDER["micro"])
+def test_the_same_logits_bit_for_bit(variant, tmp_path):
+    model = shaken(timm.create_model(variant, num_classes=7))
+    save_inference_weights(model, tmp_path / "w.safetensors", variant, {"num_classes": 7})
+    loaded = load_inference_weights(tmp_path / "w.safetensors")
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(images), loaded(images))
+    # Saved again from the loaded model, without latent weights, the file says the same.
+    save_inference_weights(loaded, tmp_path / "again.safetensors", variant, {"num_classes": 7})
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "w.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("variant", BINARY)
+def test_small_enough_for_git_and_one_bit_each(variant, tmp_path):
+    model = timm.create_model(variant, num_classes=10)
+    path = tmp_path / "w.safetensors"
+    save_inference_weights(model, path, variant, {"num_classes": 10})
+    # The some-fp variant keeps 0.17 M merge weights in full precision and may be larger.
+    assert path.stat().st_size <= (1.4e6 if variant.endswith("some_fp") else 1e6)
+    stored = load_file(path)
+    for name, layer in binary_layers(model).items():
+        rows, columns = layer.weight.shape[0], layer.weight[0].numel()
+        assert stored[f"{name}.weight.bits"].numel() == rows * -(-columns // 8)
+        assert f"{name}.weight" not in stored
+
+
+def test_full_precision_weights_of_other_bit_widths(tmp_path):
+    args = {"weight_bits": 32, "activation_bits": 1, "num_classes": 10}
+    model = shaken(timm.create_model("binaryvit_micro_patch2_32", **args))
+    save_inference_weights(model, tmp_path / "w.safetensors", "binaryvit_micro_patch2_32", args)
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        assert not any(name.endswith(".bits") for name in file.keys())  # noqa: SIM118
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(load_inference_weights(tmp_path / "w.safetensors")(images), model(images))
+
+
+def test_half_precision_halves_a_full_precision_model(tmp_path):
+    model = shaken(timm.create_model("deit_micro_patch4_32"))
+    for dtype in (torch.float32, torch.float16):
+        save_inference_weights(model, tmp_path / f"{dtype}", "deit_micro_patch4_32", {}, dtype)
+    assert (tmp_path / "torch.float16").stat().st_size < 0.51 * (tmp_path / "torch.float32").stat().st_size
+    images = torch.randn(2, 3, 32, 32)
+    loaded = load_inference_weights(tmp_path / "torch.float16")
+    assert next(loaded.parameters()).dtype == torch.float32
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), model(images), rtol=1e-2, atol=1e-2)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "w.safetensors"
+    variant = "binaryvit_micro_patch2_32"
+    save_inference_weights(timm.create_model(variant), path, variant, {})
+    with safe_open(path, "pt") as file:
+        return path, load_file(path), json.loads(file.metadata()[FORMAT])
+
+
+def test_missing_truncated_and_foreign_files_are_refused(saved, tmp_path):
+    path, tensors, _ = saved
+    with pytest.raises(BinaryViTError, match="no file"):
+        load_inference_weights(tmp_path / "nothing.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BinaryViTError, match="truncated"):
+        load_inference_weights(path)
+    save_file(tensors, path, {})
+    with pytest.raises(BinaryViTError, match="no inference weights of this library"):
+        load_inference_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"version": "99"}, "version"),
+        ({"variant": "no_such_model"}, "no_such_model"),
+        ({"model_args": {"embed_dims": [4096, 8192, 16384, 32768]}}, "does not fit into"),
+        ({"model_args": {"depths": [10**9, 1, 1, 1]}}, "more than the file holds"),
+        ({"model_args": {"num_classes": 10**12}}, "more than the file holds"),
+        ({"model_args": [1]}, "can't be built"),
+        ({"variant": "hf-hub:someone/model"}, "no model of this library"),
+        ({"variant": "local-dir:."}, "no model of this library"),
+        ({"model_args": {"checkpoint_path": "other.pth"}}, "checkpoint_path would load other files"),
+        ({"model_args": {"pretrained": True}}, "pretrained would load other files"),
+        ({"model_args": {"num_classes": 11}}, "does not fit"),
+    ],
+)
+def test_forged_descriptions_are_refused(saved, change, match):
+    path, tensors, description = saved
+    save_file(tensors, path, {FORMAT: json.dumps({**description, **change})})
+    with pytest.raises(BinaryViTError, match=match):
+        load_inference_weights(path)
+
+
+def test_a_missing_or_misshapen_weight_is_refused(saved):
+    path, tensors, description = saved
+    bits = next(name for name in tensors if name.endswith(".bits"))
+    for changed in (tensors[bits][:-1].clone(), None):
+        others = {name: tensor for name, tensor in tensors.items() if name != bits}
+        save_file(others | ({bits: changed} if changed is not None else {}), path, {FORMAT: json.dumps(description)})
+        with pytest.raises(BinaryViTError, match="does not fit"):
+            load_inference_weights(path)

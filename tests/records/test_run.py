@@ -1,0 +1,115 @@
+"""Run records survive the disk, tables of them are exact, and damaged ones are refused by name."""
+
+import json
+import subprocess
+from datetime import UTC, datetime
+
+import pytest
+from helpers.records import record_of
+
+from binaryvit.errors import BinaryViTError
+from binaryvit.records.provenance import describe_hardware, git_state, package_versions
+from binaryvit.records.run import Failure, read_failure, read_metrics, read_record, read_runs
+from binaryvit.studies.study import load_study
+
+
+@pytest.fixture
+def study(tmp_path):
+    (tmp_path / "study.yaml").write_text(
+        "name: tiny\ntitle: t\nteacher: {variant: deit_micro_patch4_32}\n"
+        "variants: [reactdeit_micro_patch4_32, binaryvit_micro_patch2_32]\nseeds: [0, 1]\n"
+    )
+    return load_study(tmp_path)
+
+
+def test_a_record_comes_back_as_it_was_written_and_ends_a_failure(study):
+    run = study.runs[1]
+    record = record_of(study, run)
+    Failure(error="No memory.", time=datetime.now(UTC)).write(run.folder)
+    assert read_record(run.folder) is None and read_failure(run.folder).error == "No memory."
+    record.write(run.folder)
+    assert read_record(run.folder) == record
+    assert read_failure(run.folder) is None
+
+
+def test_the_table_has_a_row_a_run_with_the_records_own_names(study, tmp_path):
+    for run in study.runs:
+        record_of(study, run).write(run.folder)
+    study.runs[0].folder.rename(study.runs[0].folder.with_name("deit_micro_patch4_32-seed0.stale-20250101"))
+    table = read_runs(tmp_path).set_index("id")
+    assert list(table.index) == sorted(run.id for run in study.runs[1:])
+    row = table.loc["binaryvit_micro_patch2_32-seed1"]
+    assert row["folder"] == "runs/binaryvit_micro_patch2_32-seed1"
+    assert (row["config.variant"], row["seed"], row["config.epochs"]) == ("binaryvit_micro_patch2_32", 1, 300)
+    assert (row["result.top1"], row["data.label"], row["weights.bytes"]) == (55.5, "digits", 1000)
+    assert row["config.model_args"] == {}
+
+
+def test_without_runs_the_table_is_empty_and_keeps_its_columns(study, tmp_path):
+    empty = read_runs(tmp_path)
+    record_of(study, study.runs[0]).write(study.runs[0].folder)
+    columns = [name for name in read_runs(tmp_path) if not name.startswith(("config.", "packages."))]
+    assert len(empty) == 0 and sorted(empty.columns) == sorted(columns)
+
+
+def _without_result(text):
+    return json.dumps({name: value for name, value in json.loads(text).items() if name != "result"})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[1, 2]",
+        _without_result,
+        lambda text: text.replace("55.5", "NaN"),
+        lambda text: text.replace('"seed"', '"sead"'),
+        lambda text: text + " " * 5_000_000,
+    ],
+)
+def test_a_damaged_record_is_refused_by_name(study, tmp_path, damage):
+    folder = study.runs[0].folder
+    record_of(study, study.runs[0]).write(folder)
+    file = folder / "run.json"
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(BinaryViTError, match=r"run\.json is not a run record"):
+        read_runs(tmp_path)
+
+
+def test_metrics_keep_every_digit_and_missing_ones_are_said(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,top1\n1,0.1\n2,33.333333333333336\n")
+    assert read_metrics(tmp_path)["top1"].tolist() == [0.1, 33.333333333333336]
+    (tmp_path / "metrics.csv").write_text("")
+    with pytest.raises(BinaryViTError, match="not a readable CSV"):
+        read_metrics(tmp_path)
+    with pytest.raises(BinaryViTError, match="missing"):
+        read_metrics(tmp_path / "nowhere")
+
+
+def test_dirty_means_tracked_files_outside_results(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=n", "-c", "user.email=n@example.org", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    assert git_state(tmp_path).commit is None
+    (tmp_path / "code.py").write_text("1")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "run.json").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert len(git_state(tmp_path).commit) == 40
+    assert git_state(tmp_path).dirty is False
+    (tmp_path / "results" / "run.json").write_text("2")
+    (tmp_path / "untracked").write_text("2")
+    assert git_state(tmp_path / "results").dirty is False
+    (tmp_path / "code.py").write_text("2")
+    assert git_state(tmp_path / "results").dirty is True
+
+
+def test_the_machine_is_described():
+    hardware = describe_hardware("cpu")
+    assert hardware.device == "cpu" and hardware.cpu and hardware.cores >= 1 and hardware.memory_gb > 0
+    assert hardware.gpus == []
+    assert {"python", "torch", "timm"} <= package_versions().keys()

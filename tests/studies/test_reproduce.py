@@ -1,0 +1,62 @@
+"""A real study from start to end: the real notebooks, real training, and nothing of this machine in what it leaves."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.places import ROOT
+from helpers.training_setup import PYRAMID, SHORT, VIT
+
+from binaryvit.cli import main
+from binaryvit.models.weights_file import load_inference_weights
+from binaryvit.records.run import read_metrics, read_runs
+
+TEXT = {".json", ".csv", ".ipynb", ".yaml", ".md", ".tex"}
+
+
+@pytest.mark.slow
+def test_a_tiny_study_trains_is_tabulated_and_is_not_trained_again(tmp_path, monkeypatch, capfd):
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    folder = tmp_path / "results" / "tiny"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "results" / "published.csv", tmp_path / "results")
+    recipe = {name: value for name, value in SHORT.items() if name != "threads"}
+    study = {
+        "name": "tiny",
+        "title": "A tiny study",
+        "recipe": recipe,
+        "teacher": {"variant": VIT["variant"], "recipe": {"model_args": VIT["model_args"], "warmup_epochs": 1}},
+        "variants": [{"variant": PYRAMID["variant"], "recipe": {"model_args": PYRAMID["model_args"]}}],
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "results/tiny", "--threads", "1"]) == 0, capfd.readouterr()
+
+    runs = read_runs(folder)
+    assert runs["config.variant"].tolist() == [PYRAMID["variant"], VIT["variant"]]
+    assert set(runs["threads"]) == {1} and set(runs["study"]) == {"tiny"}
+    for run in runs.itertuples():
+        assert read_metrics(folder / run.folder)["epoch"].tolist() == [1, 2]
+        assert load_inference_weights(folder / run.folder / "weights.safetensors").num_classes == 10
+    assert list((folder / "tables").glob("*.csv")) and (folder / "tables.ipynb").is_file()
+    for file in folder.rglob("*"):
+        if file.suffix in TEXT:
+            text = file.read_text()
+            for place in (tmp_path, ROOT, Path.home()):
+                assert not re.search(rf"{re.escape(str(place))}\b", text), f"{file.relative_to(folder)} says {place}"
+
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
+    capfd.readouterr()
+    assert main(["reproduce", "results/tiny", "--only", *runs["id"]]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")} == before
+    assert main(["status", "results/tiny"]) == 0
+    assert capfd.readouterr().out.count("done") >= 2
+
+    assert main(["verify", "results/tiny"]) == 0, capfd.readouterr()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (folder / "tables" / "ablation.csv").unlink()
+    assert main(["figures", "results/tiny"]) == 0, capfd.readouterr()
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert after.keys() == before.keys() and [path for path in after if after[path] != before[path]] == []

@@ -1,0 +1,273 @@
+"""What is missing is trained, once; what is finished is left alone; nothing is lost. Training is replaced here."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from helpers.places import ROOT
+from helpers.records import FINGERPRINT, record_of
+
+from binaryvit.errors import BinaryViTError
+from binaryvit.locks import hold
+from binaryvit.records.run import read_record
+from binaryvit.studies import runner
+from binaryvit.studies.execution import NotebookFailed
+from binaryvit.studies.study import load_study
+
+NOTEBOOKS = ROOT / "notebooks"
+TEACHER, FIRST, SECOND = (
+    f"{name}-seed0" for name in ("deit_micro_patch4_32", "reactdeit_micro_patch4_32", "binaryvit_micro_patch2_32")
+)
+TINY = """
+name: tiny
+title: A tiny study
+data: someone/photos
+recipe: {epochs: 2}
+teacher: {variant: deit_micro_patch4_32, recipe: {epochs: 6}}
+variants: [reactdeit_micro_patch4_32, binaryvit_micro_patch2_32]
+analysis: []
+"""
+
+
+class World:
+    """A study in a folder, and stand-ins for the data and for papermill that write down what was asked of them."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.file = folder, folder / "study.yaml"
+        (folder / "notebooks").mkdir()
+        shutil.copy(NOTEBOOKS / "train.ipynb", folder / "notebooks")
+        self.file.write_text(TINY)
+        self.executed, self.said, self.loaded, self.hooks, self.given = [], [], [], {}, None
+        monkeypatch.setattr(runner, "execute", self._execute)
+        monkeypatch.setattr(runner, "load_data", self._load_data)
+        monkeypatch.setattr(runner, "_POLL_SECONDS", 0.01)
+
+    def study(self, **options):
+        return load_study(self.file, **options)
+
+    def edit(self, old, new):
+        self.file.write_text(self.file.read_text().replace(old, new))
+
+    def add_analysis(self, parameters):
+        """Gives the study an analysis notebook tables.ipynb that has these parameters."""
+        self.edit("analysis: []", "analysis: [tables.ipynb]")
+        cell = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
+        nbformat.write(notebook, self.folder / "notebooks" / "tables.ipynb")
+
+    def reproduce(self, *, output=None, **options):
+        self.executed.clear()
+        self.said.clear()
+        return runner.reproduce(self.study(output=output), say=self.said.append, **options)
+
+    def _load_data(self, config):
+        self.loaded.append(config)
+        return type("Data", (), {"fingerprint": FINGERPRINT})
+
+    def _execute(self, notebook, output, parameters, folder, environment, pass_fds=(), names=None):
+        if notebook.name != "train.ipynb":
+            self.executed.append(notebook.name)
+            self.given = parameters, names
+            if notebook.name in self.hooks:
+                self.hooks[notebook.name]()
+            return
+        study = self.study(output=folder)
+        run = next(run for run in study.runs if run.id == parameters["run_id"])
+        assert output == run.folder / "train.ipynb" and Path(parameters["output"]) == run.folder.relative_to(folder)
+        self.executed.append(run.id)
+        if run.id in self.hooks:
+            self.hooks[run.id]()
+        record_of(study, run).write(run.folder)
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    return World(tmp_path, monkeypatch)
+
+
+def fail(sentence="The loss is not finite."):
+    def hook():
+        raise NotebookFailed(sentence)
+
+    return hook
+
+
+def states(outcome):
+    return [str(run.state) for run in outcome.runs]
+
+
+def test_everything_missing_is_trained_teacher_first_and_never_again(world):
+    outcome = world.reproduce()
+    assert world.executed == [TEACHER, FIRST, SECOND] and outcome.complete and len(world.loaded) == 1
+    again = world.reproduce()
+    assert world.executed == [] and again.complete
+    assert len(world.loaded) == 1, "a finished study must not need the data"
+    assert not list(world.folder.glob("runs/*.lock"))
+
+
+def test_only_takes_the_teacher_along_and_refuses_unknown_ids(world):
+    assert world.reproduce(only=[SECOND]).complete
+    assert world.executed == [TEACHER, SECOND]
+    with pytest.raises(BinaryViTError, match=f"did you mean '{FIRST}'"):
+        world.reproduce(only=[FIRST[:-1] + "1"])
+
+
+def test_a_failed_run_is_reported_the_rest_goes_on_and_it_is_tried_again_next_time(world):
+    world.hooks[FIRST] = fail()
+    outcome = world.reproduce()
+    assert states(outcome) == ["done", "failed", "done"] and not outcome.complete
+    assert f"{FIRST}: FAILED: The loss is not finite." in world.said
+    assert world.study().runs[1].folder.joinpath("failure.json").exists()
+    del world.hooks[FIRST]
+    assert world.reproduce().complete and world.executed == [FIRST]
+
+
+def test_students_of_a_failed_teacher_are_blocked(world):
+    world.hooks[TEACHER] = fail()
+    outcome = world.reproduce()
+    assert states(outcome) == ["failed", "missing", "missing"] and world.executed == [TEACHER]
+    assert outcome.runs[1].reason == f"blocked: its teacher {TEACHER} is failed"
+
+
+def test_a_stale_run_is_neither_used_nor_retrained_until_told(world):
+    world.reproduce()
+    world.edit("recipe: {epochs: 2}", "recipe: {epochs: 3}")
+    outcome = world.reproduce()
+    assert world.executed == [] and states(outcome) == ["done", "stale", "stale"] and not outcome.complete
+    assert any(line.startswith(f"{FIRST}: STALE") and "epochs was 2 and is 3" in line for line in world.said)
+
+    (world.folder / "runs" / FIRST / "train.ipynb").write_text("precious")
+    assert world.reproduce(rerun_stale=True).complete and world.executed == [FIRST, SECOND]
+    kept = next((world.folder / "runs").glob(f"{FIRST}.stale-*"))
+    assert read_record(kept).config["epochs"] == 2 and (kept / "train.ipynb").read_text() == "precious"
+    assert read_record(world.folder / "runs" / FIRST).config["epochs"] == 3
+
+
+def test_a_stale_teacher_blocks_new_students_and_is_followed_by_its_students_when_retrained(world):
+    world.reproduce(only=[FIRST])
+    world.edit("epochs: 6", "epochs: 7")
+    outcome = world.reproduce()
+    assert world.executed == [] and states(outcome) == ["stale", "stale", "missing"]
+    assert "is stale" in outcome.runs[2].reason
+    assert world.reproduce(rerun_stale=True).complete and world.executed == [TEACHER, FIRST, SECOND]
+
+
+def test_a_run_that_does_not_come_out_as_planned_is_a_failure(world, monkeypatch):
+    monkeypatch.setattr(world, "_execute", lambda *_, **__: None)
+    monkeypatch.setattr(runner, "execute", world._execute)
+    outcome = world.reproduce(only=[TEACHER])
+    assert states(outcome) == ["failed"] and "ended, but the run is missing" in outcome.runs[0].reason
+
+
+def test_an_interruption_ends_at_once_leaves_no_failure_and_goes_on(world):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    world.hooks[FIRST] = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        world.reproduce()
+    assert world.executed == [TEACHER, FIRST]
+    assert not list(world.folder.glob("runs/*/failure.json")) and not list(world.folder.glob("runs/*.lock"))
+    del world.hooks[FIRST]
+    assert world.reproduce().complete and world.executed == [FIRST, SECOND]
+
+
+def test_a_second_runner_takes_other_runs_and_waits_for_the_one_that_is_taken(world):
+    study = world.study()
+    first = study.runs[1]
+    taken = hold(first.lock)
+    record_of(study, study.runs[0]).write(study.runs[0].folder)
+    assert taken.__enter__() is not None
+
+    def finish_elsewhere():  # while we train the second, the other process ends the first
+        record_of(study, first).write(first.folder)
+        taken.__exit__(None, None, None)
+
+    world.hooks[SECOND] = finish_elsewhere
+    assert world.reproduce().complete and world.executed == [SECOND]
+    assert any("another process is training it" in line for line in world.said)
+
+
+def test_a_dry_run_says_what_and_how_long_and_touches_nothing(world):
+    runner.rehearse(world.study(), say=world.said.append)
+    assert [line for line in world.said if "would be trained" in line and "unknown time" in line] == world.said[:3]
+    assert world.said[3] == "Training would take at least 0 s; unknown: 3 runs."
+    assert sorted(path.name for path in world.folder.iterdir()) == ["notebooks", "study.yaml"]
+    assert world.loaded == [], "a dry run works without the data"
+
+    world.reproduce(only=[FIRST])
+    world.edit(
+        "[reactdeit_micro_patch4_32,", "[{variant: reactdeit_micro_patch4_32, id: longer, recipe: {epochs: 30}},"
+    )
+    world.said.clear()
+    runner.rehearse(world.study(), say=world.said.append)
+    assert "unknown time" in world.said[2]
+    assert f"{TEACHER}: done" in world.said[0]
+
+
+def test_durations_come_from_the_same_variant_per_epoch_and_from_the_committed_study(world, tmp_path):
+    world.reproduce()
+    elsewhere = world.study(output=tmp_path / "afresh")
+    assert runner.estimate(elsewhere, elsewhere.runs[0]) == 60.0
+    world.edit("recipe: {epochs: 2}", "recipe: {epochs: 4}")
+    runner.rehearse(world.study(), rerun_stale=True, say=world.said.append)
+    assert world.said[-1] == "Training would take 80 s"
+    assert "epochs was 2 and is 4), 40 s" in world.said[-2]
+
+
+def test_another_output_gets_everything_and_the_study_keeps_what_it_has(world):
+    world.reproduce()
+    before = {path: path.read_bytes() for path in world.folder.rglob("*") if path.is_file()}
+    world.add_analysis("study = None")
+    before[world.file] = world.file.read_bytes()
+    afresh = world.folder / "afresh"
+    assert world.reproduce(output=afresh).complete and world.executed == [TEACHER, FIRST, SECOND, "tables.ipynb"]
+    assert {path: path.read_bytes() for path in before} == before
+    assert load_study(afresh).name == "tiny"
+    assert read_record(afresh / "runs" / FIRST) is not None
+    world.edit("name: tiny", "name: other")
+    with pytest.raises(BinaryViTError, match="holds the study 'tiny'"):
+        world.reproduce(output=afresh)
+
+
+def test_without_notebooks_or_with_an_unknown_one_nothing_starts(world):
+    world.edit("analysis: []", "analysis: [tabels.ipynb]")
+    with pytest.raises(BinaryViTError, match=r"no notebooks/tabels\.ipynb"):
+        world.reproduce()
+    shutil.rmtree(world.folder / "notebooks")
+    with pytest.raises(BinaryViTError, match=r"no notebooks/train\.ipynb"):
+        world.reproduce()
+    assert world.executed == []
+
+
+def test_figures_are_made_without_training_or_data(world):
+    world.add_analysis("study = None")
+    assert runner.analyse(world.study(data_dir=world.folder / "photos"), say=world.said.append) == ()
+    assert world.executed == ["tables.ipynb"] and world.loaded == []
+    assert world.given == ({"study": "."}, {})
+    world.hooks["tables.ipynb"] = fail("No weights.")
+    assert runner.analyse(world.study(), say=world.said.append) == ("tables.ipynb",)
+    assert world.said[-1] == "tables.ipynb: FAILED: No weights."
+
+
+def test_a_notebook_that_measures_is_told_where_the_data_are_but_stores_no_path(world):
+    world.add_analysis("study = None\ndata_dir = None")
+    runner.analyse(world.study(data_dir=world.folder.parent / "photos"), say=world.said.append)
+    assert world.given == ({"study": ".", "data_dir": "../photos"}, {"../photos": "photos"})
+    assert world.reproduce().complete and world.given == ({"study": "."}, {})
+
+
+def test_an_analysis_that_another_process_executes_is_waited_for_and_then_made(world):
+    world.add_analysis("study = None")
+    taken = hold(world.folder / "tables.lock")
+    assert taken.__enter__() is not None
+
+    def say(line):
+        world.said.append(line)
+        if "another process" in line:
+            taken.__exit__(None, None, None)
+
+    assert runner.analyse(world.study(), say=say) == ()
+    assert world.executed == ["tables.ipynb"] and "waiting" in world.said[0]

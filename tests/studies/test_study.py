@@ -1,0 +1,323 @@
+"""A study file resolves to exactly the configurations it says, and the state of each run has its reason."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.places import ROOT
+from helpers.records import FINGERPRINT, record_of
+
+from binaryvit.config import TrainingConfig
+from binaryvit.errors import BinaryViTError
+from binaryvit.locks import hold
+from binaryvit.models.ladder import LADDER
+from binaryvit.records.run import LOCK_FILE, TRAINING_VERSION, Failure
+from binaryvit.studies.study import State, load_study, plan
+from binaryvit.training.resume import CHECKPOINT_FILE, save_state
+
+RESULTS = ROOT / "results"
+
+TINY = """
+name: tiny
+title: A tiny study
+recipe: {epochs: 2, learning_rate: 1e-3}
+teacher: {variant: deit_micro_patch4_32, seed: 7, recipe: {epochs: 6, mixup_alpha: 0.0}}
+variants:
+  - reactdeit_micro_patch4_32
+  - {variant: binaryvit_micro_patch2_32, label: BinaryViT, recipe: {epochs: 3}}
+  - {variant: binaryvit_micro_patch2_32, id: w1a32, recipe: {model_args: {activation_bits: 32}}}
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text=TINY):
+        (tmp_path / "study.yaml").write_text(text)
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def study(write):
+    return load_study(write())
+
+
+def finish(study, *runs, **changes):
+    for run in runs or study.runs:
+        record_of(study, run, **changes).write(run.folder)
+
+
+def test_the_ladder_is_of_one_precision(study, write):
+    assert [run.bits for run in study.runs[:4]] == [(1, 1), (1, 1), (1, 1), (1, 32)]
+    assert [run.id for run in study.ladder] == [run.id for run in study.runs if "w1a32" not in run.id]
+    real = load_study(
+        write(TINY.replace("recipe: {epochs: 2,", "recipe: {model_args: {activation_bits: 32}, epochs: 2,"))
+    )
+    assert real.ladder == real.runs  # a ladder of real activations is one as well
+
+
+def states(study, fingerprint=None):
+    return [run.state for run in plan(study, fingerprint)]
+
+
+def test_rows_resolve_teacher_first_then_seed_by_seed(study):
+    assert [run.id for run in study.runs] == [
+        "deit_micro_patch4_32-seed7",
+        *(
+            f"{name}-seed{s}"
+            for s in (0, 1)
+            for name in ("reactdeit_micro_patch4_32", "binaryvit_micro_patch2_32", "w1a32")
+        ),
+    ]
+    teacher, first, pyramid, precise = (run.config for run in study.runs[:4])
+    assert teacher == TrainingConfig.for_teacher(
+        variant="deit_micro_patch4_32", epochs=6, learning_rate=1e-3, seed=7, mixup_alpha=0.0
+    )
+    shared = {"learning_rate": 1e-3, "teacher": "runs/deit_micro_patch4_32-seed7"}
+    assert first == TrainingConfig.for_student(variant="reactdeit_micro_patch4_32", epochs=2, **shared)
+    assert pyramid == TrainingConfig.for_student(variant="binaryvit_micro_patch2_32", epochs=3, **shared)
+    assert (precise.model_args, precise.epochs, precise.teacher) == ({"activation_bits": 32}, 2, shared["teacher"])
+    assert [run.label for run in study.runs[:4]] == [
+        "deit_micro_patch4_32",
+        "reactdeit_micro_patch4_32",
+        "BinaryViT",
+        "w1a32",
+    ]
+
+
+def test_without_a_teacher_students_learn_from_labels_or_from_one_outside(write, tmp_path):
+    text = "name: n\ntitle: t\nvariants: [binaryvit_micro_patch2_32]\n"
+    assert load_study(write(text)).runs[0].config.teacher is None
+    outside = load_study(write(text + "recipe: {teacher: ../best.safetensors}"), output=tmp_path / "out" / "deep")
+    assert outside.runs[0].config.teacher == "../../../best.safetensors"
+    assert (
+        load_study(write(text + "recipe: {teacher: 'timm:deit_tiny_patch16_224'}")).runs[0].config.teacher[:5]
+        == "timm:"
+    )
+
+
+def test_the_command_line_changes_places_and_speed_but_no_numbers(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = load_study(write())
+    study = load_study(write(), output="out", data_dir="photos", data_label="mine", workers=3, threads=2)
+    config = study.runs[1].config
+    assert (config.data_dir, config.data_label, config.workers, config.threads) == ("../photos", "mine", 3, 2)
+    assert study.data_config.data_dir == "photos" and study.runs[1].folder.parent == Path("out/runs")
+    assert [run.config.key("t") for run in study.runs] == [run.config.key("t") for run in plain.runs]
+    with pytest.raises(BinaryViTError, match="epochs would change"):
+        load_study(write(), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("title:", "titel:"), ["titel is no entry", "'title'", "title is missing"]),
+        (("seeds: [0, 1]", "seeds: [zero]"), ["seeds.0='zero'"]),
+        (("seeds: [0, 1]", "seeds: [1, 1]"), ["seed appears twice"]),
+        (("id: w1a32, ", ""), ["id appears twice"]),
+        (("label: BinaryViT", "lable: BinaryViT"), ["lable is no entry", "'label'"]),
+        (("name: tiny", "name: ../tiny"), ["name='../tiny'"]),
+        (("epochs: 2", "epoch: 2"), ["'epoch'", "did you mean 'epochs'"]),
+        (("epochs: 3", "epochs: -3"), ["binaryvit_micro_patch2_32: epochs=-3"]),
+        (("epochs: 3", "data: x"), ["data in the recipe of binaryvit_micro_patch2_32", "once for the whole study"]),
+        (("epochs: 2", "seed: 2"), ["seed in the recipe is misplaced", "in seeds"]),
+        (("epochs: 2", "data_dir: x"), ["--data-dir"]),
+        (("epochs: 2", "teacher: x"), ["teacher in the recipe is misplaced"]),
+        (("reactdeit_micro", "reactdeti_micro"), ["did you mean 'reactdeit_micro_patch4_32'"]),
+        (("epochs: 2", "epochs: 2, epochs: 4"), ["twice"]),
+        (("title: A tiny study", "title: !!python/object/apply:os.system [exit]"), ["no valid YAML"]),
+    ],
+)
+def test_mistakes_in_the_file_are_sentences(write, change, words):
+    with pytest.raises(BinaryViTError) as error:
+        load_study(write(TINY.replace(*change, 1)))
+    for word in ["study.yaml", *words]:
+        assert word in str(error.value)
+
+
+def test_what_is_not_there_is_missing_and_an_unfinished_folder_goes_on(study):
+    assert set(states(study)) == {State.MISSING}
+    study.runs[0].folder.mkdir(parents=True)
+    assert "goes on from its last checkpoint" in plan(study)[0].reason
+
+
+def test_finished_runs_are_done_without_the_data_at_hand(study):
+    finish(study)
+    planned = plan(study)
+    assert {run.state for run in planned} == {State.DONE}
+    assert "55.50 %" in planned[0].reason and "data not checked" in planned[0].reason
+    assert "not checked" not in plan(study, FINGERPRINT)[0].reason
+
+
+def test_a_changed_configuration_is_stale_and_says_what_changed(study, write):
+    finish(study)
+    changed = plan(load_study(write(TINY.replace("epochs: 3", "epochs: 4"))))
+    assert [run.id for run in changed if run.state is not State.DONE] == [
+        "binaryvit_micro_patch2_32-seed0",
+        "binaryvit_micro_patch2_32-seed1",
+    ]
+    assert changed[2].state is State.STALE and "epochs was 3 and is 4" in changed[2].reason
+
+
+def test_a_changed_teacher_makes_its_students_stale(study, write):
+    finish(study)
+    changed = plan(load_study(write(TINY.replace("epochs: 6", "epochs: 7"))))
+    assert {run.state for run in changed} == {State.STALE}
+    assert "its teacher deit_micro_patch4_32-seed7 is stale" in changed[1].reason
+
+
+def test_students_of_another_teacher_are_stale_after_the_teacher_was_trained_anew(study, write):
+    finish(study)
+    other = load_study(write(TINY.replace("epochs: 6", "epochs: 7")))
+    finish(other, other.runs[0])
+    changed = plan(other)
+    assert changed[0].state is State.DONE
+    assert changed[1].state is State.STALE and "its teacher was another one" in changed[1].reason
+
+
+def test_other_data_are_stale_with_and_without_the_data_at_hand(study):
+    finish(study)
+    assert {(run.state, "not those at hand" in run.reason) for run in plan(study, "e" * 64)} == {(State.STALE, True)}
+    finish(study, study.runs[2], fingerprint="e" * 64)
+    changed = plan(study)
+    assert [run.state is State.STALE for run in changed] == [False, False, True, *[False] * 4]
+    assert "not those of the study's other runs" in changed[2].reason
+
+
+def test_other_training_code_is_stale(study):
+    finish(study)
+    finish(study, study.runs[1], training_version=TRAINING_VERSION - 1)
+    changed = plan(study)[1]
+    assert changed.state is State.STALE
+    assert f"was version {TRAINING_VERSION - 1} and is {TRAINING_VERSION}" in changed.reason
+
+
+def test_a_record_whose_key_was_edited_is_stale(study):
+    finish(study)
+    record = record_of(study, study.runs[0])
+    record.model_copy(update={"key": record.key.model_copy(update={"config": "0" * 64})}).write(study.runs[0].folder)
+    assert "changed by hand" in plan(study)[0].reason
+
+
+def test_a_damaged_record_does_not_hide_the_other_runs(study):
+    finish(study)
+    (study.runs[1].folder / "run.json").write_text("{")
+    planned = plan(study)
+    assert planned[1].state is State.STALE and "run.json is not a run record" in planned[1].reason
+    assert {run.state for run in (planned[0], *planned[2:])} == {State.DONE}
+
+
+def test_an_unfinished_run_of_another_configuration_is_stale(study, write):
+    run = study.runs[1]
+    key = record_of(study, run).key
+    identity = {"configuration": key.config, "data": key.data, "training version": key.training_version}
+    save_state(run.folder / CHECKPOINT_FILE, {"weight": torch.zeros(2)}, {"identity": identity})
+    assert plan(study)[1].state is State.MISSING and plan(study, FINGERPRINT)[1].state is State.MISSING
+    assert "data are others" in plan(study, "e" * 64)[1].reason
+    changed = plan(load_study(write(TINY.replace("epochs: 2", "epochs: 4"))))[1]
+    assert (changed.state, changed.reason) == (
+        State.STALE,
+        "it was interrupted, and its configuration or its teacher's has changed",
+    )
+    (run.folder / CHECKPOINT_FILE).write_bytes(b"no checkpoint")  # which training refuses by name
+    assert plan(study)[1].state is State.MISSING
+
+
+def test_failed_and_running_runs_say_so(study):
+    Failure(error="The loss is not finite.", time=datetime.now(UTC)).write(study.runs[0].folder)
+    assert (plan(study)[0].state, plan(study)[0].reason) == (State.FAILED, "The loss is not finite.")
+    with hold(study.runs[0].lock) as descriptor:
+        assert descriptor is not None and plan(study)[0].state is State.RUNNING
+        with hold(study.runs[0].lock) as second:
+            assert second is None
+    assert plan(study)[0].state is State.FAILED and not study.runs[0].lock.exists()
+    with hold(study.runs[0].folder / LOCK_FILE):  # training's own lock, whoever started it
+        assert plan(study)[0].state is State.RUNNING
+
+
+@pytest.mark.parametrize("name", ["smoke", "cifar10", "paper"])
+def test_the_committed_studies_resolve_to_the_whole_ladder(name):
+    study = load_study(RESULTS / name)
+    family = "small" if name == "paper" else "micro"
+    teacher, *students = LADDER[family]
+    assert study.name == name
+    assert [run.config.variant for run in study.ladder] == [teacher, *students]
+    other_bits = [] if name == "paper" else [(1, 32), (32, 1), (32, 32)]
+    assert study.runs[: len(study.ladder)] == study.ladder
+    assert [run.bits for run in study.runs[len(study.ladder) :]] == other_bits
+    assert {run.teacher_id for run in study.runs[1:]} == {study.runs[0].id}
+    text = (RESULTS / name / "study.yaml").read_text()
+    assert text.startswith("#") and f"binaryvit reproduce results/{name}/study.yaml" in text
+
+
+# Section 5 of the method, written out again: what the training recipe of the paper study must come to.
+BOTH = {
+    "data": "ILSVRC/imagenet-1k",
+    "train_split": "train",
+    "eval_split": "validation",
+    "max_train_images": None,
+    "max_eval_images": None,
+    "image_size": 224,
+    "epochs": 300,
+    "batch_size": 512,
+    "processes": 8,
+    "accumulation_steps": 1,
+    "optimizer": "adamw",
+    "learning_rate": 5e-4,
+    "learning_rate_batch": 512,
+    "min_learning_rate": 1e-5,
+    "schedule_every": "epoch",
+    "clip_grad_norm": None,
+    "ema_decay": None,
+    "crop_scale": (0.08, 1.0),
+    "horizontal_flip": 0.5,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "precision": "fp16",
+    "model_args": {},
+    "distillation_weight": 0.9,
+    "eval_crop": 224 / 256,
+    "seed": 0,
+}
+STUDENT = BOTH | {
+    "teacher": "runs/deit_small_patch16_224-seed0",
+    "weight_decay": 0.0,
+    "warmup_epochs": 0,
+    "label_smoothing": 0.0,
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+    "color_jitter": None,
+    "auto_augment": None,
+    "random_erasing": 0.0,
+    "repeated_augmentation": 1,
+    "drop_path": 0.0,
+}
+TEACHER = BOTH | {
+    "teacher": None,
+    "weight_decay": 0.05,
+    "warmup_epochs": 5,
+    "warmup_learning_rate": 1e-6,
+    "label_smoothing": 0.1,
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+    "color_jitter": 0.4,
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "random_erasing": 0.25,
+    "repeated_augmentation": 3,
+    "drop_path": 0.1,
+}
+
+
+def test_the_paper_study_resolves_to_every_number_of_the_paper():
+    runs = load_study(RESULTS / "paper").runs
+    for run, expected in zip(runs, [TEACHER] + [STUDENT] * 6, strict=True):
+        assert {name: getattr(run.config, name) for name in expected} == expected, run.id
+        assert run.config.batch_size // run.config.processes == 64
+        assert run.config.peak_learning_rate == 5e-4
+    # A new field of the configuration must be judged here too.
+    judged = STUDENT.keys() | TEACHER.keys() | {"variant", "data_dir", "data_label", "teacher_variant", "data_config"}
+    judged |= {"image_column", "label_column", "warmup_learning_rate", "compile", "workers", "threads"}
+    assert set(TrainingConfig.model_fields) == judged | {"checkpoint_minutes", "weights_dtype"}

@@ -1,0 +1,111 @@
+"""One call trains in as many processes as the configuration asks for, and ends when one of them does."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from helpers.places import ROOT
+from helpers.training_setup import student
+
+from binaryvit.errors import BinaryViTError
+from binaryvit.locks import is_locked
+from binaryvit.records.run import read_record
+from binaryvit.training import launch
+
+TWO = student(processes=2, epochs=1)
+
+
+@pytest.mark.slow
+def test_two_processes_leave_one_record(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    record = launch.train(TWO, "run", study="a study", run_id="both")
+    assert record == read_record("run")
+    assert (record.id, record.study, record.processes, record.result.epochs) == ("both", "a study", 2, 1)
+    assert record.key.config == TWO.key()
+    assert "epoch 1/1" in capfd.readouterr().out, "their progress is seen"
+
+
+def test_an_error_of_the_processes_is_their_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BinaryViTError, match=r"^The teacher 'nowhere' cannot be read"):
+        launch.train(TWO.model_copy(update={"teacher": "nowhere"}), "run")
+
+
+def workers() -> list[psutil.Process]:
+    """The training processes that descend from this one."""
+    family = psutil.Process().children(recursive=True)
+    return [process for process in family if process.is_running() and "RANK" in process.environ()]
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 300
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others_with_an_error_and_the_run_goes_on_later(tmp_path, capfd, monkeypatch):
+    """Not a hang: the test waits two minutes at most."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the two that are started
+    errors = []
+    config = TWO.model_copy(update={"epochs": 60})
+
+    def train():
+        try:
+            launch.train(config, tmp_path / "run")
+        except BinaryViTError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    wait_for(tmp_path / "run" / "metrics.csv")
+    family = workers()
+    assert len(family) == 2
+    family[1].kill()
+    thread.join(timeout=120)
+    assert errors == ["One of the 2 training processes died; its last lines are above."]
+    assert not psutil.wait_procs(family, timeout=30)[1]
+    assert read_record(tmp_path / "run") is None and not is_locked(tmp_path / "run" / "training.lock")
+    capfd.readouterr()
+    assert launch.train(config, tmp_path / "run").result.epochs == 60
+    assert "resumed after step" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_machines_writes_once_and_ends_on_both_when_one_loses_a_process(tmp_path, monkeypatch):
+    """The two machines are this one twice: each has its own torchrun, and they meet at an address."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    fields = TWO.model_copy(update={"epochs": 10_000}).model_dump(mode="json")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(fields))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", address, "--rdzv_id", "test", "-m", "binaryvit.cli"]
+    command += ["train", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "run")]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    machines, logs = [], [tmp_path / "0.txt", tmp_path / "1.txt"]
+    for log in logs:
+        with open(log, "w") as output:
+            environment = os.environ | {"PYTHONPATH": paths}
+            machines.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
+    try:
+        wait_for(tmp_path / "run" / "metrics.csv")
+        family = {process.environ()["RANK"]: process for process in workers()}
+        assert sorted(family) == ["0", "1"]
+        family["1"].kill()
+        assert all(machine.wait(timeout=120) != 0 for machine in machines)
+        assert not psutil.wait_procs(family.values(), timeout=30)[1]
+    finally:
+        for process in [*workers(), *machines]:
+            process.kill()
+    assert sorted("epoch 1/10000" in log.read_text() for log in logs) == [False, True]
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists() and read_record(tmp_path / "run") is None

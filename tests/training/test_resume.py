@@ -1,0 +1,248 @@
+"""A run that was killed at any moment ends as if it had not been; a damaged or foreign checkpoint is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from helpers.places import ROOT
+from helpers.training_setup import TIMING, student, write_teacher
+from safetensors.torch import load_file, save_file
+
+from binaryvit.config import TrainingConfig
+from binaryvit.errors import BinaryViTError
+from binaryvit.records.run import GitState
+from binaryvit.training.loop import Trainer
+from binaryvit.training.resume import CHECKPOINT_FILE, load_state, save_state
+from binaryvit.training.run import train
+
+MOMENTS = [
+    "first step", "mid-epoch", "second epoch", "first save", "mid-save", "save at the end of an epoch",
+    "between writing and moving into place", "before the metrics are written", "evaluation",
+    "before the weights are written", "before the record is written",
+]  # fmt: skip
+
+
+def everything_with_state(folder: Path, **fields) -> TrainingConfig:
+    """All that a checkpoint must carry or that draws random numbers: teacher, mixup, EMA, dropout, accumulation."""
+    return student(
+        teacher=str(write_teacher(folder / "teacher.safetensors")),
+        **{"mixup_alpha": 0.5, "cutmix_alpha": 0.5, "ema_decay": 0.5, "accumulation_steps": 2, "clip_grad_norm": 1.0,
+           "attention_dropout": 0.2, "drop_path": 0.2, "weight_decay": 0.05, "schedule_every": "step",
+           "repeated_augmentation": 2, "checkpoint_minutes": 0.0, **fields},
+    )  # fmt: skip
+
+
+def assert_same_outcome(one: Path, other: Path) -> None:
+    """Weights, training state and metrics are the same to the last bit; only what a clock measured may differ."""
+    assert (one / "weights.safetensors").read_bytes() == (other / "weights.safetensors").read_bytes()
+    tensors, others = load_file(one / CHECKPOINT_FILE), load_file(other / CHECKPOINT_FILE)
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
+    for name in ("weight_flips.csv", "latent_weights.csv", "latent_layers.csv"):
+        assert (one / name).read_text() == (other / name).read_text()
+    rows, other_rows = (pd.read_csv(folder / "metrics.csv", dtype=str).drop(columns=TIMING) for folder in (one, other))
+    pd.testing.assert_frame_equal(rows, other_rows)
+    results = [json.loads((folder / "run.json").read_text())["result"] for folder in (one, other)]
+    assert results[0] | {"images_per_second": 0} == results[1] | {"images_per_second": 0}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> tuple[TrainingConfig, Path]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    config = everything_with_state(folder)
+    train(config, folder / "run")
+    return config, folder / "run"
+
+
+@pytest.fixture(scope="module")
+def killed(uninterrupted, tmp_path_factory) -> Path:
+    """Folders of runs that were killed, one per moment."""
+    folder = tmp_path_factory.mktemp("killed")
+    (folder / "config.json").write_text(uninterrupted[0].model_dump_json())
+    command = [sys.executable, "-m", "tests.helpers.killed_runs", str(folder / "config.json"), str(folder)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_run_goes_on_to_the_same_bits(moment, uninterrupted, killed):
+    config, expected = uninterrupted
+    run = killed / moment
+    assert not (run / "run.json").exists()
+    record = train(config, run)
+    assert_same_outcome(expected, run)
+    assert record.result.epochs == 2 and (run / "run.json").exists()
+
+
+def test_killed_from_outside_and_resumed_with_other_workers(uninterrupted, tmp_path):
+    config, expected = uninterrupted
+    run = tmp_path / "run"
+    script = "import json, sys; from binaryvit.config import TrainingConfig; from binaryvit.training.run import train; "
+    script += "train(TrainingConfig(**json.loads(sys.argv[1])), sys.argv[2])"
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, config.model_dump_json(), str(run)], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (run / CHECKPOINT_FILE).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert (run / CHECKPOINT_FILE).exists() and not (run / "run.json").exists()
+    train(config.model_copy(update={"workers": 1}), run)
+    assert_same_outcome(expected, run)
+
+
+def test_resuming_repeats_no_step(uninterrupted, tmp_path, monkeypatch):
+    """Else the tests above would pass for a run that always starts anew."""
+    config, _ = uninterrupted
+    run = tmp_path / "run"
+    steps = []
+    step = Trainer._step
+
+    def interrupted(self, epoch, number, batches):
+        steps.append((epoch, number))
+        if (epoch, number) == (1, 1) and steps.count((1, 1)) == 1:
+            raise RuntimeError
+        return step(self, epoch, number, batches)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    with pytest.raises(RuntimeError):
+        train(config, run)
+    train(config, run)
+    assert steps == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 1), (1, 2)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_the_step_it_came_in(number, uninterrupted, tmp_path, monkeypatch):
+    config, expected = uninterrupted
+    config = config.model_copy(update={"checkpoint_minutes": 60.0})
+    run = tmp_path / "run"
+    backward = Trainer._backward
+    calls = []
+
+    def with_signal(self, images, labels):
+        calls.append(1)
+        if len(calls) == 3:  # the first part of the second step
+            os.kill(os.getpid(), number)
+        return backward(self, images, labels)
+
+    monkeypatch.setattr(Trainer, "_backward", with_signal)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, run)
+    assert len(calls) == 4
+    train(config, run)
+    assert len(calls) == 12
+    assert_same_outcome(expected, run)
+
+
+def test_the_record_names_the_code_that_ran(uninterrupted, tmp_path, monkeypatch):
+    """Not the code that lies there when the run ends; and each commit at which it went on."""
+    config, _ = uninterrupted
+    step = Trainer._step
+
+    def stopped(self, epoch, number, batches):
+        if (epoch, number) == (1, 0):
+            raise RuntimeError
+        return step(self, epoch, number, batches)
+
+    commits = iter([GitState(commit="a" * 40, dirty=False), GitState(commit="b" * 40, dirty=True)])
+    monkeypatch.setattr("binaryvit.training.loop.git_state", lambda: next(commits))
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(Trainer, "_step", stopped)
+        train(config, tmp_path / "run")
+    record = train(config, tmp_path / "run")
+    assert record.git == GitState(commit="a" * 40, dirty=True, resumed_at=["b" * 40])
+
+
+@pytest.mark.parametrize("size", [0, 5, 1000, -1])
+def test_truncated_checkpoint_is_refused_and_kept(size, uninterrupted, tmp_path):
+    config, expected = uninterrupted
+    content = (expected / CHECKPOINT_FILE).read_bytes()[:size]
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / CHECKPOINT_FILE).write_bytes(content)
+    with pytest.raises(BinaryViTError, match=f"{CHECKPOINT_FILE} is damaged"):
+        train(config, run)
+    assert (run / CHECKPOINT_FILE).read_bytes() == content
+    assert [path.name for path in run.iterdir()] == [CHECKPOINT_FILE]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata"),
+    [
+        ({"a": torch.zeros(2)}, None),
+        ({"a": torch.zeros(2)}, {"format": "pt"}),
+        ({"a": torch.zeros(2)}, {"binaryvit_training_state": "{"}),
+        ({"a": torch.zeros(2)}, {"binaryvit_training_state": "[]"}),
+        ({"a": torch.zeros(2)}, {"binaryvit_training_state": '{"format": 1}'}),
+    ],
+)
+def test_foreign_file_is_refused(tensors, metadata, tmp_path):
+    save_file(tensors, tmp_path / CHECKPOINT_FILE, metadata)
+    with pytest.raises(BinaryViTError, match="no training checkpoint of binaryvit"):
+        load_state(tmp_path / CHECKPOINT_FILE, {"configuration": "x"})
+
+
+def test_pickled_checkpoint_is_refused_unopened(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "exploded",))
+
+    torch.save({"bomb": Bomb()}, tmp_path / CHECKPOINT_FILE)
+    with pytest.raises(BinaryViTError, match="damaged or no checkpoint"):
+        load_state(tmp_path / CHECKPOINT_FILE, {})
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_checkpoint_of_another_format_version_is_refused(tmp_path):
+    save_state(tmp_path / CHECKPOINT_FILE, {"a": torch.zeros(1)}, {"identity": {}, "format": 0})
+    with pytest.raises(BinaryViTError, match="has format 0"):
+        load_state(tmp_path / CHECKPOINT_FILE, {})
+
+
+def test_checkpoint_of_another_configuration_is_refused_and_kept(uninterrupted, tmp_path):
+    config, expected = uninterrupted
+    content = (expected / CHECKPOINT_FILE).read_bytes()
+    (tmp_path / CHECKPOINT_FILE).write_bytes(content)
+    with pytest.raises(BinaryViTError, match="its configuration differ"):
+        train(config.model_copy(update={"seed": 1}), tmp_path)
+    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == content
+
+
+@pytest.mark.parametrize("part", ["data", "training version"])
+def test_checkpoint_of_other_data_or_training_code_is_refused(part, uninterrupted):
+    path = uninterrupted[1] / CHECKPOINT_FILE
+    identity = load_state(path, {})[1]["identity"]
+    load_state(path, identity)
+    with pytest.raises(BinaryViTError, match=f"its {part} differ"):
+        load_state(path, identity | {part: "other"})
+
+
+def test_metrics_without_a_checkpoint_are_not_overwritten(uninterrupted, tmp_path):
+    (tmp_path / "metrics.csv").write_text("someone's\n")
+    with pytest.raises(BinaryViTError, match="without its checkpoint"):
+        train(uninterrupted[0], tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == "someone's\n"
+
+
+def test_finished_run_is_returned_untouched(uninterrupted):
+    config, run = uninterrupted
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    assert train(config, run).id == "run"
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
+def test_finished_run_of_another_configuration_is_left_alone(uninterrupted):
+    config, run = uninterrupted
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    with pytest.raises(BinaryViTError, match="finished run that differs in its config"):
+        train(config.model_copy(update={"epochs": 3}), run)
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before

@@ -1,0 +1,452 @@
+"""Training does what the recipe says, and says what went wrong."""
+
+import functools
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from helpers.places import TESTS
+from helpers.training_setup import PYRAMID, TIMING, VIT, student, teacher, write_teacher
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from binaryvit.data.batches import eval_batches, load_data, train_batches
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.weights_file import load_inference_weights
+from binaryvit.records.run import TRAINING_VERSION, read_metrics, read_record, read_table
+from binaryvit.training import launch
+from binaryvit.training import loop as trainer_module
+from binaryvit.training.build import blocks_of, compile_blocks, create_model
+from binaryvit.training.evaluation import evaluate
+from binaryvit.training.loop import METRICS, Trainer
+from binaryvit.training.resume import CHECKPOINT_FILE
+from binaryvit.training.run import train
+from binaryvit.training.teacher import Teacher, identity, key_of, load_teacher, run_identity
+
+VERSIONS = TESTS / "training_version.json"
+
+
+def make_trainer(config, folder) -> Trainer:
+    return Trainer(config, load_data(config), Path(folder), {}, PartialState(cpu=True))
+
+
+# --- the numbers of a run ---------------------------------------------------------------------------------------------
+
+
+def in_float64(monkeypatch) -> None:
+    """Lets training compute in float64, where rounding moves no sign and CPUs agree."""
+
+    def doubled(batches):
+        def iterate(*args):
+            for images, labels, rows in batches(*args):
+                yield images.double(), labels, rows
+
+        return iterate
+
+    monkeypatch.setattr(trainer_module, "create_model", lambda *args: create_model(*args).double())
+    monkeypatch.setattr(trainer_module, "load_teacher", lambda *args: load_teacher(*args).double())
+    monkeypatch.setattr(trainer_module, "train_batches", doubled(train_batches))
+    monkeypatch.setattr(trainer_module, "eval_batches", doubled(eval_batches))
+
+
+def numbers_of(trainer: Trainer) -> dict[str, list[float]]:
+    """What a run produced: its metrics, and the size of all its weights."""
+    history = trainer.state["history"]
+    measured = [name for name in METRICS if name not in TIMING and history[0][name] is not None]
+    numbers = {name: [row[name] for row in history] for name in measured}
+    weights = [value.abs().sum().item() for value in trainer.trained_model.state_dict().values()]
+    return numbers | {"weights": [sum(weights)]}
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_numbers_change_only_with_the_training_version(kind, tmp_path, monkeypatch):
+    """When this fails because the numbers changed on purpose: raise TRAINING_VERSION, and store the new numbers by
+    deleting tests/training_version.json and running this test twice."""
+    in_float64(monkeypatch)
+    if kind == "student":
+        weights = str(write_teacher(tmp_path / "teacher.safetensors"))
+        config = student(teacher=weights, mixup_alpha=0.5, ema_decay=0.5, accumulation_steps=2, clip_grad_norm=1.0)
+    else:
+        config = teacher(drop_path=0.0)  # its random numbers differ between processor families
+    run = make_trainer(config, tmp_path)
+    run.run()
+    stored = json.loads(VERSIONS.read_text()) if VERSIONS.exists() else {"version": TRAINING_VERSION}
+    assert stored["version"] == TRAINING_VERSION, "TRAINING_VERSION was raised: store the new numbers (see above)"
+    if kind not in stored:
+        VERSIONS.write_text(json.dumps(stored | {kind: numbers_of(run)}, indent=1) + "\n")
+        pytest.fail("the numbers were stored: run the test again")
+    numbers = numbers_of(run)
+    assert numbers.keys() == stored[kind].keys()
+    for name, expected in stored[kind].items():
+        assert numbers[name] == pytest.approx(expected, rel=1e-5), name
+
+
+def test_learns(tmp_path):
+    config = student(epochs=6, max_train_images=512, crop_scale=(0.8, 1.0), horizontal_flip=0.0, learning_rate=1e-2)
+    result = train(config, tmp_path).result
+    metrics = read_metrics(tmp_path)
+    assert metrics["train_loss"].iloc[-1] < 0.9 * metrics["train_loss"].iloc[0]
+    assert result.top1 > 25  # chance is 10
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A student distilled from a teacher that is a finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(teacher(weights_dtype="float16"), folder / "teacher")
+    train(student(teacher=str(folder / "teacher")), folder / "student", study="a study", run_id="an id")
+    return folder
+
+
+def test_metrics(finished):
+    metrics = read_metrics(finished / "student")
+    assert tuple(metrics.columns) == METRICS and list(metrics["epoch"]) == [1, 2]
+    assert metrics["train_loss"].equals(metrics["distillation_loss"]) and metrics["label_loss"].isna().all()
+    assert metrics["top1"].between(0, 100).all() and (metrics["top5"] >= metrics["top1"]).all()
+    assert metrics["train_top1"].between(0, 100).all() and (metrics["images_per_second"] > 0).all()
+    low, peak = 1e-5, 4e-3
+    assert list(metrics["lr"]) == pytest.approx([peak, low + (peak - low) / 2])
+    metrics = read_metrics(finished / "teacher")
+    assert metrics["train_loss"].equals(metrics["label_loss"]) and metrics["distillation_loss"].isna().all()
+    assert metrics["train_top1"].isna().all() and metrics["flip_rate"].isna().all()
+
+
+def test_record(finished):
+    record = read_record(finished / "student")
+    config = student(teacher=str(finished / "teacher"))
+    assert (record.id, record.study, record.seed, record.processes, record.threads) == ("an id", "a study", 0, 1, 1)
+    assert record.key.config == key_of(config) and record.key.training_version == TRAINING_VERSION
+    assert record.config["teacher"] == "teacher" and record.config["epochs"] == 2
+    assert (record.data.train_images, record.data.eval_images, record.data.num_classes) == (100, 50, 10)
+    last = read_metrics(finished / "student").iloc[-1]
+    assert (record.result.top1, record.result.eval_loss) == (last["top1"], last["eval_loss"])
+    assert str(finished) not in (finished / "student" / "run.json").read_text()
+
+
+def test_stored_weights_give_the_recorded_accuracy(finished):
+    for run, dtype in (("student", "float32"), ("teacher", "float16")):
+        weights = read_record(finished / run).weights
+        path = finished / run / weights.file
+        assert weights.dtype == dtype and weights.bytes == path.stat().st_size
+        data, config = load_data(student()), student()
+        model = load_inference_weights(path).float()
+        mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+        batches = list(eval_batches(data, config, (3, 32, 32), mean, std))
+        right = sum((model(images).argmax(1) == labels).sum().item() for images, labels, _ in batches)
+        assert weights.top1 == pytest.approx(100 * right / 50)
+    assert read_record(finished / "student").weights.top1 == read_record(finished / "student").result.top1
+
+
+def test_flips_and_histograms_describe_the_latent_weights(tmp_path):
+    run = make_trainer(student(), tmp_path)
+    layers = {name: module for name, module in run.model.named_modules() if hasattr(module, "centred_weight")}
+    before = {name: layer.centred_weight().detach() >= 0 for name, layer in layers.items()}
+    run.run()
+    after = {name: layer.centred_weight().detach() >= 0 for name, layer in layers.items()}
+    first, last = run.state["history"]
+    flips = pd.DataFrame(run.state["flips"])
+    assert set(flips["layer"]) == set(layers) and 0 < first["flip_rate"] < 1
+    # The flips of both epochs bound those over the whole run from above, with the same parity.
+    total = flips.groupby("layer")["flip_rate"].sum()
+    for name in layers:
+        size, net = before[name].numel(), int((before[name] != after[name]).sum())
+        assert net <= round(total[name] * size) and (net - round(total[name] * size)) % 2 == 0
+    sizes = pd.Series({name: layer.weight.numel() for name, layer in layers.items()})
+    assert last["flip_rate"] == pytest.approx(
+        (flips.set_index("layer")["flip_rate"][-len(sizes) :] * sizes).sum() / sizes.sum()
+    )
+
+
+def test_latent_weight_tables(finished):
+    histograms, layers = (read_table(finished / "student", f"latent_{name}.csv") for name in ("weights", "layers"))
+    counts = histograms.groupby("layer", sort=False)["count"].sum()
+    assert list(counts) == list(layers["weights"]) and len(counts) > 5
+    positive = histograms[histograms["bin_left"] >= 0].groupby("layer", sort=False)["count"].sum()
+    assert list(positive / counts) == pytest.approx(list(layers["share_positive"]))
+    assert layers["share_inside_window"].between(0.9, 1).all() and (layers["mean_scale"] > 0).all()
+
+
+# --- loss, schedule, optimizer ----------------------------------------------------------------------------------------
+
+
+def test_training_loss_is_the_recipes():
+    logits, other = torch.randn(2, 4, 7, dtype=torch.float64)
+    labels = torch.tensor([0, 3, 6, 2])
+    probabilities = other.exp() / other.exp().sum(1, keepdim=True)
+    log_softmax = logits - logits.exp().sum(1, keepdim=True).log()
+    soft = -(probabilities * log_softmax).sum(1).mean()
+    mixed = torch.rand(4, 7, dtype=torch.float64)
+    mixed /= mixed.sum(1, keepdim=True)
+    label = -(mixed * log_softmax).sum(1).mean()
+
+    def loss(config, *args):
+        return trainer_module.training_loss(config, logits, *args)
+
+    distilled = loss(student(teacher="x"), labels, probabilities)
+    assert distilled.total == pytest.approx(soft) and distilled.label is None
+    both = loss(student(teacher="x", mixup_alpha=1.0), mixed, probabilities)
+    assert both.total == pytest.approx(0.9 * soft + 0.1 * label)
+    assert (both.distillation, both.label) == (pytest.approx(soft), pytest.approx(label))
+    alone = loss(student(label_smoothing=0.1), labels)
+    target = 0.9 * F.one_hot(labels, 7) + 0.1 / 7
+    assert alone.total == pytest.approx(-(target * log_softmax).sum(1).mean()) and alone.distillation is None
+    assert loss(student(mixup_alpha=1.0), mixed).total == pytest.approx(label)
+
+
+@pytest.mark.parametrize("every", ["epoch", "step"])
+def test_learning_rate_follows_the_formula(every, tmp_path):
+    config = teacher(epochs=10, warmup_epochs=3, schedule_every=every, min_learning_rate=1e-4)
+    run = make_trainer(config, tmp_path)
+    for epoch in range(10):
+        for step in range(run.steps):
+            t = epoch + step / run.steps if every == "step" else epoch
+            cosine = 1e-4 + (4e-3 - 1e-4) * (1 + math.cos(math.pi * t / 10)) / 2
+            warm = 1e-6 + t / 3 * (4e-3 - 1e-6)
+            assert run.learning_rate.set(epoch, step) == pytest.approx(warm if t < 3 else cosine)
+            assert {group["lr"] for group in run.optimizer.param_groups} == {run.learning_rate.set(epoch, step)}
+
+
+def test_weight_decay_spares_vectors_and_embeddings(tmp_path):
+    run = make_trainer(student(weight_decay=0.05), tmp_path)
+    decayed = {id(p) for group in run.optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    for name, parameter in run.model.named_parameters():
+        assert (id(parameter) in decayed) == (parameter.ndim > 1 and "pos_embed" not in name), name
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
+    """For a model without batch norm; the random order of an epoch does not depend on the split."""
+    runs = [
+        make_trainer(teacher(mixup_alpha=0.0, cutmix_alpha=0.0, drop_path=0.0, accumulation_steps=n), tmp_path)
+        for n in (1, 4)
+    ]
+    for run in runs:
+        run.learning_rate.set(1, 0)
+        run.loss = run._step(0, 0, train_batches(run.data, run.config, *run.input, 0))
+    assert runs[0].loss == pytest.approx(runs[1].loss, rel=1e-5)
+    moments = [run.optimizer.state_dict()["state"] for run in runs]
+    for number, state in moments[0].items():
+        torch.testing.assert_close(state["exp_avg"], moments[1][number]["exp_avg"], rtol=1e-3, atol=1e-6)
+
+
+def test_moving_average_is_what_is_kept(tmp_path):
+    run = make_trainer(student(ema_decay=0.75), tmp_path)
+    start = run.model.head.weight.detach().clone()
+    run.learning_rate.set(0, 0)
+    run._step(0, 0, train_batches(run.data, run.config, *run.input, 0))
+    torch.testing.assert_close(run.trained_model.head.weight, 0.75 * start + 0.25 * run.model.head.weight)
+
+
+def test_gradient_is_clipped(tmp_path):
+    run = make_trainer(student(clip_grad_norm=1e-3), tmp_path)
+    run.learning_rate.set(0, 0)
+    run._step(0, 0, train_batches(run.data, run.config, *run.input, 0))
+    # After one step AdamW's first moment is 0.1 times the gradient.
+    norms = [state["exp_avg"].norm() / 0.1 for state in run.optimizer.state_dict()["state"].values()]
+    assert torch.stack(norms).norm() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_bf16_trains(tmp_path):
+    assert math.isfinite(train(student(precision="bf16"), tmp_path).result.eval_loss)
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_loss_that_is_not_finite_stops_with_its_images(tmp_path, monkeypatch):
+    def with_nan(*args):
+        for number, (images, labels, rows) in enumerate(train_batches(*args)):
+            if number == 2:
+                images[3] = float("nan")
+                seen.extend(rows.tolist())
+            yield images, labels, rows
+
+    seen: list[int] = []
+    monkeypatch.setattr(trainer_module, "train_batches", with_nan)
+    with pytest.raises(BinaryViTError) as error:
+        train(student(checkpoint_minutes=0.0), tmp_path)
+    assert "loss became nan at step 3 of 3 in epoch 1" in str(error.value) and "clip_grad_norm" in str(error.value)
+    assert json.loads(re.search(r"\[.*\]", str(error.value)).group()) == seen and len(seen) == 32
+    kept = make_trainer(student(checkpoint_minutes=0.0), tmp_path / "fresh")
+    kept.run_dir, kept.identity = tmp_path, json.loads(_state_text(tmp_path))["identity"]
+    kept._restore()
+    assert kept.state["step"] == 2 and all(value.isfinite().all() for value in kept.model.state_dict().values())
+    assert not (tmp_path / "run.json").exists()
+
+
+def _state_text(folder: Path) -> str:
+    from safetensors import safe_open
+
+    with safe_open(folder / CHECKPOINT_FILE, "pt") as file:
+        return file.metadata()["binaryvit_training_state"]
+
+
+def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
+    config = student(learning_rate=3e38, checkpoint_minutes=0.0)
+    with pytest.raises(BinaryViTError, match=r"at step [12] of 3 in epoch 1.*learning_rate"):
+        train(config, tmp_path)
+    assert not (tmp_path / CHECKPOINT_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"processes": 2}, "accelerate launch --num_processes 2"),
+        ({"batch_size": 128}, "100 images"),
+        ({"model_args": {"reductions": 3}}, "reductions"),
+        ({"model_args": {"bogus": 3}}, "bogus=3"),
+        ({"teacher": "nowhere"}, "'nowhere' cannot be read"),
+        ({"teacher": "timm:vit_tinny"}, "vit_tinny has no pretrained weights"),
+    ],
+)
+def test_refused_before_anything_is_written(fields, words, tmp_path):
+    with pytest.raises(BinaryViTError, match=words):
+        train(student(**fields), tmp_path / "run")
+    assert not list(tmp_path.glob("run/*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")
+def test_fp16_is_refused_on_a_cpu(tmp_path):
+    with pytest.raises(BinaryViTError, match="fp16' needs a GPU"):
+        train(student(precision="fp16"), tmp_path)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    from binaryvit.locks import hold
+
+    with hold(tmp_path / "training.lock"), pytest.raises(BinaryViTError, match="Another process"):
+        train(student(), tmp_path)
+
+
+def test_random_state_and_threads_of_the_caller_stay(tmp_path):
+    torch.manual_seed(3)
+    np.random.seed(3)
+    expected = torch.rand(1), np.random.rand()
+    torch.manual_seed(3)
+    np.random.seed(3)
+    threads = torch.get_num_threads()
+    train(student(epochs=1, threads=2), tmp_path)
+    assert (torch.rand(1), np.random.rand()) == expected and torch.get_num_threads() == threads
+
+
+# --- teachers ---------------------------------------------------------------------------------------------------------
+
+
+def test_teacher_identity_is_its_content(finished, tmp_path):
+    run = finished / "teacher"
+    assert identity(str(run)) == run_identity(read_record(run).key)
+    file = run / "weights.safetensors"
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(file.read_bytes())
+    assert identity(str(copy)) == identity(str(file)) != identity(str(run))
+    assert identity("timm:vit_tiny_patch16_224") == "timm:vit_tiny_patch16_224"
+
+
+def test_unfinished_teacher_is_refused(tmp_path):
+    with pytest.raises(BinaryViTError, match="no finished run: train it first"):
+        identity(str(tmp_path))
+
+
+def test_teacher_of_other_classes_is_refused(tmp_path):
+    path = write_teacher(tmp_path / "teacher.safetensors")
+    with pytest.raises(BinaryViTError, match="distinguishes 10 classes and the data have 7"):
+        load_teacher(str(path), None, 7)
+
+
+def test_teacher_from_a_local_checkpoint(tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    loaded = load_teacher(str(tmp_path / "weights.pt"), "vit_tiny_patch16_224", 5)
+    images = torch.rand(1, 3, 224, 224)
+    assert torch.equal(loaded(images), model.eval()(images))
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_teacher_sees_images_in_its_own_size_and_normalization():
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=64, depth=1).eval()  # mean and std 0.5
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    pixels = torch.rand(2, 3, 64, 64)
+    tensors = [torch.tensor(values).view(3, 1, 1) for values in (mean, std)]
+    probabilities = Teacher(model, mean, std)((pixels - tensors[0]) / tensors[1])
+    torch.testing.assert_close(probabilities, model((pixels - 0.5) / 0.5).softmax(1).detach())
+    assert Teacher(model, mean, std)(torch.rand(2, 3, 32, 32)).shape == (2, 5)
+    assert not probabilities.is_inference()
+
+
+# --- evaluation, compilation, several processes -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [4, 9])
+def test_evaluation_counts_every_image_once(classes):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(12), torch.nn.Linear(12, classes)).train()
+    images, labels = torch.randn(11, 3, 2, 2), torch.randint(classes, (11,))
+    batches = [(images[i : i + 4], labels[i : i + 4], labels[i : i + 4]) for i in range(0, 11, 4)]
+    result = evaluate(model, batches, torch.device("cpu"))
+    assert model.training
+    logits = model.eval()(images)
+    assert result.images == 11 and result.loss == pytest.approx(F.cross_entropy(logits, labels).item())
+    assert result.top1 == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
+    if classes == 4:
+        assert result.top5 is None
+    else:
+        order = logits.argsort(1, descending=True)[:, :5]
+        assert result.top5 == pytest.approx(100 * (order == labels[:, None]).any(1).float().mean().item())
+
+
+def test_compiled_training_on_a_cpu_says_that_it_needs_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    with pytest.raises(BinaryViTError, match=r"compile: true on a CPU needs a C\+\+ compiler: .*no-such-compiler"):
+        train(student(compile=True), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("config", "kinds"),
+    [(teacher(drop_path=0.0), 1), (student(model_args=PYRAMID["model_args"] | {"depths": [1, 3]}), 2)],
+)
+def test_equal_blocks_are_compiled_once(config, kinds, monkeypatch):
+    counter = CompileCounterWithBackend("aot_eager")  # all but the machine code, which takes minutes
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    plain, compiled = create_model(config, 10), create_model(config, 10)
+    compile_blocks(compiled)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    images = torch.randn(4, 3, 32, 32)
+    for model in (plain.train(), compiled.train()):
+        model(images).sum().backward()
+    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert counter.frame_count == kinds
+    for _ in range(2):
+        with torch.inference_mode():
+            torch.testing.assert_close(compiled.eval()(images), plain.eval()(images))
+        for model in (plain.train(), compiled.train()):
+            model(images).sum().backward()
+    assert counter.frame_count == 2 * kinds
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does(tmp_path, monkeypatch, capfd):
+    """Batch norm would see half a batch each, so this is the model without it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the two that are started
+    fields = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "drop_path": 0.0, "random_erasing": 0.0, "accumulation_steps": 2}
+    train(teacher(**fields), tmp_path / "one")
+    together = launch.train(teacher(**fields, processes=2), tmp_path / "two")
+    assert capfd.readouterr().out.count("statistics are those of each process") == 1
+    assert together.processes == 2 and together.data.eval_images == 50
+    ours, theirs = (read_metrics(tmp_path / run) for run in ("one", "two"))
+    for name in ("train_loss", "eval_loss", "top1", "top5", "lr"):
+        assert list(ours[name]) == pytest.approx(list(theirs[name]), rel=1e-4), name
+
+
+def test_variants_share_one_vocabulary_of_blocks():
+    model = timm.create_model(VIT["variant"], depth=3)
+    assert blocks_of(model) == list(model.blocks)
