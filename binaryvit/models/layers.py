@@ -9,9 +9,13 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from binaryvit.models.ops import native, reference
-from binaryvit.models.ops.reference import CROSS, cross_convolution, product_dtype, sign_linear, without_autocast
+from binaryvit.models.ops.choice import step_of
+from binaryvit.models.ops.cross_convolution import cross_convolution
+from binaryvit.models.ops.precision import without_autocast
+from binaryvit.models.ops.products import level_matmul, sign_linear, sign_matmul
+from binaryvit.models.ops.reference import UnitParameters
 from binaryvit.models.quantizers import (
+    MINIMUM_ATTENTION_LEVEL,
     at_least_float32,
     binarize_activation,
     binarize_attention,
@@ -141,25 +145,32 @@ class BinaryLinear(_BinaryWeight, nn.Linear):
         return centre_rows(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.effective_weight()
-        # Autocast's own product is inexact, and its results half as large.
-        if self.weight_bits == self.activation_bits == 1 and product_dtype(x) == x.dtype:
-            return sign_linear(x, weight)
-        return F.linear(x, weight)
+        multiply = sign_linear if self.weight_bits == self.activation_bits == 1 else F.linear
+        return multiply(x, self.effective_weight())
 
 
 class BinaryConv2d(_BinaryWeight, nn.Conv2d):
-    """2x2 convolution of stride 2 without bias, NCHW, whose weight is s * sign(W); unlike the linear's, not centred."""
+    """2x2 convolution of stride 2 without bias, NCHW, whose weight is s * sign(W); unlike the linear's, not centred.
 
-    def __init__(self, in_channels: int, out_channels: int, weight_bits: int = 1):
+    With activation_bits=1 its input must be signs, in {-1, +1}, as `BinaryActivation` gives them. It then is the linear
+    layer on the four tokens of each window that it is equal to.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, weight_bits: int = 1, activation_bits: int = 32):
         super().__init__(in_channels, out_channels, kernel_size=2, stride=2, bias=False)
         self.weight_bits = weight_bits
+        self.activation_bits = activation_bits
 
     def centred_weight(self) -> Tensor:
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.effective_weight(), stride=self.stride)
+        weight = self.effective_weight()
+        if not self.weight_bits == self.activation_bits == 1:
+            return F.conv2d(x, weight, stride=self.stride)
+        windows = x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))  # (B, C, H / 2, 2, W / 2, 2)
+        products = sign_linear(windows.permute(0, 2, 4, 1, 3, 5).flatten(3), weight.flatten(1))
+        return products.permute(0, 3, 1, 2)
 
 
 def binary_layers(model: nn.Module) -> dict[str, BinaryLinear | BinaryConv2d]:
@@ -193,13 +204,6 @@ def add_shortcut(y: Tensor, x: Tensor) -> Tensor:
     return y + match_channels(x, channels)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether someone watches, or changes, what a module takes or gives, or their gradients."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
 class BinaryUnit(nn.Module):
     """A binary linear layer as BinaryViT always uses it: RPReLU(BN(BinLinear(sign(x + b))) + shortcut(x)).
 
@@ -215,45 +219,21 @@ class BinaryUnit(nn.Module):
         self.act = RPReLU(out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._is_fusible(x):
-            return self._fused(x)
-        return self.act(add_shortcut(self.norm(self.linear(self.binarize(x))), x))
-
-    def _is_fusible(self, x: Tensor) -> bool:
-        """Whether this is training as usual: gradients are wanted, both sides have one bit, the norm is a plain one
-        that has a batch to take statistics of and tracks them, and no hook wants to see what the submodules pass on.
-        """
-        norm = self.norm.batch_norm
-        return (
-            self.training
-            and torch.is_grad_enabled()
-            and self.linear.weight_bits == self.binarize.activation_bits == 1
-            and type(norm) is nn.BatchNorm1d
-            and norm.training
-            and norm.track_running_stats
-            and norm.momentum is not None
-            and x.shape[:-1].numel() > 1
-            and not torch.compiler.is_exporting()
-            # From the step of PyTorch's Inductor makes slower code than from the modules.
-            and (not torch.compiler.is_compiling() or self._is_native(x))
-            and not any(_has_hooks(module) for module in self.modules())
-        )
-
-    def _is_native(self, x: Tensor) -> bool:
-        return native.fits(at_least_float32(x), *self._parameters_in_order())
-
-    def _parameters_in_order(self) -> tuple[Tensor, ...]:
-        norm, act = self.norm.batch_norm, self.act
-        return (
-            self.binarize.shift, self.linear.weight, norm.weight, norm.bias, act.shift_in, act.slope, act.shift_out
-        )  # fmt: skip
-
-    def _fused(self, x: Tensor) -> Tensor:
-        step = native.binary_unit if self._is_native(x) else reference.binary_unit
+        parameters = self.parameters_in_order()
+        step = step_of(self, parameters, x)
+        if step is None:
+            return self.act(add_shortcut(self.norm(self.linear(self.binarize(x))), x))
         tokens = at_least_float32(x).flatten(0, -2)
-        y, mean, variance = step(tokens, *self._parameters_in_order(), self.norm.batch_norm.eps)
+        y, mean, variance = step(tokens, parameters, self.norm.batch_norm.eps)
         self.norm.track(mean, variance, len(y))
         return y.unflatten(0, x.shape[:-1])
+
+    def parameters_in_order(self) -> UnitParameters:
+        """All of the unit's parameters, by what they are."""
+        norm, act = self.norm.batch_norm, self.act
+        return UnitParameters(
+            self.binarize.shift, self.linear.weight, norm.weight, norm.bias, act.shift_in, act.slope, act.shift_out
+        )
 
 
 class AttentionBinarizer(nn.Module):
@@ -262,6 +242,11 @@ class AttentionBinarizer(nn.Module):
     def __init__(self, initial_level: float = 0.005):
         super().__init__()
         self.level = nn.Parameter(torch.tensor(initial_level))
+
+    @property
+    def effective_level(self) -> Tensor:
+        """The level the forward pass computes with: a, or the least there is where training drove a below it."""
+        return self.level.clamp(min=MINIMUM_ATTENTION_LEVEL)
 
     def forward(self, probabilities: Tensor) -> Tensor:
         return binarize_attention(probabilities, self.level)
@@ -298,6 +283,7 @@ class BinaryAttention(nn.Module):
         self.grid_size = grid_size
         self.reduction = reduction
         self.softmax_scale = (dim // num_heads) ** -0.5
+        self.activation_bits = activation_bits
         bits = dict(weight_bits=weight_bits, activation_bits=activation_bits)
         self.q = BinaryUnit(dim, dim, **bits)
         self.k = BinaryUnit(dim, dim, **bits)
@@ -334,11 +320,23 @@ class BinaryAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         z = self._reduced(x)
         q, k, v = self.q(x), self.k(z), self.v(z)
-        scores = self._heads(self.binarize_q(q)) @ self._heads(self.binarize_k(k)).transpose(-2, -1)
+        scores = self._scores(self._heads(self.binarize_q(q)), self._heads(self.binarize_k(k)))
         attn = torch.softmax(at_least_float32(scores) * self.softmax_scale, dim=-1)
         attn = self.attn_drop(self.binarize_attn(attn))
-        context = (attn @ self._heads(self.binarize_v(v))).transpose(1, 2).flatten(2)
+        context = self._context(attn, self._heads(self.binarize_v(v))).transpose(1, 2).flatten(2)
         return self.proj(self.act(self.norm(context) + q + self._upsampled(k + v)))
+
+    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """(B, heads, N, C / heads) twice to (B, heads, N, N), before the softmax's scale."""
+        multiply = torch.matmul if self.activation_bits == 32 else sign_matmul
+        return multiply(q, k.transpose(-2, -1))
+
+    def _context(self, attn: Tensor, v: Tensor) -> Tensor:
+        """Probabilities (B, heads, N, N) times values (B, heads, N, C / heads)."""
+        if self.activation_bits == 32:
+            return attn @ v
+        kept = 1 - self.attn_drop.p if self.training else 1.0  # dropout divides by it
+        return level_matmul(attn, self.binarize_attn.effective_level / kept, v)
 
 
 class BinaryMlp(nn.Module):
@@ -357,15 +355,6 @@ class BinaryMlp(nn.Module):
 POOLING_WINDOWS = {"pool1x3": (1, 3), "pool3x1": (3, 1), "pool1x5": (1, 5), "pool5x1": (5, 1)}
 
 
-def _tap_weights() -> Tensor:
-    """The share of each pooling (4) in each place of the cross (9): 1 / pixels inside its window, else 0."""
-    inside = torch.tensor([
-        [abs(row - 2) <= height // 2 and abs(column - 2) <= width // 2 for row, column in CROSS]
-        for height, width in POOLING_WINDOWS.values()
-    ])  # fmt: skip
-    return inside / inside.sum(1, keepdim=True, dtype=torch.float64)
-
-
 class PoolingBranches(nn.Module):
     """The sum of four average poolings of the grid, 1x3, 3x1, 1x5, 5x1 (height x width), each with its own Affine.
 
@@ -380,11 +369,12 @@ class PoolingBranches(nn.Module):
         self.affines = nn.ModuleDict({name: Affine(dim, initial_scale=0.0) for name in POOLING_WINDOWS})
 
     def taps_and_bias(self) -> tuple[Tensor, Tensor]:
-        """The equal depthwise convolution: its kernel at the places of `reference.CROSS` (9, C), and its bias (C,)."""
-        alpha = torch.stack([affine.alpha for affine in self.affines.values()])
-        beta = torch.stack([affine.beta for affine in self.affines.values()])
-        with without_autocast(alpha):
-            return _tap_weights().to(alpha).t() @ alpha, beta.sum(0)
+        """The equal depthwise convolution: its kernel at the places of `CROSS` (9, C), and its bias (C,)."""
+        share = {name: self.affines[name].alpha / (h * w) for name, (h, w) in POOLING_WINDOWS.items()}
+        row_end, column_end = share["pool1x5"], share["pool5x1"]
+        row, column = row_end + share["pool1x3"], column_end + share["pool3x1"]
+        taps = torch.stack([row_end, row, row + column, row, row_end, column_end, column, column, column_end])
+        return taps, sum(affine.beta for affine in self.affines.values())
 
     def forward(self, x: Tensor) -> Tensor:
         grid = tokens_to_grid(at_least_float32(x), self.grid_size)
@@ -445,7 +435,8 @@ class PatchEmbedding(nn.Module):
         self.norm = TokenBatchNorm(dim) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(grid_to_tokens(self.proj(x)))
+        with without_autocast(x):
+            return self.norm(grid_to_tokens(self.proj(x)))
 
 
 class BinaryPatchMerging(nn.Module):
@@ -459,7 +450,7 @@ class BinaryPatchMerging(nn.Module):
         self.grid_size = grid_size
         self.norm_in = TokenBatchNorm(dim)
         self.binarize = BinaryActivation(dim, activation_bits)
-        self.proj = BinaryConv2d(dim, out_dim, weight_bits)
+        self.proj = BinaryConv2d(dim, out_dim, weight_bits, activation_bits)
         self.norm = TokenBatchNorm(out_dim)
         self.act = RPReLU(out_dim)
 

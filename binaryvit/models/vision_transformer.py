@@ -22,6 +22,7 @@ from binaryvit.models.layers import (
     PatchEmbedding,
     TokenBatchNorm,
 )
+from binaryvit.models.ops.precision import without_autocast
 from binaryvit.models.shapes import check_choice, stage_shapes
 
 
@@ -282,7 +283,10 @@ class BinaryVisionTransformer(nn.Module):
         elif self.global_pool == "avg":
             x = x[:, self.num_prefix_tokens :].mean(dim=1)
         x = self.head_drop(x)
-        return x if pre_logits else self.head(x)
+        if pre_logits:
+            return x
+        with without_autocast(x):
+            return self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

@@ -5,6 +5,7 @@ import copy
 import torch
 
 from binaryvit.models.layers import BinaryUnit
+from binaryvit.models.ops.choice import Step, step_of
 
 
 def randomized(module: torch.nn.Module, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
@@ -29,3 +30,8 @@ def unfused(unit: BinaryUnit) -> BinaryUnit:
     unit = copy.deepcopy(unit)
     unit.linear.register_forward_hook(lambda *_: None)
     return unit
+
+
+def step(unit: BinaryUnit, x: torch.Tensor) -> Step | None:
+    """The step that the unit runs on x; None: its modules."""
+    return step_of(unit, unit.parameters_in_order(), x)

@@ -1,4 +1,4 @@
-"""The binary unit of `fused` on a CPU in float32, its elementwise passes in C++ (unit.cpp).
+"""The binary unit of `reference` on a CPU in float32, its elementwise passes in C++ (unit.cpp).
 
 Also within compiled code, where it is one opaque operation: Inductor's own loops take columns of sums through all
 tokens, several times the memory traffic of the passes here.
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from binaryvit.models.ops.compiler import call, compiler_of, load
-from binaryvit.models.ops.reference import int8_sign, product_dtype, sign_product
+from binaryvit.models.ops.precision import product_dtype
+from binaryvit.models.ops.products import int8_sign, sign_product
+from binaryvit.models.ops.reference import UnitOutput, UnitParameters
 from binaryvit.models.quantizers import centre_rows, weight_scale
 
 _SOURCE = Path(__file__).with_name("unit.cpp")
@@ -29,8 +31,8 @@ def compiled_by() -> str | None:
     return compiler_of(_SOURCE)
 
 
-def fits(x: Tensor, *parameters: Tensor) -> bool:
-    """Whether `binary_unit` can be used: x (..., K) and its parameters are float32 on the CPU, the parameters
+def fits(x: Tensor, parameters: UnitParameters) -> bool:
+    """Whether `binary_unit` can be used: x (..., K) and the parameters are float32 on the CPU, the parameters
     contiguous, K is at most 4096, autocast asks for bfloat16 or nothing, and there is a compiler.
     """
     return (
@@ -42,14 +44,11 @@ def fits(x: Tensor, *parameters: Tensor) -> bool:
     )
 
 
-def binary_unit(
-    x: Tensor, shift: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, shift_in: Tensor, slope: Tensor,
-    shift_out: Tensor, eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """`fused.binary_unit`, for what `fits`. Keeps x and the products as int16 for the backward pass."""
-    output, _, channels = _unit(x, shift, weight, gamma, beta, shift_in, slope, shift_out, eps, product_dtype(x))
+def binary_unit(x: Tensor, parameters: UnitParameters, eps: float) -> UnitOutput:
+    """`reference.binary_unit`, for what `fits`. Keeps x and the products as int16 for the backward pass."""
+    y, _, channels = _unit(x, *parameters, eps, product_dtype(x))
     _, mean, variance, *_ = channels.detach()
-    return output, mean, variance
+    return UnitOutput(y, mean, variance)
 
 
 @torch.library.custom_op("binaryvit::unit", mutates_args=(), device_types="cpu")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.units import outcome, randomized, unfused
+from helpers.units import outcome, randomized, step, unfused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +20,10 @@ from binaryvit.models.ops import compiler, native, reference
 _has_compiler = sys.platform.startswith("linux") and any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++")))
 needs_compiler = pytest.mark.skipif(not _has_compiler, reason="there is no C++ compiler here, or this is not Linux")
 WIDTHS = [(8, 32), (32, 8), (64, 16), (10, 5), (12, 12), (1, 3), (3, 1)]
+
+
+def fits(unit: BinaryUnit, x: torch.Tensor) -> bool:
+    return step(unit, x) is native.binary_unit
 
 
 def double_outcome(unit: BinaryUnit, x: torch.Tensor, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -34,7 +38,7 @@ def test_a_native_unit_is_its_modules(inside: int, outside: int, tokens: int) ->
     unit = randomized(BinaryUnit(inside, outside, 1, 1), torch.float32)
     x, gradient = torch.randn(1, tokens, inside), torch.randn(1, tokens, outside)
     expected = double_outcome(unit, x, gradient)
-    assert unit._is_native(x)
+    assert fits(unit, x)
     for name, value in outcome(unit, x, gradient).items():
         torch.testing.assert_close(value.to(expected[name]), expected[name], rtol=1e-4, atol=1e-4, msg=name)
 
@@ -69,8 +73,8 @@ def test_statistics_are_those_of_exact_integers(tokens: int, inputs: int, copies
     weight = unit.linear.weight.detach()
     centred = weight - weight.mean(1, keepdim=True)
     z = (signs @ torch.where(centred >= 0, 1.0, -1.0).double().t()) * weight.abs().mean(1).double()
-    parameters = unit._parameters_in_order()
-    _, mean, variance = native.binary_unit(x, *parameters, 1e-5)
+    parameters = unit.parameters_in_order()
+    _, mean, variance = native.binary_unit(x, parameters, 1e-5)
     torch.testing.assert_close(mean.double(), z.mean(0), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(variance.double(), z.var(0, correction=0), rtol=1e-5, atol=1e-9)
 
@@ -79,7 +83,7 @@ def test_statistics_are_those_of_exact_integers(tokens: int, inputs: int, copies
 def test_threads_change_no_bit() -> None:
     unit = randomized(BinaryUnit(16, 48, 1, 1), torch.float32)
     x, gradient = torch.randn(3, 333, 16), torch.randn(3, 333, 48)
-    parameters = unit._parameters_in_order()
+    parameters = unit.parameters_in_order()
     before, sums = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
@@ -155,7 +159,7 @@ def test_gradients_are_rounded_to_bfloat16_as_pytorch_rounds(values: list[float]
 def test_the_operations_keep_what_pytorch_asks_of_them(strided: bool) -> None:
     unit = randomized(BinaryUnit(8, 16, 1, 1), torch.float32)
     x = (torch.randn(8, 20).t() if strided else torch.randn(20, 8)).requires_grad_()
-    torch.library.opcheck(native._unit, (x, *unit._parameters_in_order(), 1e-5, torch.float32))
+    torch.library.opcheck(native._unit, (x, *unit.parameters_in_order(), 1e-5, torch.float32))
 
 
 @needs_compiler
@@ -179,15 +183,15 @@ def test_compiled_code_takes_the_native_step_and_any_strides() -> None:
 
 def test_what_does_not_fit_is_left_to_pytorch() -> None:
     unit, x = BinaryUnit(4, 4, 1, 1), torch.randn(2, 3, 4)
-    assert unit._is_native(x) == _has_compiler
-    assert unit._is_native(x.bfloat16()) == _has_compiler, "it is widened first"
-    assert not unit._is_native(x.double())
-    assert not BinaryUnit(5000, 5000, 1, 1)._is_native(torch.empty(2, 3, 5000))
+    assert fits(unit, x) == _has_compiler
+    assert fits(unit, x.bfloat16()) == _has_compiler, "it is widened first"
+    assert not fits(unit, x.double())
+    assert not fits(BinaryUnit(5000, 5000, 1, 1), torch.empty(2, 3, 5000))
     with torch.autocast("cpu", torch.float16):
-        assert not unit._is_native(x)
+        assert not fits(unit, x)
     unit.act.slope = torch.nn.Parameter(torch.zeros(1).expand(4))
-    assert not unit._is_native(x)
-    assert not BinaryUnit(4, 4, 1, 1).bfloat16()._is_native(x)
+    assert not fits(unit, x)
+    assert not fits(BinaryUnit(4, 4, 1, 1).bfloat16(), x)
 
 
 @needs_compiler
@@ -285,9 +289,9 @@ def test_a_cache_that_cannot_be_written_is_done_without(uncompiled: Path, one: P
 @needs_compiler
 def test_native_and_pytorch_steps_agree() -> None:
     unit = randomized(BinaryUnit(96, 24, 1, 1), torch.float32)
-    parameters = unit._parameters_in_order()
+    parameters = unit.parameters_in_order()
     x = torch.randn(200, 96)
     for mine, theirs in zip(
-        native.binary_unit(x, *parameters, 1e-5), reference.binary_unit(x, *parameters, 1e-5), strict=True
+        native.binary_unit(x, parameters, 1e-5), reference.binary_unit(x, parameters, 1e-5), strict=True
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)

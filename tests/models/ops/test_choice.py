@@ -1,0 +1,44 @@
+"""Which implementation a unit runs, and where only its modules will do."""
+
+import pytest
+import timm
+import torch
+from helpers.units import step
+
+import binaryvit  # noqa: F401 - registers the models
+from binaryvit.models import layers
+from binaryvit.models.layers import BinaryUnit
+from binaryvit.training.build import blocks_of
+
+
+def test_modules_are_used_where_someone_could_tell() -> None:
+    unit, x = BinaryUnit(8, 8, 1, 1), torch.randn(2, 3, 8)
+    assert step(unit, x)
+    assert not step(BinaryUnit(8, 8, 1, 32), x)
+    assert not step(BinaryUnit(8, 8, 32, 1), x)
+    assert not step(unit, x[:1, :1]), "a single token has no statistics: PyTorch's own error says so"
+    with torch.no_grad():
+        assert not step(unit, x)
+    watched = BinaryUnit(8, 8, 1, 1)
+    watched.act.register_full_backward_hook(lambda *_: None)
+    assert not step(watched, x)
+    cumulative = BinaryUnit(8, 8, 1, 1)
+    cumulative.norm.batch_norm.momentum = None
+    assert not step(cumulative, x)
+    assert not step(unit.eval(), x)
+    assert not step(torch.nn.SyncBatchNorm.convert_sync_batchnorm(BinaryUnit(8, 8, 1, 1)), x)
+
+
+def test_every_unit_of_a_block_trains_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("binaryvit_micro_patch2_32")
+    used = []
+
+    def noted(unit, parameters, x):
+        used.append((unit, chosen := choose(unit, parameters, x)))
+        return chosen
+
+    choose = layers.step_of
+    monkeypatch.setattr(layers, "step_of", noted)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    units = [module for block in blocks_of(model) for module in block.modules() if isinstance(module, BinaryUnit)]
+    assert len(used) == len(units) and all(chosen for _, chosen in used)

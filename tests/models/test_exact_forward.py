@@ -1,0 +1,55 @@
+"""With 1-bit weights and activations the forward pass does not depend on the precision of training."""
+
+import copy
+
+import pytest
+import timm
+import torch
+
+import binaryvit  # noqa: F401 - registers the models
+from binaryvit.models.ladder import LADDER
+from binaryvit.training.build import compile_blocks
+
+BINARY = [name for _, *binary in LADDER.values() for name in binary if not name.endswith("some_fp")]
+SMALL = {True: dict(img_size=64, depths=(1, 1, 1, 1), reductions=(8, 4, 1, 1)), False: dict(img_size=64, depths=2)}
+
+
+def model_and_images(variant: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    """A model whose statistics are not the initial ones; the 224 models at 64 pixels."""
+    arguments = SMALL[variant.startswith("binaryvit")] if "small" in variant else {}
+    torch.manual_seed(0)
+    model = timm.create_model(variant, num_classes=7, **arguments)
+    images = torch.randn(4, 3, *[arguments.get("img_size", 32)] * 2)
+    model(images)
+    return model, images
+
+
+@pytest.mark.parametrize("variant", BINARY)
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_under_autocast_logits_are_the_same(variant: str, half: torch.dtype) -> None:
+    model, images = model_and_images(variant)
+    for mode in (True, False):
+        model.train(mode)
+        other = copy.deepcopy(model)
+        expected = model(images)
+        with torch.autocast("cpu", half):
+            found = other(images)
+            with torch.no_grad():
+                unseen = copy.deepcopy(model)(images)
+        assert found.dtype == torch.float32
+        # In training on a CPU, bfloat16 takes the same C++ step; float16 takes PyTorch's, which rounds differently.
+        close = dict(rtol=1e-5, atol=1e-5) if half == torch.bfloat16 or not mode else dict(rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found, expected, **close)
+        torch.testing.assert_close(unseen, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_compiled_in_bfloat16_too() -> None:
+    model, images = model_and_images("binaryvit_micro_patch2_32")
+    for mode in (True, False):
+        model.train(mode)
+        compiled = compile_blocks(copy.deepcopy(model))
+        expected = model(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = compiled(images)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
