@@ -244,12 +244,15 @@ class TrainingConfig(BaseModel):
     def key(self, teacher_identity: str | None = None) -> str:
         """Hex SHA-256 of what determines the run's numbers, beside the data and the training code's version.
 
+        Settings at their default are left out, so a setting that is new keeps the key of what was trained before it. A
+        default that changes is a change of the training code, with a version of its own.
+
         `teacher_identity` names the content of the teacher where there is one (`training.teacher.identity` of one that
         exists, `training.teacher.run_identity` of one that will).
         """
         if self.teacher is not None and teacher_identity is None:
             raise ValueError("The key of a configuration with a teacher needs the teacher's identity.")
-        content = self.model_dump(mode="json", exclude=NOT_IN_KEY)
+        content = self.model_dump(mode="json", exclude=NOT_IN_KEY, exclude_defaults=True)
         content |= {"teacher": teacher_identity, "data": without_place(self.data)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -239,7 +239,7 @@ class BinaryUnit(nn.Module):
 class AttentionBinarizer(nn.Module):
     """Attention probabilities to {0, a} with one learnable level a (see `quantizers.binarize_attention`)."""
 
-    def __init__(self, initial_level: float = 0.005):
+    def __init__(self, initial_level: float):
         super().__init__()
         self.level = nn.Parameter(torch.tensor(initial_level))
 
@@ -266,6 +266,7 @@ class BinaryAttention(nn.Module):
         dim: channels C, a multiple of num_heads; head i owns channels i * C / num_heads and following.
         grid_size: side of the token grid (N = grid_size ** 2, plus a CLS token where there is one and R = 1).
         reduction: R, a divisor of grid_size.
+        attention_level: the initial level a.
     """
 
     def __init__(
@@ -276,6 +277,7 @@ class BinaryAttention(nn.Module):
         reduction: int = 1,
         weight_bits: int = 1,
         activation_bits: int = 1,
+        attention_level: float = 0.005,
         attn_drop: float = 0.0,
     ):
         super().__init__()
@@ -292,7 +294,7 @@ class BinaryAttention(nn.Module):
         self.binarize_q = BinaryActivation(dim, activation_bits)
         self.binarize_k = BinaryActivation(dim, activation_bits)
         self.binarize_v = BinaryActivation(dim, activation_bits)
-        self.binarize_attn = AttentionBinarizer() if activation_bits == 1 else nn.Identity()
+        self.binarize_attn = AttentionBinarizer(attention_level) if activation_bits == 1 else nn.Identity()
         self.attn_drop = nn.Dropout(attn_drop)
         self.norm = TokenBatchNorm(dim)
         self.act = RPReLU(dim)
@@ -405,12 +407,15 @@ class BinaryBlock(nn.Module):
         affine: bool = True,
         weight_bits: int = 1,
         activation_bits: int = 1,
+        attention_level: float = 0.005,
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
     ):
         super().__init__()
         self.norm1 = TokenBatchNorm(dim)
-        self.attn = BinaryAttention(dim, num_heads, grid_size, reduction, weight_bits, activation_bits, attn_drop)
+        self.attn = BinaryAttention(
+            dim, num_heads, grid_size, reduction, weight_bits, activation_bits, attention_level, attn_drop
+        )
         self.affine1 = Affine(dim, initial_scale=0.1) if affine else nn.Identity()
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = TokenBatchNorm(dim)

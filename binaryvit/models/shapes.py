@@ -17,11 +17,31 @@ class StageShape:
     grid_size: int
     reduction: int
 
+    @property
+    def keys(self) -> int:
+        """The places on the grid that each query may attend to."""
+        return (self.grid_size // self.reduction) ** 2
+
 
 def check_choice(name: str, value: Any, choices: tuple) -> None:
     """Refuses an argument that is not one of its choices."""
     if isinstance(value, bool) or value not in choices:
         raise BinaryViTError(f"{name}={value!r} is not possible; choose one of {', '.join(map(repr, choices))}.")
+
+
+def initial_attention_level(attention_level: float | str, keys: int) -> float:
+    """Where the level a of an attention over so many keys starts: at a number, or with "keys" at one over theirs.
+
+    Raises BinaryViTError for anything else.
+    """
+    if attention_level == "keys":
+        return 1 / keys
+    if isinstance(attention_level, bool | str) or not 0 < attention_level <= 1:
+        raise BinaryViTError(
+            f"attention_level={attention_level!r} is not possible: give a number above 0 and at most 1, such as the "
+            'paper\'s 0.005, or "keys" for one over the number of keys.'
+        )
+    return float(attention_level)
 
 
 def stage_shapes(

@@ -23,7 +23,7 @@ from binaryvit.models.layers import (
     TokenBatchNorm,
 )
 from binaryvit.models.ops.precision import without_autocast
-from binaryvit.models.shapes import check_choice, stage_shapes
+from binaryvit.models.shapes import check_choice, initial_attention_level, stage_shapes
 
 
 class BinaryVisionTransformer(nn.Module):
@@ -44,6 +44,8 @@ class BinaryVisionTransformer(nn.Module):
         merge: "binary" or "full_precision" patch merging between stages.
         stem_norm: a batch norm after the stem (the pyramid has it, the columnar models do not).
         weight_bits, activation_bits: 1 or 32.
+        attention_level: where the level a of binary attention starts; the paper's 0.005 is one over the 197 keys of
+            DeiT-S. "keys": one over the number of keys of each block's attention.
         drop_rate, attn_drop_rate, drop_path_rate: dropout before the classifier, on attention probabilities, and
             stochastic depth of the last block (rising linearly from 0 at the first).
 
@@ -69,6 +71,7 @@ class BinaryVisionTransformer(nn.Module):
         stem_norm: bool = False,
         weight_bits: int = 1,
         activation_bits: int = 1,
+        attention_level: float | str = 0.005,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -99,6 +102,7 @@ class BinaryVisionTransformer(nn.Module):
                 embed = BinaryPatchMerging(shapes[index - 1].dim, shape.dim, shapes[index - 1].grid_size, **bits)
             else:
                 embed = FullPrecisionPatchMerging(shapes[index - 1].dim, shape.dim, shapes[index - 1].grid_size)
+            level = initial_attention_level(attention_level, shape.keys + self.num_prefix_tokens)
             blocks = [
                 BinaryBlock(
                     dim=shape.dim,
@@ -108,6 +112,7 @@ class BinaryVisionTransformer(nn.Module):
                     reduction=shape.reduction,
                     pooling_branches=pooling_branches,
                     affine=affine,
+                    attention_level=level,
                     attn_drop=attn_drop_rate,
                     drop_path=drop_path,
                     **bits,

@@ -205,10 +205,9 @@ def _judge(study: Study, run: PlannedRun, record: RunRecord, fingerprint: str | 
     reference = fingerprint or _fingerprint_on_record(study) or record.key.data
     teacher = _teacher_of(study, run)
     now = run.config.model_dump(mode="json", exclude=NOT_IN_KEY) | {"data": without_place(run.config.data)}
+    then = TrainingConfig.model_construct().model_dump(mode="json") | record.config  # without what is newer than it
     changes = [
-        f"{name} was {record.config.get(name)!r} and is {value!r}"
-        for name, value in now.items()
-        if record.config.get(name) != value
+        f"{name} was {then.get(name)!r} and is {value!r}" for name, value in now.items() if then.get(name) != value
     ]
     if record.key.training_version != TRAINING_VERSION:
         changes += [f"the training code was version {record.key.training_version} and is {TRAINING_VERSION}"]

@@ -1,11 +1,15 @@
 """Layers against direct, slow formulations of the same thing."""
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
+import binaryvit  # noqa: F401 - registers the models
+from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers import (
     Affine,
+    AttentionBinarizer,
     BinaryAttention,
     BinaryConv2d,
     BinaryLinear,
@@ -170,3 +174,26 @@ def test_a_fixed_weight_is_used_as_it_is_and_not_trained():
     linear.fix_weight(binary)
     assert torch.equal(linear(torch.eye(6)), expected)
     assert not linear.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("variant", "arguments", "levels"),
+    [
+        ("binaryvit_micro_patch2_32", {}, [1 / 16] * 5),
+        ("binaryvit_micro_patch2_32", {"attention_level": 0.005}, [0.005] * 5),
+        ("binaryvit_micro_patch2_32", {"img_size": 64}, [1 / 64] * 5),
+        ("reactdeit_micro_patch4_32", {}, [1 / 65] * 3),  # with the CLS token
+        ("reactdeit_micro_patch4_32_avg_pool", {}, [1 / 64] * 3),
+        ("binaryvit_small_patch4_224", {"depths": (1, 1, 1, 1)}, [0.005] * 4),
+    ],
+)
+def test_attention_levels_start_at_the_papers_or_at_one_over_the_keys(variant, arguments, levels):
+    model = timm.create_model(variant, **arguments)
+    found = [module.level.item() for module in model.modules() if isinstance(module, AttentionBinarizer)]
+    assert found == pytest.approx(levels)
+
+
+@pytest.mark.parametrize("level", [0, -0.1, 1.5, "key", True])
+def test_an_impossible_attention_level_is_refused(level):
+    with pytest.raises(BinaryViTError, match=r"attention_level=.* is not possible"):
+        timm.create_model("binaryvit_micro_patch2_32", attention_level=level)
