@@ -1,5 +1,5 @@
 """Binary vision transformers after BinaryViT (Le & Li, CVPRW 2023); importing it registers the models with timm."""
 
-from binaryvit.models import ladder as _ladder  # noqa: F401 - registers the variants with timm
+from binaryvit.models import convolutional, ladder, shortcuts_only  # noqa: F401 - they register the models with timm
 
 __version__ = "0.1.0"

@@ -24,20 +24,20 @@ from timm.layers import Attention as TimmAttention
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 
+from binaryvit.models.convolutional import BinaryConvBlock, BinaryResNet
 from binaryvit.models.layers import (
     POOLING_WINDOWS,
     Affine,
     BinaryActivation,
     BinaryAttention,
     BinaryBlock,
-    BinaryConv2d,
-    BinaryLinear,
     BinaryPatchMerging,
     BinaryUnit,
     PoolingBranches,
     RPReLU,
     binary_layers,
 )
+from binaryvit.models.shortcuts_only import ShortcutAttention, ShortcutMerging, ShortcutUnit
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
 
 BINARY_OPERATIONS_PER_WORD = 64
@@ -167,7 +167,7 @@ def _trace(model: nn.Module) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str
 
 
 def _input_size(model: nn.Module) -> tuple[int, int, int]:
-    if isinstance(model, BinaryVisionTransformer):
+    if isinstance(model, BinaryVisionTransformer | BinaryResNet):
         return model.in_chans, model.img_size, model.img_size
     if hasattr(model, "patch_embed"):
         return model.patch_embed.proj.in_channels, *model.patch_embed.img_size
@@ -190,36 +190,38 @@ def _elements(per_element: int) -> Callable:
     return lambda _, x, output: _Operations(elementwise=per_element * output.numel())
 
 
-def _linear(layer: nn.Linear, x: Tensor, output: Tensor) -> _Operations:
-    return _Operations(flops=output.numel() * layer.in_features)
+def _products(layer: nn.Linear | nn.Conv2d, x: Tensor, output: Tensor) -> _Operations:
+    """Those of a linear layer or convolution, binary where both operands are."""
+    binary = getattr(layer, "weight_bits", 32) == getattr(layer, "activation_bits", 32) == 1
+    return _multiply_accumulates(output.numel() * layer.weight[0].numel(), binary)
 
 
-def _convolution(layer: nn.Conv2d, x: Tensor, output: Tensor) -> _Operations:
-    return _Operations(flops=output.numel() * layer.weight[0].numel())
-
-
-def _binary_unit(unit: BinaryUnit, x: Tensor, output: Tensor) -> _Operations:
-    """The linear layer, whose activation the unit binarizes; the shortcut's average where it narrows; its addition."""
-    binary = unit.linear.weight_bits == 1 and unit.binarize.activation_bits == 1
-    products = _multiply_accumulates(output.numel() * unit.linear.in_features, binary)
+def _unit_shortcut(unit: BinaryUnit, x: Tensor, output: Tensor) -> _Operations:
+    """The shortcut: its average where it narrows, and its addition."""
     average = x.numel() if x.numel() > output.numel() else 0
-    return _Operations(products.bops, products.flops, average + output.numel())
+    return _Operations(elementwise=average + output.numel())
 
 
-def _binary_merging(merging: BinaryPatchMerging, x: Tensor, output: Tensor) -> _Operations:
-    binary = merging.proj.weight_bits == 1 and merging.binarize.activation_bits == 1
-    products = _multiply_accumulates(output.numel() * merging.proj.weight[0].numel(), binary)
-    return _Operations(products.bops, products.flops, x.numel() + output.numel())
+def _pooled_shortcut(module: nn.Module, x: Tensor, output: Tensor) -> _Operations:
+    """The shortcut: its average where the grid is halved, and its addition."""
+    average = x.numel() if x.shape[1] > output.shape[1] else 0
+    return _Operations(elementwise=average + output.numel())
 
 
 def _binary_attention(attention: BinaryAttention, x: Tensor, output: Tensor) -> _Operations:
-    """Both products; the averaging of keys and values, the softmax, the three shortcuts of the context."""
+    """Both products, the softmax, and what is left without them."""
     _, tokens, channels = x.shape
     keys = tokens // attention.reduction**2
     products = _multiply_accumulates(2 * tokens * keys * channels, attention.binarize_q.activation_bits == 1)
-    average = x.numel() if attention.reduction > 1 else 0
     softmax = 5 * attention.num_heads * tokens * keys
-    return _Operations(products.bops, products.flops, average + softmax + 3 * x.numel())
+    shortcuts = _attention_shortcuts(attention, x, output).elementwise
+    return _Operations(products.bops, products.flops, softmax + shortcuts)
+
+
+def _attention_shortcuts(attention: BinaryAttention, x: Tensor, output: Tensor) -> _Operations:
+    """The averaging of keys and values, and the three shortcuts of the context."""
+    average = x.numel() if attention.reduction > 1 else 0
+    return _Operations(elementwise=average + 3 * x.numel())
 
 
 def _timm_attention(attention: TimmAttention, x: Tensor, output: Tensor) -> _Operations:
@@ -238,6 +240,10 @@ def _residuals(block: nn.Module, x: Tensor, output: Tensor) -> _Operations:
     return _Operations(elementwise=2 * output.numel())
 
 
+def _grid_mean(model: BinaryResNet, x: Tensor, output: Tensor) -> _Operations:
+    return _Operations(elementwise=model.stages[-1].blocks[-1].grid_size ** 2 * model.num_features)
+
+
 def _token_mean(model: BinaryVisionTransformer, x: Tensor, output: Tensor) -> _Operations:
     if model.global_pool != "avg":
         return _Operations()
@@ -245,17 +251,19 @@ def _token_mean(model: BinaryVisionTransformer, x: Tensor, output: Tensor) -> _O
 
 
 _RULES: dict[type, Callable] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _convolution,
-    # Counted by the module around them, which knows whether their input is binary.
-    BinaryLinear: lambda *_: _Operations(),
-    BinaryConv2d: lambda *_: _Operations(),
-    BinaryUnit: _binary_unit,
-    BinaryPatchMerging: _binary_merging,
+    nn.Linear: _products,
+    nn.Conv2d: _products,
+    BinaryUnit: _unit_shortcut,
+    BinaryPatchMerging: _pooled_shortcut,
+    BinaryConvBlock: _pooled_shortcut,
     BinaryAttention: _binary_attention,
+    ShortcutAttention: _attention_shortcuts,
+    ShortcutUnit: _unit_shortcut,
+    ShortcutMerging: lambda _, x, output: _Operations(elementwise=x.numel()),
     BinaryBlock: _residuals,
     PoolingBranches: _pooling_branches,
     BinaryVisionTransformer: _token_mean,
+    BinaryResNet: _grid_mean,
     nn.BatchNorm1d: _elements(2),
     nn.LayerNorm: _elements(2),
     RPReLU: _elements(4),

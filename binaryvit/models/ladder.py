@@ -102,30 +102,35 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _register_binary_variant(name: str, shape: dict[str, Any], rung: dict[str, Any]) -> None:
+def arguments_of(variant: str) -> dict[str, Any]:
+    """The arguments of `BinaryVisionTransformer` with which a binary variant of the ladder is built."""
+    family = next(family for family, names in LADDER.items() if variant in names[1:])
+    shape = (_PYRAMID if variant.startswith("binaryvit") else _COLUMNAR)[family]
+    return shape | _RUNGS[LADDER[family].index(variant) - 1]
+
+
+def _register_binary_variant(name: str) -> None:
     """Registers with timm a function `name(pretrained=False, **model_args)` that builds this rung of the ladder."""
-    columnar = not isinstance(shape["embed_dims"], tuple)
+    arguments = arguments_of(name)
+    features = tuple(range(len(arguments["embed_dims"]))) if name.startswith("binaryvit") else 3
 
     def build(pretrained: bool = False, **model_args: Any) -> BinaryVisionTransformer:
         return build_model_with_cfg(
             BinaryVisionTransformer,
             name,
             pretrained,
-            feature_cfg=dict(
-                out_indices=3 if columnar else tuple(range(len(shape["embed_dims"]))), feature_cls="getter"
-            ),
-            **{**shape, **rung, **model_args},
+            feature_cfg=dict(out_indices=features, feature_cls="getter"),
+            **{**arguments, **model_args},
         )
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{rung} on {shape}."
+    build.__doc__ = f"{arguments}."
     register_model(build)
 
 
-for _family_name, (_, *_names) in LADDER.items():
-    for _name, _rung in zip(_names, _RUNGS, strict=True):
-        _shapes = _PYRAMID if _name.startswith("binaryvit") else _COLUMNAR
-        _register_binary_variant(_name, _shapes[_family_name], _rung)
+for _, *_binary in LADDER.values():
+    for _name in _binary:
+        _register_binary_variant(_name)
 
 
 @register_model

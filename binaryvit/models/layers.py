@@ -150,14 +150,22 @@ class BinaryLinear(_BinaryWeight, nn.Linear):
 
 
 class BinaryConv2d(_BinaryWeight, nn.Conv2d):
-    """2x2 convolution of stride 2 without bias, NCHW, whose weight is s * sign(W); unlike the linear's, not centred.
+    """Convolution without bias or padding, NCHW, whose weight is s * sign(W); unlike the linear's, not centred.
 
     With activation_bits=1 its input must be signs, in {-1, +1}, as `BinaryActivation` gives them. It then is the linear
-    layer on the four tokens of each window that it is equal to.
+    layer on the windows that it is equal to.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, weight_bits: int = 1, activation_bits: int = 32):
-        super().__init__(in_channels, out_channels, kernel_size=2, stride=2, bias=False)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 2,
+        stride: int = 2,
+        weight_bits: int = 1,
+        activation_bits: int = 32,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
 
@@ -168,9 +176,9 @@ class BinaryConv2d(_BinaryWeight, nn.Conv2d):
         weight = self.effective_weight()
         if not self.weight_bits == self.activation_bits == 1:
             return F.conv2d(x, weight, stride=self.stride)
-        windows = x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))  # (B, C, H / 2, 2, W / 2, 2)
-        products = sign_linear(windows.permute(0, 2, 4, 1, 3, 5).flatten(3), weight.flatten(1))
-        return products.permute(0, 3, 1, 2)
+        windows = F.unfold(x, self.kernel_size, stride=self.stride).transpose(1, 2)
+        products = sign_linear(windows, weight.flatten(1))
+        return products.transpose(1, 2).unflatten(2, (-1, (x.shape[3] - self.kernel_size[1]) // self.stride[1] + 1))
 
 
 def binary_layers(model: nn.Module) -> dict[str, BinaryLinear | BinaryConv2d]:
@@ -455,7 +463,7 @@ class BinaryPatchMerging(nn.Module):
         self.grid_size = grid_size
         self.norm_in = TokenBatchNorm(dim)
         self.binarize = BinaryActivation(dim, activation_bits)
-        self.proj = BinaryConv2d(dim, out_dim, weight_bits, activation_bits)
+        self.proj = BinaryConv2d(dim, out_dim, weight_bits=weight_bits, activation_bits=activation_bits)
         self.norm = TokenBatchNorm(out_dim)
         self.act = RPReLU(out_dim)
 

@@ -61,7 +61,7 @@ def stage_shapes(
         BinaryViTError: names the argument that is inconsistent, and what would be right.
     """
     check_choice("global_pool", global_pool, ("", "avg", "token"))
-    img_size, patch_size = _square("img_size", img_size), _square("patch_size", patch_size)
+    img_size, patch_size = one_side("img_size", img_size), one_side("patch_size", patch_size)
     num_stages = len(embed_dims) if isinstance(embed_dims, (tuple, list)) else 1
     per_stage = {
         name: _one_per_stage(name, value, num_stages)
@@ -97,7 +97,7 @@ def stage_shapes(
     return shapes
 
 
-def _square(name: str, value: Any) -> int:
+def one_side(name: str, value: Any) -> int:
     """One side from an int or, as timm passes sizes, a pair of equal ones."""
     sides = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(set(sides)) != 1 or not isinstance(sides[0], int) or isinstance(sides[0], bool) or sides[0] < 1:

@@ -121,6 +121,7 @@ class BinaryVisionTransformer(nn.Module):
             ]
             stages.append(Stage(embed, shape.dim, shape.grid_size, blocks, has_cls_token=self.cls_token is not None))
         self.stages = nn.ModuleList(stages)
+        self.is_columnar = len(stages) == 1
         self.feature_info = self._describe_features(patch_size)
 
         self.norm = TokenBatchNorm(self.num_features)
@@ -138,7 +139,7 @@ class BinaryVisionTransformer(nn.Module):
 
     def _describe_features(self, patch_size: int) -> list[dict[str, Any]]:
         """timm's feature_info: a pyramid's features are its stages' outputs, a columnar model's its blocks'."""
-        if len(self.stages) == 1:
+        if self.is_columnar:
             names = [f"stages.0.blocks.{i}" for i in range(len(self.stages[0].blocks))]
             return [dict(num_chs=self.num_features, reduction=patch_size, module=name) for name in names]
         return [
@@ -149,7 +150,7 @@ class BinaryVisionTransformer(nn.Module):
     def _feature_ends(self) -> list[int]:
         """The number of the last block of each feature in feature_info, blocks counted through all stages."""
         depths = [len(stage.blocks) for stage in self.stages]
-        if len(depths) == 1:
+        if self.is_columnar:
             return list(range(depths[0]))
         return [sum(depths[: i + 1]) - 1 for i in range(len(depths))]
 
@@ -264,7 +265,7 @@ class BinaryVisionTransformer(nn.Module):
         """Drops the stages or blocks behind the last of the chosen features; returns the chosen indices."""
         take, last = feature_take_indices(len(self.feature_info), indices)
         pruned = last < len(self.feature_info) - 1
-        if len(self.stages) == 1:
+        if self.is_columnar:
             self.stages[0].blocks = self.stages[0].blocks[: last + 1]
         else:
             self.stages = self.stages[: last + 1]

@@ -14,7 +14,7 @@ from binaryvit.records.run import TRAINING_VERSION, read_metrics
 from binaryvit.training.run import train
 
 LOSSES = TESTS / "training" / "losses.json"
-# A different order of sums moves these losses by a hundredth of it at most; a forward product in bfloat16 moves them more.
+# Another order of sums moves these losses by a hundredth of it; a forward product in bfloat16 moves them by more.
 TOLERANCE = 1e-4
 WITHOUT = {  # what the choice of a step must not find, for each implementation
     "native": (),

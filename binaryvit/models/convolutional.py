@@ -1,0 +1,165 @@
+"""A binary convolutional network to compare BinaryViT with: residual 3x3 convolutions after ReActNet.
+
+It is built from the same parts as the transformers (signs with learnable shifts, weights of one bit and a scale, batch
+norm, RPReLU, average-pooled shortcuts) and costs what BinaryViT costs at the same size.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import checkpoint as checkpoint_block
+from torch import Tensor, nn
+
+from binaryvit.models.layers import (
+    BinaryActivation,
+    BinaryConv2d,
+    PatchEmbedding,
+    RPReLU,
+    TokenBatchNorm,
+    add_shortcut,
+    grid_to_tokens,
+    tokens_to_grid,
+)
+from binaryvit.models.ops.precision import without_autocast
+from binaryvit.models.shapes import one_side
+
+
+class BinaryConvBlock(nn.Module):
+    """RPReLU(BN(BinConv3x3(sign(x + b))) + shortcut(x)) on tokens of a square grid (ReActNet, Liu et al. 2020).
+
+    With a stride of 2 the shortcut is the 2x2 average, its channels concatenated, as in binary patch merging. The
+    borders are padded with +1, the sign of 0: a third value would not fit into one bit.
+
+    Maps (B, grid_size^2, dim) to (B, (grid_size / stride)^2, out_dim).
+    """
+
+    def __init__(self, dim: int, out_dim: int, grid_size: int, stride: int, weight_bits: int, activation_bits: int):
+        super().__init__()
+        self.grid_size = grid_size
+        self.stride = stride
+        self.binarize = BinaryActivation(dim, activation_bits)
+        self.conv = BinaryConv2d(dim, out_dim, 3, stride, weight_bits, activation_bits)
+        self.norm = TokenBatchNorm(out_dim)
+        self.act = RPReLU(out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = float(self.binarize.activation_bits == 1)
+        signs = F.pad(tokens_to_grid(self.binarize(x), self.grid_size), (1, 1, 1, 1), value=padding)
+        main = self.norm(grid_to_tokens(self.conv(signs)))
+        if self.stride > 1:
+            x = grid_to_tokens(F.avg_pool2d(tokens_to_grid(x, self.grid_size), self.stride))
+        return self.act(add_shortcut(main, x))
+
+
+class BinaryResNet(nn.Module):
+    """Stages of binary residual convolutions behind a full-precision patch embedding, then the mean over all tokens.
+
+    Each stage but the first begins with a block of stride 2. Stem and classifier are those of BinaryViT.
+
+    Args:
+        img_size: side of the square images, a multiple of patch_size * 2^(stages - 1).
+        dims, depths: channels of each stage, each a multiple of the one before, and its blocks of stride 1.
+        weight_bits, activation_bits: 1 or 32.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 32,
+        patch_size: int = 2,
+        in_chans: int = 3,
+        num_classes: int = 10,
+        dims: tuple[int, ...] = (64, 128, 256),
+        depths: tuple[int, ...] = (3, 3, 1),
+        weight_bits: int = 1,
+        activation_bits: int = 1,
+        drop_rate: float = 0.0,
+    ):
+        super().__init__()
+        img_size = one_side("img_size", img_size)
+        self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.grad_checkpointing = False
+        self.stem = PatchEmbedding(in_chans, dims[0], patch_size, norm=True)
+        grid_size, stages = img_size // patch_size, []
+        for index, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            blocks = []
+            if index > 0:
+                blocks.append(BinaryConvBlock(dims[index - 1], dim, grid_size, 2, weight_bits, activation_bits))
+                grid_size //= 2
+            blocks += [BinaryConvBlock(dim, dim, grid_size, 1, weight_bits, activation_bits) for _ in range(depth)]
+            stages.append(Stage(blocks))
+        self.stages = nn.ModuleList(stages)
+        self.feature_info = [
+            dict(num_chs=dim, reduction=patch_size * 2**i, module=f"stages.{i}") for i, dim in enumerate(dims)
+        ]
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes each block in the backward pass instead of storing its activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The final linear layer (an identity where num_classes is 0)."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the classifier by a new one with `num_classes` outputs (0: none)."""
+        self.num_classes = num_classes
+        like = self.stem.proj.weight
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+        self.head.to(device=like.device, dtype=like.dtype).train(self.training)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, img_size, img_size) to the last stage's tokens (B, N, C)."""
+        x = self.stem(x)
+        for stage in self.stages:
+            for block in stage.blocks:
+                x = checkpoint_block(block, x) if self.grad_checkpointing and self.training else block(x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens to logits (B, num_classes), or to their mean (B, C) with pre_logits."""
+        x = self.head_drop(x.mean(dim=1))
+        if pre_logits:
+            return x
+        with without_autocast(x):
+            return self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+class Stage(nn.Module):
+    """The blocks of one stage; the first may halve the grid."""
+
+    def __init__(self, blocks: list[BinaryConvBlock]):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+
+default_cfgs = generate_default_cfgs({
+    "reactresnet_micro_patch2_32": dict(
+        num_classes=10,
+        input_size=(3, 32, 32),
+        fixed_input_size=True,
+        pool_size=None,
+        crop_pct=1.0,
+        interpolation="bicubic",
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        first_conv="stem.proj",
+        classifier="head",
+    )
+})  # fmt: skip
+
+
+@register_model
+def reactresnet_micro_patch2_32(pretrained: bool = False, **model_args: Any) -> BinaryResNet:
+    """A binary residual network with the parameters and operations of binaryvit_micro_patch2_32."""
+    return build_model_with_cfg(BinaryResNet, "reactresnet_micro_patch2_32", pretrained, **model_args)
