@@ -44,7 +44,7 @@ def save_inference_weights(
     """
     tensors = dict(model.state_dict())
     for name, layer in binary_layers(model).items():
-        tensors[f"{name}.weight.bits"], tensors[f"{name}.weight.scale"] = _pack(layer)
+        tensors[f"{name}.weight.bits"], tensors[f"{name}.weight.scale"] = pack_weight(layer)
         del tensors[f"{name}.weight"]
     # Scales stay float32: they are few, and the packed weights then rebuild exactly.
     tensors = {
@@ -73,7 +73,7 @@ def load_inference_weights(path: str | Path) -> nn.Module:
     try:
         for name, layer in binary_layers(model).items():
             bits, scale = tensors.pop(f"{name}.weight.bits"), tensors.pop(f"{name}.weight.scale")
-            layer.fix_weight(_unpack(bits, scale, layer.weight.shape))
+            layer.fix_weight(unpack_weight(bits, scale, layer.weight.shape))
             tensors[f"{name}.weight"] = layer.weight.detach()
         model.load_state_dict(tensors)
     except (KeyError, RuntimeError, ValueError) as error:
@@ -139,7 +139,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise BinaryViTError(f"{path} is truncated or damaged, or no safetensors file; write it again.") from error
 
 
-def _pack(layer: nn.Module) -> tuple[Tensor, Tensor]:
+def pack_weight(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """A binary layer's signs (out, bytes per row) and scales (out,)."""
     weight = layer.weight.detach()
     signs = weight if layer.is_fixed else sign(layer.centred_weight().detach())
@@ -148,7 +148,7 @@ def _pack(layer: nn.Module) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(bits), scale.float()
 
 
-def _unpack(bits: Tensor, scale: Tensor, shape: torch.Size) -> Tensor:
+def unpack_weight(bits: Tensor, scale: Tensor, shape: torch.Size) -> Tensor:
     """The binary weight s * sign(W) in float32."""
     rows, columns = shape[0], shape[1:].numel()
     if bits.dtype != torch.uint8 or bits.shape != (rows, -(-columns // 8)) or scale.shape != (rows,):
