@@ -1,14 +1,14 @@
-"""What an inference model with 1-bit weights and activations consists of, and the modules rebuilt from it.
+"""What the evaluation mode of a model with 1-bit weights and activations consists of, and the modules rebuilt from it.
 
-Names are those of the model's state dict, but for two things that inference needs less of:
+Names are those of the model's state dict, but for two things:
 
 - a binary weight is `<layer>.weight.bits` (uint8, one row per output channel, `weights_file`'s packing) and
   `<layer>.weight.scale` (float32, one number per output channel);
-- a batch norm with running statistics is `<norm>.factor` and `<norm>.offset` (float32, one number per channel): it
-  computes fma(x, factor, offset).
+- a batch norm has no running statistics: it is fma(x, weight, bias).
 
-Scale and factor stay apart, although both multiply: the model rounds the scaled product to float32 before it is
-normalized. One factor for both would round otherwise and, some times in an image, turn the sign the next layer takes.
+Scale and norm stay apart, although both multiply: the model rounds the scaled product to float32 before it normalizes
+it. One factor for both rounds otherwise, which turns a sign in every second image of 224 pixels, and one turned sign
+turns others: on 7 of 12 random images the logits of a `binaryvit_small_patch4_224` then moved by 0.3 to 23 %.
 """
 
 import torch
@@ -33,7 +33,8 @@ def packed_tensors(model: BinaryVisionTransformer) -> dict[str, Tensor]:
         tensors[f"{name}.weight.bits"], tensors[f"{name}.weight.scale"] = (part.cpu() for part in pack_weight(layer))
     for name, norm in _norms(model).items():
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(f"{name}.")}
-        tensors[f"{name}.factor"], tensors[f"{name}.offset"] = (part.cpu() for part in _factor_and_offset(norm))
+        weight, bias = _folded_statistics(norm)
+        tensors |= {f"{name}.batch_norm.weight": weight.cpu(), f"{name}.batch_norm.bias": bias.cpu()}
     return {
         name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in tensors.items()
@@ -60,7 +61,7 @@ def restored(module: nn.Module, tensors: dict[str, Tensor], prefix: str = "") ->
     """A module of a model, built without numbers (on the meta device), with those of `packed_tensors` in it.
 
     In evaluation mode it computes bit for bit what the original does: batch norms have mean 0 and a variance whose
-    deviation is exactly 1, so that factor and offset are their weight and bias.
+    deviation is exactly 1.
     """
     numbers = {}
     for name, layer in binary_layers(module).items():
@@ -68,12 +69,10 @@ def restored(module: nn.Module, tensors: dict[str, Tensor], prefix: str = "") ->
         layer.fix_weight(unpack_weight(bits, scale, layer.weight.shape))
         numbers[f"{name}.weight"] = layer.weight.detach()
     for name, norm in _norms(module).items():
-        factor, offset = (tensors[f"{prefix}{name}.{part}"] for part in ("factor", "offset"))
+        zeros = torch.zeros(norm.batch_norm.num_features)
         numbers |= {
-            f"{name}.batch_norm.weight": factor,
-            f"{name}.batch_norm.bias": offset,
-            f"{name}.batch_norm.running_mean": torch.zeros_like(factor),
-            f"{name}.batch_norm.running_var": torch.ones_like(factor) - norm.batch_norm.eps,
+            f"{name}.batch_norm.running_mean": zeros,
+            f"{name}.batch_norm.running_var": 1 - norm.batch_norm.eps + zeros,
             f"{name}.batch_norm.num_batches_tracked": torch.zeros((), dtype=torch.int64),
         }
     numbers |= {name: tensors[prefix + name] for name in module.state_dict().keys() - numbers.keys()}
@@ -89,11 +88,11 @@ def _blocks(model: BinaryVisionTransformer) -> list[nn.Module]:
     return [block for stage in model.stages for block in stage.blocks]
 
 
-def _factor_and_offset(norm: TokenBatchNorm) -> tuple[Tensor, Tensor]:
+def _folded_statistics(norm: TokenBatchNorm) -> tuple[Tensor, Tensor]:
     """What PyTorch's batch norm multiplies with and adds in evaluation mode, to the last bit (on a CPU with FMA)."""
     statistics = norm.batch_norm
     mean, variance = statistics.running_mean.detach().float(), statistics.running_var.detach().float()
-    factor = torch.rsqrt(variance + statistics.eps) * statistics.weight.detach().float()
-    # In float64 the product is exact, so the sum is rounded once, as in a fused multiply-add.
-    offset = (statistics.bias.detach().double() - mean.double() * factor.double()).float()
-    return factor, offset
+    weight = torch.rsqrt(variance + statistics.eps) * statistics.weight.detach().float()
+    # In float64 the product is exact, so the difference is rounded once, as in a fused multiply-add.
+    bias = (statistics.bias.detach().double() - mean.double() * weight.double()).float()
+    return weight, bias
