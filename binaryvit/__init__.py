@@ -2,4 +2,4 @@
 
 from binaryvit.models import ladder as _ladder  # noqa: F401 - registers the variants with timm
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
