@@ -22,6 +22,10 @@ from binaryvit.errors import BinaryViTError
 # by the identity of its content.
 NOT_IN_KEY = frozenset({"data_dir", "data_label", "teacher", "workers", "threads", "checkpoint_minutes"})
 
+# Settings that came after the first runs. At its default such a setting changes no number and is left out of the key,
+# so that a run made before the setting existed keeps its key.
+_LATER_SETTINGS = frozenset({"holdout_images", "latent_scale"})
+
 _NOT_MODEL_ARGS = {
     "num_classes": "comes from the data",
     "img_size": "is set by image_size",
@@ -76,6 +80,9 @@ class TrainingConfig(BaseModel):
     eval_split: str | None = None
     max_train_images: int | None = Field(None, ge=1)
     max_eval_images: int | None = Field(None, ge=1)
+    # To choose a setting without looking at the evaluation split: train without this many images of the training split,
+    # every class in its proportion, and evaluate on them instead.
+    holdout_images: int | None = Field(None, ge=1)
 
     # Teacher: a run folder or weights file of ours, "timm:NAME" (pretrained), or a checkpoint of `teacher_variant`.
     teacher: str | None = Field(None, min_length=1)
@@ -84,6 +91,7 @@ class TrainingConfig(BaseModel):
 
     # Optimization.
     seed: int = Field(0, ge=0, lt=2**32)
+    latent_scale: float = Field(1.0, gt=0)  # latent weights of binary layers start at this fraction of PyTorch's values
     epochs: int = Field(300, ge=1)
     batch_size: int = Field(512, ge=1)  # images per optimizer step, over all processes and accumulation steps
     accumulation_steps: int = Field(1, ge=1)
@@ -229,6 +237,10 @@ class TrainingConfig(BaseModel):
                 self.train_split is not None and self.train_split == self.eval_split,
                 f"train_split and eval_split are both {self.train_split!r}: the evaluation split is never trained on.",
             ),
+            (
+                self.holdout_images is not None and (self.eval_split is not None or self.max_eval_images is not None),
+                "holdout_images evaluates on a part of the training split: leave eval_split and max_eval_images out.",
+            ),
         ]
 
     @property
@@ -250,6 +262,9 @@ class TrainingConfig(BaseModel):
         if self.teacher is not None and teacher_identity is None:
             raise ValueError("The key of a configuration with a teacher needs the teacher's identity.")
         content = self.model_dump(mode="json", exclude=NOT_IN_KEY)
+        for name in _LATER_SETTINGS:
+            if content[name] == type(self).model_fields[name].default:
+                del content[name]
         content |= {"teacher": teacher_identity, "data": without_place(self.data)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -69,13 +69,14 @@ def load_data(config: TrainingConfig) -> Data:
     """Finds, checks and fingerprints the data set of a training configuration; images are decoded later.
 
     The training split is `train` unless given; the evaluation split the first of `EVAL_SPLITS` that exists unless
-    given. The image column is the one of images, the label column the one of class labels (among several the one called
+    given. With holdout_images the evaluation images are a part of the training split, which then trains without them.
+    The image column is the one of images, the label column the one of class labels (among several the one called
     "label"), unless given. Labels without names are 0, 1, ..., or strings in alphabetical order. With max_train_images
     or max_eval_images a fixed part is used that keeps the classes' proportions.
 
     Args:
         config: data, data_dir, data_label, data_config, image_column, label_column, train_split, eval_split,
-            max_train_images and max_eval_images of a training configuration.
+            max_train_images, max_eval_images and holdout_images of a training configuration.
 
     Raises:
         BinaryViTError: no such data set, split or column; the two splits are one; a label outside of the classes;
@@ -83,20 +84,24 @@ def load_data(config: TrainingConfig) -> Data:
     """
     source = open_source(config.data, config.data_dir, config.data_config)
     train_name, eval_name = _split_names(config, source.splits)
-    tables = {name: source.splits[name] for name in (train_name, eval_name)}
-    image_column, label_column = _column_names(config, tables[train_name])
-    class_names = _class_names(tables[train_name], label_column)
+    image_column, label_column = _column_names(config, source.splits[train_name])
+    class_names = _class_names(source.splits[train_name], label_column)
 
     def split(name: str, limit: int | None) -> ImageSplit:
-        labels = _labels(name, tables[name], label_column, class_names)
+        table = source.splits[name]
+        labels = _labels(name, table, label_column, class_names)
         rows = np.arange(len(labels))
         if limit is not None and limit < len(labels):
             rows = evenly_spaced_per_class(labels, limit)
         return ImageSplit(
-            name, _encoded_table(name, tables[name], image_column), image_column, labels[rows], rows, source.folder
+            name, _encoded_table(name, table, image_column), image_column, labels[rows], rows, source.folder
         )
 
-    train, evaluation = split(train_name, config.max_train_images), split(eval_name, config.max_eval_images)
+    train = split(train_name, config.max_train_images)
+    if config.holdout_images is None:
+        evaluation = split(eval_name, config.max_eval_images)
+    else:
+        train, evaluation = _hold_out(train, config.holdout_images)
     name = _name_of(config.data)
     return Data(
         name=name,
@@ -285,11 +290,24 @@ def _ignore_interrupt(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _split_names(config: TrainingConfig, splits: dict[str, datasets.Dataset]) -> tuple[str, str]:
+def _hold_out(split: ImageSplit, images: int) -> tuple[ImageSplit, ImageSplit]:
+    """A split without `images` of its images, each class in its proportion, and these; the same ones always."""
+    if images >= len(split):
+        raise BinaryViTError(
+            f"holdout_images={images} leaves nothing of the {len(split)} training images: make it smaller."
+        )
+    held = evenly_spaced_per_class(split.labels, images)
+    kept = np.setdiff1d(np.arange(len(split)), held)
+    return split.part(kept), replace(split.part(held), name=f"{split.name} (held out)")
+
+
+def _split_names(config: TrainingConfig, splits: dict[str, datasets.Dataset]) -> tuple[str, str | None]:
+    """The names of the splits to train and to evaluate on; no second one where training images are held out for it."""
     train = config.train_split or "train"
     evaluation = config.eval_split or next((name for name in EVAL_SPLITS if name in splits), None)
+    wanted = [("train_split", train)] + [("eval_split", evaluation)] * (config.holdout_images is None)
     there = ", ".join(splits)
-    for field, name in (("train_split", train), ("eval_split", evaluation)):
+    for field, name in wanted:
         if name is None:
             raise BinaryViTError(
                 f"The data set '{config.data}' has no split named {', '.join(EVAL_SPLITS[:-1])} or {EVAL_SPLITS[-1]} "
@@ -301,7 +319,7 @@ def _split_names(config: TrainingConfig, splits: dict[str, datasets.Dataset]) ->
             )
         if not len(splits[name]):
             raise BinaryViTError(f"The split '{name}' of the data set '{config.data}' has no images.")
-    if train == evaluation:
+    if train == evaluation and config.holdout_images is None:
         raise BinaryViTError(f"The split '{train}' is trained on, so it cannot be evaluated on: set eval_split.")
     return train, evaluation
 

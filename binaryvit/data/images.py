@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -41,6 +41,10 @@ class ImageSplit:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def part(self, indices: np.ndarray) -> "ImageSplit":
+        """The split reduced to some of its images."""
+        return replace(self, labels=self.labels[indices], rows=self.rows[indices])
 
     def encoded(self, indices: Sequence[int]) -> list[bytes]:
         """The images' files as they are stored.

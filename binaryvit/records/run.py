@@ -97,6 +97,17 @@ class WeightsRecord(_Record):
     top1: float
 
 
+class PredictionsRecord(_Record):
+    """The file with the class that the stored weights predict for each evaluated image (`records.predictions`).
+
+    The share of right ones is `WeightsRecord.top1`.
+    """
+
+    file: str  # relative to the run's folder
+    bytes: int
+    sha256: str
+
+
 class RunRecord(_Record):
     """One finished training run, as stored in its run.json. It holds no absolute path."""
 
@@ -115,6 +126,8 @@ class RunRecord(_Record):
     duration_seconds: float = Field(ge=0)  # spent in all starts of a resumed run together
     result: RunResult
     weights: WeightsRecord
+    predictions: PredictionsRecord | None = None  # None in records of earlier versions
+    numerics: dict[str, str | bool] = {}  # the shortcuts PyTorch's libraries might take (`training.numerics`)
 
     def write(self, run_dir: str | Path) -> None:
         """Writes run.json atomically and removes the note of an earlier failure."""
@@ -181,7 +194,7 @@ def read_runs(study_dir: str | Path) -> pd.DataFrame:
 
     A column is called as the value's path in run.json ("result.top1", "config.variant", "data.label", "id"); the column
     "folder" is the run's folder relative to `study_dir`. Without runs the table is empty and has the columns all the
-    same, except those of the configuration and the packages.
+    same, except those of the configuration, the packages and the numerics.
 
     Raises BinaryViTError when a record is damaged.
     """
@@ -199,7 +212,7 @@ def _columns(record: type[BaseModel]) -> list[str]:
     for name, field in record.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             columns += [f"{name}.{inner}" for inner in field.annotation.model_fields]
-        elif name not in ("config", "packages"):  # their columns depend on their content
+        elif name not in ("config", "packages", "numerics"):  # their columns depend on their content
             columns.append(name)
     return columns
 

@@ -23,7 +23,7 @@ STUDY_FILE = "study.yaml"
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # it becomes a file name
 # All rows of a study see the same data, so these are given once, for the study.
 _DATA_FIELDS = {"data", "data_label", "data_config", "image_column", "label_column", "train_split", "eval_split"}
-_DATA_FIELDS |= {"max_train_images", "max_eval_images"}
+_DATA_FIELDS |= {"max_train_images", "max_eval_images", "holdout_images"}
 
 
 class _Part(BaseModel):
@@ -205,11 +205,9 @@ def _judge(study: Study, run: PlannedRun, record: RunRecord, fingerprint: str | 
     reference = fingerprint or _fingerprint_on_record(study) or record.key.data
     teacher = _teacher_of(study, run)
     now = run.config.model_dump(mode="json", exclude=NOT_IN_KEY) | {"data": without_place(run.config.data)}
-    changes = [
-        f"{name} was {record.config.get(name)!r} and is {value!r}"
-        for name, value in now.items()
-        if record.config.get(name) != value
-    ]
+    # A record made before a setting existed was made with its default.
+    before = {name: field.default for name, field in TrainingConfig.model_fields.items()} | record.config
+    changes = [f"{name} was {before[name]!r} and is {value!r}" for name, value in now.items() if before[name] != value]
     if record.key.training_version != TRAINING_VERSION:
         changes += [f"the training code was version {record.key.training_version} and is {TRAINING_VERSION}"]
     if record.key.data != reference:

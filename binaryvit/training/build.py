@@ -7,6 +7,7 @@ from torch import nn
 
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.layers import binary_layers
 
 
 def model_arguments(config: TrainingConfig, num_classes: int) -> dict:
@@ -31,10 +32,15 @@ def create_model(config: TrainingConfig, num_classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         try:
-            return timm.create_model(config.variant, **arguments)
+            model = timm.create_model(config.variant, **arguments)
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
             raise BinaryViTError(f"{config.variant} cannot be built with {given}: {error}.") from error
+    if config.latent_scale != 1.0:
+        with torch.no_grad():
+            for layer in binary_layers(model).values():
+                layer.weight *= config.latent_scale
+    return model
 
 
 def pretrained_model(name: str) -> nn.Module:

@@ -15,7 +15,7 @@ from binaryvit.files import write_atomically
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 PROCESSES = "processes"  # the entry of an identity that is a number; the others say less about what differs
-_FORMAT = 1
+_FORMAT = 2
 _METADATA = "binaryvit_training_state"
 
 

@@ -279,6 +279,8 @@ BOTH = {
     "precision": "fp16",
     "model_args": {},
     "distillation_weight": 0.9,
+    "holdout_images": None,
+    "latent_scale": 1.0,
     "eval_crop": 224 / 256,
     "seed": 0,
 }
