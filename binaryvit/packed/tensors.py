@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.bits import pack_weight, unpack_weight
 from binaryvit.models.layers import TokenBatchNorm, binary_layers
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
-from binaryvit.models.weights_file import pack_weight, unpack_weight
 
 
 def packed_tensors(model: BinaryVisionTransformer) -> dict[str, Tensor]:
