@@ -173,9 +173,9 @@ def plan(study: Study, fingerprint: str | None = None) -> list[PlannedRun]:
     """The study's runs with their states, from what is on disk; nothing is loaded, trained or written.
 
     `fingerprint` is that of the data at hand. Without it the data are not checked, except that all runs must have been
-    made with the same ones.
+    made with the same ones. A run that is done by its own record (`analysis.stored.study_of_folders`) stays so.
     """
-    return [state_of(study, run, fingerprint) for run in study.runs]
+    return [run if run.state is State.DONE else state_of(study, run, fingerprint) for run in study.runs]
 
 
 def state_of(
