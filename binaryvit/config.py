@@ -1,7 +1,7 @@
 """One strict description of one training run.
 
 A `TrainingConfig` that exists is valid: unknown names, wrong types, values out of range and combinations that
-contradict each other are refused, all at once and in sentences, before anything is loaded or written.
+contradict each other are refused in sentences, all at once, before anything is loaded or written.
 """
 
 import difflib
@@ -18,8 +18,8 @@ from timm.data.transforms_factory import create_transform
 
 from binaryvit.errors import BinaryViTError
 
-# What says where and how fast a run happens, not which numbers it produces. The teacher's place is replaced in the key
-# by the identity of its content.
+# These say where and how fast a run happens, not which numbers it produces. In the key, the identity of the teacher's
+# content replaces its path.
 NOT_IN_KEY = frozenset({"data_dir", "data_label", "teacher", "workers", "threads", "checkpoint_minutes"})
 
 # Settings that came after the first runs. At its default such a setting changes no number and is left out of the key,
@@ -153,7 +153,7 @@ class TrainingConfig(BaseModel):
         """Reads a file of `field: value` lines; the optional entry `recipe: teacher` chooses what the rest changes."""
         fields = read_yaml(path)
         recipe = fields.pop("recipe", "student")
-        if recipe not in list(RECIPES):  # it may be anything, also what cannot be looked up
+        if recipe not in list(RECIPES):  # it may be of any type, even one without a hash
             raise BinaryViTError(f"{path}: the recipe {recipe!r} does not exist: choose one of {', '.join(RECIPES)}.")
         try:
             return cls(**{**RECIPES[recipe], **fields})
@@ -177,7 +177,7 @@ class TrainingConfig(BaseModel):
         for field in ("variant", "teacher_variant"):
             name = getattr(self, field)
             if name is not None and not timm.is_model(name):
-                problems.append(f"{field}={name!r} is no model that timm knows{suggestion(name, timm.list_models())}")
+                problems.append(f"{field}={name!r} is not a model of timm{suggestion(name, timm.list_models())}")
         if self.auto_augment is not None:
             try:
                 create_transform(32, is_training=True, auto_augment=self.auto_augment)
@@ -192,7 +192,7 @@ class TrainingConfig(BaseModel):
         return self
 
     def _contradictions(self) -> list[tuple[bool, str]]:
-        """What can be wrong between fields: whether it is, and the sentence to say."""
+        """What can be wrong between fields: whether it is wrong, and the sentence that says so."""
         parts = self.accumulation_steps * self.processes
         low, high = self.crop_scale
         return [
@@ -222,7 +222,7 @@ class TrainingConfig(BaseModel):
             ),
             (
                 not 0 < low <= high <= 1,
-                f"crop_scale=({low:g}, {high:g}) is no range of shares: 0 < first <= second <= 1 must hold.",
+                f"crop_scale=({low:g}, {high:g}) is not a range of shares: 0 < first <= second <= 1 must hold.",
             ),
             (
                 self.teacher is None and self.teacher_variant is not None,
@@ -254,7 +254,7 @@ class TrainingConfig(BaseModel):
         return self.learning_rate * self.batch_size / self.learning_rate_batch
 
     def key(self, teacher_identity: str | None = None) -> str:
-        """Hex SHA-256 of what determines the run's numbers, beside the data and the training code's version.
+        """Hex SHA-256 of what determines the run's numbers, apart from the data and the training code's version.
 
         `teacher_identity` names the content of the teacher where there is one (`training.teacher.identity` of one that
         exists, `training.teacher.run_identity` of one that will).
@@ -270,7 +270,7 @@ class TrainingConfig(BaseModel):
 
 
 def without_place(path: str) -> str:
-    """A name or relative path as it is; of an absolute path, which belongs to one machine, the last part."""
+    """A name or relative path unchanged; the last part of an absolute path, which belongs to one machine."""
     return Path(path).name if Path(path).expanduser().is_absolute() else path
 
 
@@ -285,7 +285,7 @@ def _sentence(problem: Any) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     given = problem["input"]
     if problem["type"] == "extra_forbidden":
-        return f"{field!r} is no setting of a training run{suggestion(field, list(TrainingConfig.model_fields))}"
+        return f"{field!r} is not a setting of a training run{suggestion(field, list(TrainingConfig.model_fields))}"
     if problem["type"] == "missing":
         return f"The setting {field!r} is missing."
     choices = re.findall(r"'(.*?)'", problem["ctx"]["expected"]) if problem["type"] == "literal_error" else []
@@ -294,7 +294,7 @@ def _sentence(problem: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1's safe loader, which also reads 5e-4 as a number, as everyone writing it means it to."""
+    """YAML 1.1's safe loader, which also reads 5e-4 as a number, as its writer means it."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [self.construct_object(key) for key, _ in node.value]
@@ -316,7 +316,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise BinaryViTError(f"{path} cannot be read: {error}.") from None
     except yaml.YAMLError as error:
-        raise BinaryViTError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from None
+        raise BinaryViTError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise BinaryViTError(f"{path} must hold lines of `name: value`.")
     return content

@@ -16,7 +16,7 @@ def find_upwards(name: str | Path, start: str | Path) -> Path | None:
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then moves it into place in one step.
+    """Lets `write` fill a temporary file next to `path`, then moves it into place in one step.
 
     Whenever the process dies, `path` holds either its old content or all of the new one. The folder is made if needed.
     """

@@ -18,9 +18,9 @@ def hold(path: str | Path) -> Iterator[int | None]:
 
     An flock belongs to the open file, not to the process: a child that inherits the descriptor keeps the lock also
     when its parent is killed, so nobody else starts the run that the orphan still trains. (This is why it is not
-    `filelock`, whose descriptor is private.) The file is removed when the lock is given back.
+    `filelock`, whose descriptor is private.) The file is removed when the lock is released.
 
-    On a network file system it works between machines as far as that carries flock over: NFS does (since Linux 2.6.12,
+    On a network file system it works between machines where that supports flock: NFS does (since Linux 2.6.12,
     by its server's byte-range locks), Lustre when mounted with `flock`.
 
     Raises BinaryViTError where there are no locks.
@@ -65,7 +65,7 @@ def _is_file(descriptor: int, path: Path) -> bool:
 
 
 def is_locked(path: str | Path) -> bool:
-    """Whether a living process holds the lock file `path`. Creates nothing, and works in a folder one may only read."""
+    """Whether a living process holds the lock file `path`. Creates nothing, and works in a read-only folder."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def is_locked(path: str | Path) -> bool:
 
 
 def _flock(descriptor: int, kind: int, path: str | Path) -> bool:
-    """Whether the lock was to be had at once. Raises BinaryViTError on a file system without locks."""
+    """Whether the lock could be taken at once. Raises BinaryViTError on a file system without locks."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

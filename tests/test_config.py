@@ -39,8 +39,8 @@ def test_learning_rate_scales_with_the_effective_batch():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"learning_rat": 0.1}, "'learning_rat' is no setting of a training run: did you mean 'learning_rate'?"),
-        ({"zzzzzz": 0.1}, "'zzzzzz' is no setting of a training run."),
+        ({"learning_rat": 0.1}, "'learning_rat' is not a setting of a training run: did you mean 'learning_rate'?"),
+        ({"zzzzzz": 0.1}, "'zzzzzz' is not a setting of a training run."),
         ({"epochs": "3"}, "epochs='3'"),
         ({"epochs": 3.0}, "epochs=3.0"),
         ({"epochs": True}, "epochs=True"),
@@ -151,8 +151,8 @@ def test_yaml(tmp_path):
     [
         ("variant: a\nvariant: b\n", "given twice"),
         ("[1, 2]", "name: value"),
-        ("a: [", "no valid YAML"),
-        ("!!python/object/apply:os.system ['true']", "no valid YAML"),
+        ("a: [", "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("variant: vit_tiny_patch16_224\nrecipe: treacher\n", "'treacher' does not exist"),
         ("variant: vit_tiny_patch16_224\nepochs: -1\n", "run.yaml: epochs=-1"),
     ],

@@ -1,7 +1,7 @@
 """The run record: what was run, on what, with what result; and many of them as a table.
 
-A run's folder holds `run.json` (written last: its presence means the run is finished), `metrics.csv` with a row an
-epoch, the inference weights and the executed notebook; `failure.json` instead of `run.json` when it failed.
+A run's folder holds `run.json` (written last: its presence means the run is finished), `metrics.csv` with a row
+per epoch, the inference weights and the executed notebook; `failure.json` instead of `run.json` when it failed.
 """
 
 import json
@@ -50,7 +50,7 @@ class DataRecord(_Record):
     """The data of a run. `source` is a hub name, an embedded set's name or the last component of a local folder."""
 
     name: str
-    label: str  # how tables and figures call it
+    label: str  # its name in tables and figures
     source: str
     fingerprint: str
     train_split: str
@@ -63,8 +63,8 @@ class DataRecord(_Record):
 class Hardware(_Record):
     """The machine of a run: `device` as torch calls its type (cpu, cuda), `gpus` their names, memory in 1e9 bytes.
 
-    `native_steps`, on a CPU: the compiler of the C++ steps of training (`native`); None where PyTorch's were used,
-    whose results differ by rounding.
+    `native_steps`, on a CPU: the compiler of the C++ steps of training (`models.ops.native`); None where PyTorch's were
+    used, whose results differ by rounding.
     """
 
     device: str
@@ -190,11 +190,11 @@ def run_folders(study_dir: str | Path) -> list[Path]:
 
 
 def read_runs(study_dir: str | Path) -> pd.DataFrame:
-    """The finished runs of a study as a table, one row a run, sorted by folder name.
+    """The finished runs of a study as a table, one row per run, sorted by folder name.
 
-    A column is called as the value's path in run.json ("result.top1", "config.variant", "data.label", "id"); the column
-    "folder" is the run's folder relative to `study_dir`. Without runs the table is empty and has the columns all the
-    same, except those of the configuration, the packages and the numerics.
+    A column is named by the value's path in run.json ("result.top1", "config.variant", "data.label", "id"); the column
+    "folder" is the run's folder relative to `study_dir`. Without runs, the table is empty but has the
+    columns, except those of the configuration, the packages and the numerics.
 
     Raises BinaryViTError when a record is damaged.
     """
@@ -218,7 +218,7 @@ def _columns(record: type[BaseModel]) -> list[str]:
 
 
 def read_metrics(run_dir: str | Path) -> pd.DataFrame:
-    """The metrics of a run, one row an epoch, in the order of training.
+    """The metrics of a run, one row per epoch, in the order of training.
 
     Raises BinaryViTError when there are none or they are not a table.
     """

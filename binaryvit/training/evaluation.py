@@ -41,10 +41,10 @@ def evaluate(
     device: torch.device,
     precision: str = "fp32",
 ) -> Evaluation:
-    """Evaluates `model` on batches of (images, labels, indices), and puts it back into its mode.
+    """Evaluates `model` on batches of (images, labels, indices), and restores its mode.
 
-    With several processes each one gives its own batches, and all get the result over all of them; the images are dealt
-    to the processes in turn, as `eval_batches` does.
+    With several processes, each passes its own batches and gets the result over all of them; images are dealt to the
+    processes in turn, as `eval_batches` does.
     """
     was_training = model.training
     model.eval()

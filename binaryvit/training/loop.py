@@ -1,7 +1,7 @@
 """The training loop: epochs of optimizer steps whose outcome is a function of the configuration and the data alone.
 
 No random state is ever saved. All that is random in a step is seeded by (seed, epoch, step, process), so a run that
-goes on from a checkpoint meets what it would have met without the interruption.
+goes on from a checkpoint sees what it would have seen without the interruption.
 """
 
 import math
@@ -52,7 +52,7 @@ class Trainer:
 
     Attributes:
         model: the model in training; `trained_model` is the one to keep.
-        state: what a checkpoint holds beside tensors: where the run is, the running epoch's sums, all metrics so far.
+        state: what a checkpoint holds besides tensors: where the run is, the running epoch's sums, all metrics so far.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Trainer:
         self.signs = weight_signs(self.model)
         self.state: dict[str, Any] = {
             "identity": identity,
-            "sources": [],  # the commits it was trained at, in their order
+            "sources": [],  # the commits it was trained at, in order
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "epoch": 0,
             "step": 0,

@@ -58,16 +58,16 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
     `run_dir` then holds metrics.csv, weight_flips.csv, attention_levels.csv and activation_shifts.csv (rewritten after
     each epoch; of a model that has such parts), latent_weights.csv and latent_layers.csv, weights.safetensors (for
     inference), predictions.safetensors (of these weights), run.json (written last) and checkpoint.safetensors (ignored
-    by git). The random state of the caller is left as it was.
+    by git). The caller's random state is kept.
 
     Args:
         config: the run.
         run_dir: made if needed. A folder that holds another run is refused and left alone.
-        study, run_id: how the record is called; by default nothing, and the folder's name.
+        study, run_id: names in the record; by default none, and the folder's name.
 
     Raises:
-        BinaryViTError: the data, teacher or model cannot be had; the folder holds another run, or a damaged checkpoint;
-            another process trains in it; a machine does not see it; the loss is not finite.
+        BinaryViTError: the data, teacher or model is not available; the folder holds another run, or a damaged
+            checkpoint; another process trains in it; a machine does not see it; the loss is not finite.
     """
     run_dir = Path(run_dir)
     # The others wait while the first process prepares the data; a large set seen for the first time takes long.
@@ -112,7 +112,7 @@ def _check_launch(config: TrainingConfig, process: PartialState) -> None:
 
 
 def _finished(run_dir: Path, key: RunKey, process: PartialState) -> RunRecord | None:
-    """The record of a finished run, as the first process sees it, so that all go on or none does."""
+    """The record of a finished run as the first process sees it, so that either all processes go on or none."""
     [record] = broadcast_object_list([read_record(run_dir) if process.is_main_process else None])
     if record is None or record.key == key:
         return record

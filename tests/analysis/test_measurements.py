@@ -111,7 +111,7 @@ def test_other_weights_record_or_file_measure_that_run_again(norms):
     norms.file(PYRAMID, "csv").unlink()
     pd.testing.assert_frame_equal(norms.measured(), after)
     norms.file(TEACHER, "json").write_text("{}")
-    with pytest.raises(BinaryViTError, match="is no note about where files come from"):
+    with pytest.raises(BinaryViTError, match="is not a note on where files come from"):
         norms.measured()
 
 

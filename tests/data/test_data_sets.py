@@ -208,7 +208,7 @@ def test_classes_numbered_differently_in_the_evaluation_split_go_by_their_names(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"eval_split": "test"}, r"no split 'test': set eval_split to one of those there are: .*extra.*train"),
+        ({"eval_split": "test"}, r"no split 'test': set eval_split to one of those it has: .*extra.*train"),
         ({"train_split": "all", "eval_split": "extra"}, r"no split 'all': set train_split"),
         ({}, r"no split named validation, valid, val or test to evaluate on: set eval_split .*: extra, train"),
         ({"eval_split": "train"}, r"'train' is trained on, so it cannot be evaluated on"),
@@ -241,7 +241,7 @@ def test_absurd_label_is_not_counted_up_to(tmp_path):
 
 
 def test_one_class(tmp_path):
-    with pytest.raises(BinaryViTError, match=r"one class only \(cat\)"):
+    with pytest.raises(BinaryViTError, match=r"only one class \(cat\)"):
         load_data(config(class_folders(tmp_path, train=("cat",), val=("cat",))))
 
 
