@@ -2,4 +2,4 @@
 
 from binaryvit.models import convolutional, ladder, shortcuts_only  # noqa: F401 - they register the models with timm
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

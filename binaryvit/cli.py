@@ -17,7 +17,7 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code. A user's mistake is printed as its sentence, without traceback."""
+    """Runs one command and returns its exit code. A user's mistake is printed as a sentence, without a traceback."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C: nothing is lost
     try:
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "--only", nargs="+", default=[], metavar="ID", help="these runs (and their teacher), no analysis"
     )
-    reproduce.add_argument("--rerun-stale", action="store_true", help="move stale runs aside and train them anew")
+    reproduce.add_argument("--rerun-stale", action="store_true", help="move stale runs aside and train them again")
     _add_speed(reproduce)
     reproduce.set_defaults(command=_reproduce)
 
@@ -110,7 +110,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="a local copy of the study's data set")
-    parser.add_argument("--data-label", metavar="TEXT", help="how tables call the data, when the copy differs")
+    parser.add_argument("--data-label", metavar="TEXT", help="the name of the data in tables, when the copy differs")
     parser.add_argument("--check-data", action="store_true", help="load the data and compare them with those on record")
 
 

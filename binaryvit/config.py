@@ -1,7 +1,7 @@
 """One strict description of one training run.
 
 A `TrainingConfig` that exists is valid: unknown names, wrong types, values out of range and combinations that
-contradict each other are refused, all at once and in sentences, before anything is loaded or written.
+contradict each other are refused in sentences, all at once, before anything is loaded or written.
 """
 
 import difflib
@@ -18,8 +18,8 @@ from timm.data.transforms_factory import create_transform
 
 from binaryvit.errors import BinaryViTError
 
-# What says where and how fast a run happens, not which numbers it produces. The teacher's place is replaced in the key
-# by the identity of its content.
+# These say where and how fast a run happens, not which numbers it produces. In the key, the identity of the teacher's
+# content replaces its path.
 NOT_IN_KEY = frozenset({"data_dir", "data_label", "teacher", "workers", "threads", "checkpoint_minutes"})
 
 _NOT_MODEL_ARGS = {
@@ -76,6 +76,9 @@ class TrainingConfig(BaseModel):
     eval_split: str | None = None
     max_train_images: int | None = Field(None, ge=1)
     max_eval_images: int | None = Field(None, ge=1)
+    # To choose a setting without looking at the evaluation split: train without this many images of the training split,
+    # every class in its proportion, and evaluate on them instead.
+    holdout_images: int | None = Field(None, ge=1)
 
     # Teacher: a run folder or weights file of ours, "timm:NAME" (pretrained), or a checkpoint of `teacher_variant`.
     teacher: str | None = Field(None, min_length=1)
@@ -84,6 +87,7 @@ class TrainingConfig(BaseModel):
 
     # Optimization.
     seed: int = Field(0, ge=0, lt=2**32)
+    latent_scale: float = Field(1.0, gt=0)  # latent weights of binary layers start at this fraction of PyTorch's values
     epochs: int = Field(300, ge=1)
     batch_size: int = Field(512, ge=1)  # images per optimizer step, over all processes and accumulation steps
     accumulation_steps: int = Field(1, ge=1)
@@ -145,7 +149,7 @@ class TrainingConfig(BaseModel):
         """Reads a file of `field: value` lines; the optional entry `recipe: teacher` chooses what the rest changes."""
         fields = read_yaml(path)
         recipe = fields.pop("recipe", "student")
-        if recipe not in list(RECIPES):  # it may be anything, also what cannot be looked up
+        if recipe not in list(RECIPES):  # it may be of any type, even one without a hash
             raise BinaryViTError(f"{path}: the recipe {recipe!r} does not exist: choose one of {', '.join(RECIPES)}.")
         try:
             return cls(**{**RECIPES[recipe], **fields})
@@ -169,7 +173,7 @@ class TrainingConfig(BaseModel):
         for field in ("variant", "teacher_variant"):
             name = getattr(self, field)
             if name is not None and not timm.is_model(name):
-                problems.append(f"{field}={name!r} is no model that timm knows{suggestion(name, timm.list_models())}")
+                problems.append(f"{field}={name!r} is not a model of timm{suggestion(name, timm.list_models())}")
         if self.auto_augment is not None:
             try:
                 create_transform(32, is_training=True, auto_augment=self.auto_augment)
@@ -184,7 +188,7 @@ class TrainingConfig(BaseModel):
         return self
 
     def _contradictions(self) -> list[tuple[bool, str]]:
-        """What can be wrong between fields: whether it is, and the sentence to say."""
+        """What can be wrong between fields: whether it is wrong, and the sentence that says so."""
         parts = self.accumulation_steps * self.processes
         low, high = self.crop_scale
         return [
@@ -214,7 +218,7 @@ class TrainingConfig(BaseModel):
             ),
             (
                 not 0 < low <= high <= 1,
-                f"crop_scale=({low:g}, {high:g}) is no range of shares: 0 < first <= second <= 1 must hold.",
+                f"crop_scale=({low:g}, {high:g}) is not a range of shares: 0 < first <= second <= 1 must hold.",
             ),
             (
                 self.teacher is None and self.teacher_variant is not None,
@@ -229,6 +233,10 @@ class TrainingConfig(BaseModel):
                 self.train_split is not None and self.train_split == self.eval_split,
                 f"train_split and eval_split are both {self.train_split!r}: the evaluation split is never trained on.",
             ),
+            (
+                self.holdout_images is not None and (self.eval_split is not None or self.max_eval_images is not None),
+                "holdout_images evaluates on a part of the training split: leave eval_split and max_eval_images out.",
+            ),
         ]
 
     @property
@@ -242,7 +250,7 @@ class TrainingConfig(BaseModel):
         return self.learning_rate * self.batch_size / self.learning_rate_batch
 
     def key(self, teacher_identity: str | None = None) -> str:
-        """Hex SHA-256 of what determines the run's numbers, beside the data and the training code's version.
+        """Hex SHA-256 of what determines the run's numbers, apart from the data and the training code's version.
 
         Settings at their default are left out, so a setting that is new keeps the key of what was trained before it. A
         default that changes is a change of the training code, with a version of its own.
@@ -258,7 +266,7 @@ class TrainingConfig(BaseModel):
 
 
 def without_place(path: str) -> str:
-    """A name or relative path as it is; of an absolute path, which belongs to one machine, the last part."""
+    """A name or relative path unchanged; the last part of an absolute path, which belongs to one machine."""
     return Path(path).name if Path(path).expanduser().is_absolute() else path
 
 
@@ -273,7 +281,7 @@ def _sentence(problem: Any) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     given = problem["input"]
     if problem["type"] == "extra_forbidden":
-        return f"{field!r} is no setting of a training run{suggestion(field, list(TrainingConfig.model_fields))}"
+        return f"{field!r} is not a setting of a training run{suggestion(field, list(TrainingConfig.model_fields))}"
     if problem["type"] == "missing":
         return f"The setting {field!r} is missing."
     choices = re.findall(r"'(.*?)'", problem["ctx"]["expected"]) if problem["type"] == "literal_error" else []
@@ -282,7 +290,7 @@ def _sentence(problem: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1's safe loader, which also reads 5e-4 as a number, as everyone writing it means it to."""
+    """YAML 1.1's safe loader, which also reads 5e-4 as a number, as its writer means it."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [self.construct_object(key) for key, _ in node.value]
@@ -304,7 +312,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise BinaryViTError(f"{path} cannot be read: {error}.") from None
     except yaml.YAMLError as error:
-        raise BinaryViTError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from None
+        raise BinaryViTError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise BinaryViTError(f"{path} must hold lines of `name: value`.")
     return content

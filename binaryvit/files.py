@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a killed process, never meets half of one."""
+"""Finding files, and writing them so that a reader, or a killed process, never meets half of one."""
 
 import os
 import tempfile
@@ -9,8 +9,14 @@ from pathlib import Path
 LIBRARY_PARENT = Path(__file__).resolve().parents[1]
 
 
+def find_upwards(name: str | Path, start: str | Path) -> Path | None:
+    """What is called `name` (a relative path) in the folder `start`, else in the nearest above it; None: nowhere."""
+    start = Path(start).resolve()
+    return next((folder / name for folder in (start, *start.parents) if (folder / name).exists()), None)
+
+
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then moves it into place in one step.
+    """Lets `write` fill a temporary file next to `path`, then moves it into place in one step.
 
     Whenever the process dies, `path` holds either its old content or all of the new one. The folder is made if needed.
     """

@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,38 +18,54 @@ def hold(path: str | Path) -> Iterator[int | None]:
 
     An flock belongs to the open file, not to the process: a child that inherits the descriptor keeps the lock also
     when its parent is killed, so nobody else starts the run that the orphan still trains. (This is why it is not
-    `filelock`, whose descriptor is private.) The file is removed when the lock is given back.
+    `filelock`, whose descriptor is private.) The file is removed when the lock is released.
 
-    On a network file system it works between machines as far as that carries flock over: NFS does (since Linux 2.6.12,
+    On a network file system it works between machines where that supports flock: NFS does (since Linux 2.6.12,
     by its server's byte-range locks), Lustre when mounted with `flock`.
 
     Raises BinaryViTError where there are no locks.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = _take(path)
     try:
-        if not _taken(descriptor, path):
-            yield None
-            return
-        try:
-            yield descriptor
-        finally:
-            path.unlink(missing_ok=True)
+        yield descriptor
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
-def _taken(descriptor: int, path: Path) -> bool:
+def _take(path: Path) -> int | None:
+    """A descriptor that holds the lock, or None when a living process holds it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        taken = False
+        try:
+            if _flock(descriptor, fcntl.LOCK_EX, path):
+                taken = _is_file(descriptor, path)
+                if taken:
+                    return descriptor
+            elif not _flock(descriptor, fcntl.LOCK_SH, path):
+                return None
+        finally:
+            if not taken:
+                os.close(descriptor)
+        # Either its last holder removed the file between our opening and locking it, or a shared lock was to be had:
+        # then nobody trains, and only someone who looks (`is_locked`) was in the way. Not in step with another starter.
+        time.sleep(secrets.randbelow(5) / 1000)
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    """Whether `path` still is the file that was opened."""
     try:
-        # Its last holder may have removed the file between our opening and locking it: then another one counts.
-        return _flock(descriptor, fcntl.LOCK_EX, path) and os.path.samestat(os.fstat(descriptor), os.stat(path))
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
 
 
 def is_locked(path: str | Path) -> bool:
-    """Whether a living process holds the lock file `path`. Creates nothing, and works in a folder one may only read."""
+    """Whether a living process holds the lock file `path`. Creates nothing, and works in a read-only folder."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -59,7 +77,7 @@ def is_locked(path: str | Path) -> bool:
 
 
 def _flock(descriptor: int, kind: int, path: str | Path) -> bool:
-    """Whether the lock was to be had at once. Raises BinaryViTError on a file system without locks."""
+    """Whether the lock could be taken at once. Raises BinaryViTError on a file system without locks."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -39,8 +39,8 @@ def test_learning_rate_scales_with_the_effective_batch():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"learning_rat": 0.1}, "'learning_rat' is no setting of a training run: did you mean 'learning_rate'?"),
-        ({"zzzzzz": 0.1}, "'zzzzzz' is no setting of a training run."),
+        ({"learning_rat": 0.1}, "'learning_rat' is not a setting of a training run: did you mean 'learning_rate'?"),
+        ({"zzzzzz": 0.1}, "'zzzzzz' is not a setting of a training run."),
         ({"epochs": "3"}, "epochs='3'"),
         ({"epochs": 3.0}, "epochs=3.0"),
         ({"epochs": True}, "epochs=True"),
@@ -104,7 +104,7 @@ def test_key_ignores_where_and_how_fast_and_sees_all_else():
         "cutmix_alpha": 0.1, "crop_scale": (0.5, 1.0), "horizontal_flip": 0.0, "color_jitter": 0.1,
         "auto_augment": "rand-m5", "random_erasing": 0.1, "repeated_augmentation": 2, "eval_crop": 1.0,
         "dropout": 0.1, "attention_dropout": 0.1, "drop_path": 0.1, "precision": "bf16", "compile": True,
-        "processes": 2, "weights_dtype": "float16",
+        "holdout_images": 5, "latent_scale": 0.5, "processes": 2, "weights_dtype": "float16",
     }  # fmt: skip
     keys = {name: TrainingConfig(**{**VIT, name: value}).key() for name, value in changed.items()}
     assert len({base.key(), *keys.values()}) == len(keys) + 1
@@ -112,9 +112,19 @@ def test_key_ignores_where_and_how_fast_and_sees_all_else():
     assert set(TrainingConfig.model_fields) - set(changed) - NOT_IN_KEY == {"optimizer", "teacher_variant"}
 
 
+def test_a_setting_that_came_later_leaves_the_keys_of_earlier_runs_alone():
+    """The key of this configuration as it was before holdout_images and latent_scale existed."""
+    assert TrainingConfig(**VIT).key() == "7b6e7da5ce7d2b4b6117a9e8c4d650a146c4791d1bbb518114ce43e829349356"
+
+
 def test_key_holds_the_teachers_content_not_its_place():
     here, there = (TrainingConfig(**VIT, teacher=place) for place in ("a/run", "b/run"))
     assert here.key("same") == there.key("same") != here.key("other")
+
+
+def test_held_out_images_are_instead_of_an_evaluation_split():
+    with pytest.raises(BinaryViTError, match="leave eval_split and max_eval_images out"):
+        TrainingConfig(**VIT, holdout_images=10, max_eval_images=5)
 
 
 @given(
@@ -141,8 +151,8 @@ def test_yaml(tmp_path):
     [
         ("variant: a\nvariant: b\n", "given twice"),
         ("[1, 2]", "name: value"),
-        ("a: [", "no valid YAML"),
-        ("!!python/object/apply:os.system ['true']", "no valid YAML"),
+        ("a: [", "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("variant: vit_tiny_patch16_224\nrecipe: treacher\n", "'treacher' does not exist"),
         ("variant: vit_tiny_patch16_224\nepochs: -1\n", "run.yaml: epochs=-1"),
     ],

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from binaryvit.analysis.stored import StoredRun
+from binaryvit.analysis.stored import OpenStudy, StoredRun
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
 from binaryvit.records.notes import Note, csv_of, sha256_of
@@ -22,14 +22,14 @@ from binaryvit.records.provenance import git_state
 from binaryvit.studies.study import Study
 
 MEASUREMENTS_FOLDER = "measurements"
-_replaces: ContextVar[bool] = ContextVar("replaces", default=False)  # stored ones of other settings
 _OTHER_SETTINGS = "it was made with other settings"
+_made: dict[Path, tuple[dict[str, Any], str]] = {}  # with other settings than the stored ones: their source, their CSV
 # While nothing may be measured: the files that were asked for.
 _asked_for: ContextVar[set[Path] | None] = ContextVar("asked_for", default=None)
 
 
 def measured(
-    study: Study,
+    opened: OpenStudy,
     name: str,
     version: int,
     settings: dict[str, Any],
@@ -38,13 +38,14 @@ def measured(
 ) -> pd.DataFrame:
     """A measurement of several runs, stored ones reused while they hold, the others made and stored.
 
-    Where a stored one differs in its settings alone it stays, and the one made is for this time; but see `replacing`.
+    Where a stored one differs in its settings alone it stays, unless the study was opened to be written; the one made
+    is then kept for this process.
 
     What comes back is always read from CSV, so a fresh measurement and a reused one are equal: floats have six
     significant digits, and columns the types that CSV gives them.
 
     Args:
-        study: whose folder the measurements lie in.
+        opened: the study whose folder the measurements lie in.
         name: of the measurement; it becomes a folder's name.
         version: of the measuring code; change it when its numbers change.
         settings: what else determines the numbers (how many images, which blocks), as JSON values.
@@ -64,16 +65,23 @@ def measured(
     settings = json.loads(json.dumps(settings))  # as they will be read back
     tables = []
     for run in runs:
-        path = measurement_path(study, name, run.id)
+        path = measurement_path(opened.study, name, run.id)
         source = {**source_of(run), "name": name, "version": version, "settings": settings}
         if (asked_for := _asked_for.get()) is not None:
             asked_for.add(path)
-        if reason := _why_not_current(path, source):
-            text = csv_of(_measured_anew(source, run, measure, reason))
-            if reason != _OTHER_SETTINGS or _replaces.get():  # a look with others shall not cost the study its own
-                _store(path, source, text)
-        else:
+        reason = _why_not_current(path, source)
+        # A look with other settings shall not cost the study its own measurement.
+        stays = reason == _OTHER_SETTINGS and not opened.write
+        if not reason:
             text = path.read_text(encoding="utf-8")
+        elif stays and _made.get(path, (None,))[0] == source:
+            text = _made[path][1]
+        else:
+            text = csv_of(_measured_anew(source, run, measure, reason))
+            if stays:
+                _made[path] = source, text
+            else:
+                _store(path, source, text)
         if text.count("\n") > 1:  # a run may have nothing to measure
             table = pd.read_csv(StringIO(text))
             table.insert(0, "run", run.id)
@@ -96,16 +104,6 @@ def note_path(path: Path) -> Path:
 def source_of(run: StoredRun) -> dict[str, Any]:
     """What every measurement of a run depends on: the run's key with its data, and its weights file (sha256)."""
     return {"run": run.id, "key": run.record.key.model_dump(), "weights": sha256_of(run.weights)}
-
-
-@contextmanager
-def replacing() -> Iterator[None]:
-    """Within, a measurement takes the place of a stored one of other settings."""
-    token = _replaces.set(True)
-    try:
-        yield
-    finally:
-        _replaces.reset(token)
 
 
 @contextmanager

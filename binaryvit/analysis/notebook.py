@@ -2,13 +2,19 @@
 
 import ast
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 from IPython import get_ipython
+from IPython.display import display
 
+from binaryvit.analysis import stored
 from binaryvit.analysis.display import show_figure, show_table
+from binaryvit.analysis.ladder.tables import Table
+from binaryvit.analysis.product import Drawing
+from binaryvit.analysis.stored import OpenStudy
 from binaryvit.config import RECIPES, TrainingConfig, suggestion
 from binaryvit.data.batches import Data
 from binaryvit.errors import BinaryViTError
@@ -25,7 +31,9 @@ __all__ = [
     "describe_data",
     "describe_record",
     "finding",
+    "open_study",
     "run_folder",
+    "show",
     "show_figure",
     "show_table",
 ]
@@ -45,6 +53,26 @@ def check_parameters() -> None:
             for name in _assigned(injected):
                 if name not in known:
                     raise BinaryViTError(f"The notebook has no parameter {name!r}{suggestion(name, known)}")
+
+
+def open_study(
+    study: str, runs: Sequence[str] | str | None = None, data_dir: str | None = None, write: bool = False
+) -> OpenStudy:
+    """What an analysis notebook starts with: its parameters checked, and the study opened (`stored.open_study`).
+
+    Where papermill's `-p` gave `runs` as text, "[runs/one, runs/two]" or the name of one, it is read as a list.
+    """
+    check_parameters()
+    if isinstance(runs, str):
+        runs = [name.strip(" \"'") for name in runs.strip("[] ").split(",")]
+    return stored.open_study(study, runs, data_dir, write)
+
+
+def show(product: Drawing | Table) -> None:
+    """Shows a figure or table with its finding; where the study was opened to be written, its files are written."""
+    if product.opened.write:
+        product.write()
+    display(*product.show())
 
 
 def _assigned(source: str) -> list[str]:

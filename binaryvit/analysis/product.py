@@ -1,6 +1,6 @@
 """A figure together with the numbers that are drawn and the sentence they support."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,12 @@ from matplotlib.figure import Figure
 
 from binaryvit.analysis import figure_files
 from binaryvit.analysis.display import show_figure
-from binaryvit.analysis.measurements import replacing
+from binaryvit.analysis.stored import OpenStudy
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.notes import Note, csv_of, sha256_of_text
 from binaryvit.records.run import read_record
-from binaryvit.studies.study import Study
 
 FIGURES_FOLDER = "figures"
-
-
-def drawn(make: Callable[[], Iterable["Drawing"]], study: Study, write: bool) -> list["Drawing"]:
-    """The drawings that `make` gives. With `write` they, and the measurements behind them, take the place of those the
-    study has; without, nothing that is stored is replaced.
-    """
-    if not write:
-        return list(make())
-    with replacing():
-        drawings = list(make())
-    for drawing in drawings:
-        drawing.write(study)
-    return drawings
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +24,7 @@ class Drawing:
     """A figure of a study.
 
     Attributes:
+        opened: the study.
         name: stem of its files.
         inputs: all numbers that are drawn, by what they are.
         draw: draws them, anew each time.
@@ -45,6 +32,7 @@ class Drawing:
         finding: what the numbers show, in sentences made from them.
     """
 
+    opened: OpenStudy
     name: str
     inputs: dict[str, pd.DataFrame]
     draw: Callable[[], Figure]
@@ -56,12 +44,13 @@ class Drawing:
         """The names of its files."""
         return [f"{self.name}.pdf", f"{self.name}.png"]
 
-    def source(self, study: Study) -> dict[str, Any]:
+    def source(self) -> dict[str, Any]:
         """What the figure is made from: study, runs with the commit each was trained at, sha256 of each input.
 
         Nothing in it depends on when or at which commit the figure is drawn, so neither do its files. Raises
         BinaryViTError when one of the runs is no finished run of the study.
         """
+        study = self.opened.study
         folders = {run.id: run.folder for run in study.runs}
         commits = {}
         for name in self.runs:
@@ -72,13 +61,13 @@ class Drawing:
         inputs = {name: sha256_of_text(csv_of(table)) for name, table in sorted(self.inputs.items())}
         return {"study": study.name, "runs": commits, "inputs": inputs}
 
-    def write(self, study: Study) -> list[Path]:
-        """Writes the figure as PDF and PNG into the study's figures/, and beside them a note on what it was made from.
+    def write(self) -> list[Path]:
+        """Writes the figure as PDF and PNG into the study's figures/, with a note on what it was made from.
 
         Returns the paths of the two pictures.
         """
-        stem = study.output / FIGURES_FOLDER / self.name
-        source = self.source(study)
+        stem = self.opened.study.output / FIGURES_FOLDER / self.name
+        source = self.source()
         paths = figure_files.save(self.draw(), stem, source)
         Note.of(source, paths).write(stem.with_name(f"{stem.name}.json"))
         return paths

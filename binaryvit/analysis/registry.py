@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from binaryvit.analysis import activations, attention, branches, ladder, precision
 from binaryvit.analysis.ladder.tables import Table
 from binaryvit.analysis.product import Drawing
-from binaryvit.studies.study import Study
+from binaryvit.analysis.stored import OpenStudy
 
-ANALYSES: dict[str, Callable[[Study], Sequence[Table | Drawing]]] = {
+ANALYSES: dict[str, Callable[[OpenStudy], Sequence[Table | Drawing]]] = {
     "tables.ipynb": ladder.products,
     "attention.ipynb": attention.drawings,
     "activations.ipynb": activations.drawings,

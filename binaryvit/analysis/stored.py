@@ -1,34 +1,22 @@
-"""The finished runs of a study as models to look into, and images to show them."""
+"""Finished runs as models to look into: those of a study, or any that are given by their folders."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-import torch
-from PIL import Image
-from sklearn.datasets import load_sample_image
-from torch import Tensor, nn
+from torch import nn
 
 from binaryvit.config import TrainingConfig, suggestion
-from binaryvit.data.batches import Data, load_data
-from binaryvit.data.images import to_rgb
-from binaryvit.data.sampling import evenly_spaced_per_class
-from binaryvit.data.transforms import eval_transform, normalize
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.ladder import LADDER
+from binaryvit.files import LIBRARY_PARENT, find_upwards
+from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.models.weights_file import load_inference_weights
-from binaryvit.records.run import RECORD_FILE, RUNS_FOLDER, RunRecord
-from binaryvit.studies.rows import read_rows, record_of
-from binaryvit.studies.study import PlannedRun, State, Study
+from binaryvit.records.run import RECORD_FILE, RUNS_FOLDER, RunRecord, read_record
+from binaryvit.studies.rows import labelled_runs, record_of
+from binaryvit.studies.study import PlannedRun, State, Study, load_study
 from binaryvit.training.build import input_settings
-
-_PHOTOGRAPHS = ("china.jpg", "flower.jpg")
-_PHOTOGRAPHERS = "china.jpg by danielbuechele and flower.jpg by vultilion (flickr, CC BY 2.0), from scikit-learn"
-_PLACES = {"": 0.5, ", left": 0.0, ", right": 1.0}  # where in a photograph the square is cut from
+from binaryvit.training.teacher import run_identity
 
 
 @dataclass(frozen=True)
@@ -74,21 +62,101 @@ class StoredRun:
         return input_settings(self.model(), self.record.config["image_size"])
 
 
-@dataclass(frozen=True, eq=False)
-class ExampleImages:
-    """Images to show beside what a model makes of them.
+@dataclass(frozen=True)
+class OpenStudy:
+    """A study opened to look into: what every figure is made from.
 
     Attributes:
-        pixels: uint8 (images, height, width, 3), of the model's size, for showing.
-        inputs: float32 (images, 3, height, width), the same normalized for the model.
-        names: what each is called.
-        credit: whose they are.
+        study: the study.
+        ids: which of its runs; None: those that suit the figure.
+        write: whether new measurements may take the place of stored ones that were made with other settings, and
+            `notebook.show` writes what it shows into the study's folder.
     """
 
-    pixels: np.ndarray
-    inputs: Tensor
-    names: tuple[str, ...]
-    credit: str
+    study: Study
+    ids: tuple[str, ...] | None = None
+    write: bool = False
+
+    def runs(self) -> list[StoredRun]:
+        """The chosen runs, or the finished ones of the ladder; see `stored_runs`."""
+        return stored_runs(self.study, self.ids)
+
+    def teacher(self) -> StoredRun | None:
+        """The run that the study's binary models learned from; None when it is not one of the study's."""
+        ids = {run.teacher_id for run in self.study.runs} - {None}
+        return stored_runs(self.study, sorted(ids))[0] if ids else None
+
+
+def open_study(
+    study: str | Path,
+    runs: Sequence[str | Path] | None = None,
+    data_dir: str | Path | None = None,
+    write: bool = False,
+) -> OpenStudy:
+    """Opens a study, or any finished runs by their folders.
+
+    Args:
+        study: its folder or file. A relative path may start in the current folder, in any above it, or in the
+            repository that this library is in. Not read when the runs are folders.
+        runs: ids of the study's runs, or folders of finished runs as train.ipynb leaves them; None: see `OpenStudy`.
+        data_dir: a local copy of the data, needed where something is to be measured.
+        write: see `OpenStudy`.
+
+    Raises BinaryViTError when there is no such study or run.
+    """
+    if runs and any((Path(run) / RECORD_FILE).is_file() or os.sep in str(run) for run in runs):
+        opened = study_of_folders(runs, data_dir)
+        return OpenStudy(opened, tuple(run.id for run in opened.runs), write)
+    found = find_upwards(study, Path.cwd()) or find_upwards(study, LIBRARY_PARENT) or study
+    return OpenStudy(load_study(os.path.relpath(found), data_dir=data_dir), runs and tuple(runs), write)
+
+
+def study_of_folders(folders: Sequence[str | Path], data_dir: str | Path | None = None) -> Study:
+    """A study of finished runs, wherever their folders lie; what is measured and drawn goes beside these.
+
+    A run is called as its folder. The teacher of another one is known as such when it is among them.
+
+    Raises BinaryViTError for a folder without a finished run, two of one name, and runs on different data.
+    """
+    records: dict[Path, RunRecord] = {}
+    for folder in map(Path, folders):
+        record = read_record(folder)
+        if record is None:
+            raise BinaryViTError(
+                f"{folder} holds no finished run: give folders as train.ipynb leaves them, with a {RECORD_FILE}, "
+                "or ids of runs of a study, not both."
+            )
+        if any(folder.name == other.name for other in records):
+            raise BinaryViTError(f"Two of the runs' folders are called {folder.name}: rename one, or give it once.")
+        records[folder] = record
+    fingerprints = {record.key.data: folder for folder, record in records.items()}
+    if len(fingerprints) > 1:
+        raise BinaryViTError(
+            f"{' and '.join(map(str, fingerprints.values()))} were trained on different data: look at them one by one."
+        )
+    output = Path(os.path.relpath(os.path.commonpath([folder.resolve().parent for folder in records])))
+    variants = [record.config["variant"] for record in records.values()]
+    planned = []
+    for folder, record in records.items():
+        config = TrainingConfig(**record.config)
+        label = variant_style(config.variant).label if variants.count(config.variant) == 1 else folder.name
+        reason = f"top-1 {record.result.top1:.2f} %, given by its folder"
+        teacher = _teacher_among(records, record, config)
+        planned.append(PlannedRun(folder.name, label, config, teacher, folder, State.DONE, reason))
+    title = "Runs given by their folders"
+    return Study(output.resolve().name, title, output, output, data_dir and Path(data_dir), (), tuple(planned))
+
+
+def _teacher_among(records: dict[Path, RunRecord], student: RunRecord, config: TrainingConfig) -> str | None:
+    """The name of the folder that holds a run's teacher: the one that gives the student its key."""
+    if config.teacher is None:
+        return None
+    made = (
+        folder.name
+        for folder, teacher in records.items()
+        if config.key(run_identity(teacher.key)) == student.key.config
+    )
+    return next(made, None)
 
 
 def stored_runs(study: Study, ids: Sequence[str] | None = None) -> list[StoredRun]:
@@ -97,18 +165,18 @@ def stored_runs(study: Study, ids: Sequence[str] | None = None) -> list[StoredRu
     Raises BinaryViTError for an empty selection, an id the study does not have (it says so when another study has), a
     chosen run that is not done, no finished run at all, and a finished run without its weights.
     """
-    rows = read_rows(study)
-    planned = {run.id: run for row in rows for run in row.runs}
+    models = labelled_runs(study)
+    planned = {run.id: run for _, runs in models for run in runs}
     if ids is None:
         ids = [run.id for run in study.ladder if planned[run.id].state is State.DONE]
     else:
         _check_selection(study, ids, planned)
     found = []
-    for row in rows:
-        for run in row.runs:
+    for label, runs in models:
+        for run in runs:
             if run.id in ids:
-                label = row.label if len(row.runs) == 1 else f"{row.label}, seed {run.config.seed}"
-                found.append(StoredRun(run.id, label, row.variant, run.folder, record_of(run)))
+                called = label if len(runs) == 1 else f"{label}, seed {run.config.seed}"
+                found.append(StoredRun(run.id, called, run.config.variant, run.folder, record_of(run)))
     if not found:
         raise BinaryViTError(
             f"The study {study.name} has no finished run to look into: `binaryvit reproduce {study.path}` trains them."
@@ -119,7 +187,7 @@ def stored_runs(study: Study, ids: Sequence[str] | None = None) -> list[StoredRu
                 f"The run {run.id} has no weights, {os.path.relpath(run.weights)} is missing: put the file back, or "
                 f"move the run's folder away and train it again with `binaryvit reproduce {study.path}`."
             )
-    return sorted(found, key=lambda run: [*planned].index(run.id))
+    return found
 
 
 def _check_selection(study: Study, ids: Sequence[str], planned: dict[str, PlannedRun]) -> None:
@@ -144,126 +212,3 @@ def _other_study(study: Study, name: str) -> str:
     others = [path.parents[2] for place in places for path in place.glob(f"*/{RUNS_FOLDER}/*/{RECORD_FILE}")
               if path.parent.name == name]  # fmt: skip
     return f": it is a run of the study in {os.path.relpath(sorted(others)[0])}." if others else ""
-
-
-def evaluation_batches(
-    study: Study, run: StoredRun, images: int, batch_size: int = 100, split: Literal["eval", "train"] = "eval"
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images of the evaluation split as the run's model takes them: the same ones always, each class in its proportion.
-
-    With split="train" they are of the training split, prepared in the same way, without augmentation. All are taken
-    where the split has no more than `images`. The data are loaded when this is called, once for all runs of a study.
-
-    Returns:
-        Tuples of images (batch, 3, height, width) float32, normalized, and labels (batch,) int64.
-
-    Raises:
-        BinaryViTError: the data are not at hand, or not those the run was made with.
-    """
-    data = _data_of(study)
-    if data.fingerprint != run.record.key.data:
-        raise BinaryViTError(
-            f"The data at hand (fingerprint {data.fingerprint[:12]}) are not those of the run {run.id} "
-            f"({run.record.key.data[:12]}): give the same copy as data_dir."
-        )
-    source = getattr(data, split)
-    chosen = evenly_spaced_per_class(source.labels, min(images, len(source)))
-    input_size, mean, std = run.input_settings()
-    transform = eval_transform(run.config, input_size)
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(chosen), batch_size):
-            rows = chosen[start : start + batch_size]
-            pixels = torch.stack([transform(image) for image in source.images(rows)])
-            yield normalize(pixels, mean, std), torch.from_numpy(source.labels[rows])
-
-    return batches()
-
-
-def _data_of(study: Study) -> Data:
-    return _load_once(study.data_config.model_dump_json())
-
-
-@lru_cache(maxsize=1)  # decoding a split takes longer than looking at some hundred images of it
-def _load_once(config: str) -> Data:
-    return load_data(TrainingConfig.model_validate_json(config))
-
-
-def example_images(run: StoredRun, images: int | Sequence[str | Path] = 2) -> ExampleImages:
-    """Images that may be shown and shared: digits for a run on the digits, else scikit-learn's two photographs.
-
-    Or, as paths, image files of one's own. All are brought to the model's size as in evaluation.
-
-    Args:
-        run: whose model they are made for.
-        images: how many (of the photographs there are six square parts), or which files.
-
-    Raises:
-        BinaryViTError: none are asked for, more than there are, or a file is no image.
-    """
-    return images_for(run.config, run.input_settings(), images)
-
-
-def images_for(
-    config: TrainingConfig,
-    settings: tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]],
-    images: int | Sequence[str | Path],
-) -> ExampleImages:
-    """`example_images` for any model: `config` names data and crop, `settings` are the model's `input_settings`."""
-    if not isinstance(images, int):
-        found = {Path(path).name: _open(path) for path in images}
-        credit = "your own images"
-    elif config.data == "digits":
-        found, credit = _digits(images), "scikit-learn's handwritten digits"
-    else:
-        found, credit = _photographs(images), _PHOTOGRAPHERS
-    count = images if isinstance(images, int) else len(images)
-    if count < 1 or len(found) < count:
-        raise BinaryViTError(
-            f"{count} example images are asked for, and there are {len(found)}: choose at least one, and no name twice."
-        )
-    input_size, mean, std = settings
-    transform = eval_transform(config, input_size)
-    tensors = torch.stack([transform(image) for image in found.values()])
-    return ExampleImages(tensors.permute(0, 2, 3, 1).numpy(), normalize(tensors, mean, std), tuple(found), credit)
-
-
-def check_images(run: StoredRun, images: Tensor) -> None:
-    """Refuses images that do not have the size the run's model takes, with a sentence that names both sizes.
-
-    Args:
-        run: the run.
-        images: (batch, 3, height, width).
-    """
-    wanted = run.input_settings()[0]
-    if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
-        raise BinaryViTError(
-            f"The images have the shape {tuple(images.shape)}, but {run.id} takes images of shape {wanted}: "
-            "give their files to example_images, which brings them to that size."
-        )
-
-
-def _digits(count: int) -> dict[str, Image.Image]:
-    split = load_data(TrainingConfig(variant="deit_micro_patch4_32", data="digits")).eval
-    chosen = evenly_spaced_per_class(split.labels, max(0, min(count, len(split))))
-    pictures = split.images(chosen)
-    return {f"digit {split.labels[row]} (image {row})": picture for row, picture in zip(chosen, pictures, strict=True)}
-
-
-def _photographs(count: int) -> dict[str, Image.Image]:
-    """Squares as high as the photograph: first the middle of each, then the left and right ends."""
-    squares = {}
-    for place, share in _PLACES.items():
-        for name in _PHOTOGRAPHS:
-            picture = Image.fromarray(load_sample_image(name))
-            left = round(share * (picture.width - picture.height))
-            squares[f"{Path(name).stem}{place}"] = picture.crop((left, 0, left + picture.height, picture.height))
-    return dict([*squares.items()][: max(0, count)])
-
-
-def _open(path: str | Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except Exception as error:  # decoders raise nearly anything on broken bytes
-        raise BinaryViTError(f"{path} cannot be used as an image: {error}") from error

@@ -22,7 +22,7 @@ from binaryvit.analysis.ladder.tables import TABLES_FOLDER, Table
 from binaryvit.analysis.measurements import MEASUREMENTS_FOLDER, source_of, stored_ones_only
 from binaryvit.analysis.product import FIGURES_FOLDER, Drawing
 from binaryvit.analysis.registry import ANALYSES
-from binaryvit.analysis.stored import stored_runs
+from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.notes import Note, sha256_of, sha256_of_text
 from binaryvit.studies.study import Study
@@ -76,7 +76,7 @@ def verify(study: Study) -> list[Finding]:
 def _products(study: Study, notebook: str) -> Sequence[Table | Drawing]:
     if notebook not in ANALYSES:
         raise BinaryViTError(f"What {notebook} makes cannot be told: analysis/registry.py does not list it.")
-    return ANALYSES[notebook](study)
+    return ANALYSES[notebook](OpenStudy(study))
 
 
 def _note_of(study: Study, product: Table | Drawing) -> Path:
@@ -94,7 +94,7 @@ def _judge_product(study: Study, product: Table | Drawing) -> list[Finding]:
             for name, content in contents.items()
         }
     else:
-        changes = dict.fromkeys(product.file_names, note and _difference(product.source(study), note.source))
+        changes = dict.fromkeys(product.file_names, note and _difference(product.source(), note.source))
     return [_judge(study, path.with_name(name), note, change) for name, change in changes.items()]
 
 

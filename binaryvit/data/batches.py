@@ -4,7 +4,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -39,9 +39,9 @@ class Data:
     """A data set ready for training.
 
     Attributes:
-        name: what the data set is called; of a folder its last part.
-        label: what tables call it.
-        source: where it came from, without the path of this machine.
+        name: of the data set; for a folder, the last part of its path.
+        label: its name in tables.
+        source: where it came from, without paths of this machine.
         class_names: by class index.
         train, eval: the two splits that are used; never the same one.
         fingerprint: sha256 (hexadecimal) of the content, see `fingerprint`.
@@ -68,35 +68,40 @@ class Data:
 def load_data(config: TrainingConfig) -> Data:
     """Finds, checks and fingerprints the data set of a training configuration; images are decoded later.
 
-    The training split is `train` unless given; the evaluation split the first of `EVAL_SPLITS` that exists unless
-    given. The image column is the one of images, the label column the one of class labels (among several the one called
-    "label"), unless given. Labels without names are 0, 1, ..., or strings in alphabetical order. With max_train_images
-    or max_eval_images a fixed part is used that keeps the classes' proportions.
+    Unless given, the training split is `train`, and the evaluation split is the first of `EVAL_SPLITS` that exists.
+    With holdout_images, the evaluation images are a part of the training split, which then trains without them. Unless
+    given, the image column is the only column of images, else the one called "image"; the label column is the only one
+    of class labels, else the one called "label". Labels without names are 0, 1, ..., or strings in alphabetical order.
+    max_train_images and max_eval_images choose a fixed part that keeps the classes' proportions.
 
     Args:
         config: data, data_dir, data_label, data_config, image_column, label_column, train_split, eval_split,
-            max_train_images and max_eval_images of a training configuration.
+            max_train_images, max_eval_images and holdout_images of a training configuration.
 
     Raises:
-        BinaryViTError: no such data set, split or column; the two splits are one; a label outside of the classes;
+        BinaryViTError: no such data set, split or column; the two splits are one; a label outside the classes;
             fewer than two classes; an empty split.
     """
     source = open_source(config.data, config.data_dir, config.data_config)
     train_name, eval_name = _split_names(config, source.splits)
-    tables = {name: source.splits[name] for name in (train_name, eval_name)}
-    image_column, label_column = _column_names(config, tables[train_name])
-    class_names = _class_names(tables[train_name], label_column)
+    image_column, label_column = _column_names(config, source.splits[train_name])
+    class_names = _class_names(source.splits[train_name], label_column)
 
     def split(name: str, limit: int | None) -> ImageSplit:
-        labels = _labels(name, tables[name], label_column, class_names)
+        table = source.splits[name]
+        labels = _labels(name, table, label_column, class_names)
         rows = np.arange(len(labels))
         if limit is not None and limit < len(labels):
             rows = evenly_spaced_per_class(labels, limit)
         return ImageSplit(
-            name, _encoded_table(name, tables[name], image_column), image_column, labels[rows], rows, source.folder
+            name, _encoded_table(name, table, image_column), image_column, labels[rows], rows, source.folder
         )
 
-    train, evaluation = split(train_name, config.max_train_images), split(eval_name, config.max_eval_images)
+    train = split(train_name, config.max_train_images)
+    if config.holdout_images is None:
+        evaluation = split(eval_name, config.max_eval_images)
+    else:
+        train, evaluation = _hold_out(train, config.holdout_images)
     name = _name_of(config.data)
     return Data(
         name=name,
@@ -143,7 +148,7 @@ def train_batches(
     A batch holds batch_size / world_size / accumulation_steps images; accumulation_steps of them in a row make one
     optimizer step. What a batch holds depends on (seed, epoch, step) and the sharding alone: not on the number of
     worker processes nor on where the epoch was resumed; the processes' batches together are the single process's ones.
-    Global random generators are left as they were. Mixup is the caller's.
+    Global random generators keep their state. Mixup is left to the caller.
 
     Args:
         data: what `load_data` gave.
@@ -201,8 +206,8 @@ def eval_batches(
 def useful_workers(in_memory: bool, world_size: int) -> int:
     """Number of worker processes when none is asked for.
 
-    None for images in memory on a machine without GPU, where they would only take the model's cores; else what the
-    cores allow after one for each training process, up to MAX_WORKERS.
+    Zero for images in memory on a machine without a GPU, where workers would only take cores from the model; else as
+    many as the cores allow after one for each training process, up to MAX_WORKERS.
     """
     if in_memory and not torch.cuda.is_available():
         return 0
@@ -285,23 +290,36 @@ def _ignore_interrupt(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _split_names(config: TrainingConfig, splits: dict[str, datasets.Dataset]) -> tuple[str, str]:
+def _hold_out(split: ImageSplit, images: int) -> tuple[ImageSplit, ImageSplit]:
+    """A split without `images` of its images, each class in its proportion, and these; the same ones always."""
+    if images >= len(split):
+        raise BinaryViTError(
+            f"holdout_images={images} leaves nothing of the {len(split)} training images: make it smaller."
+        )
+    held = evenly_spaced_per_class(split.labels, images)
+    kept = np.setdiff1d(np.arange(len(split)), held)
+    return split.part(kept), replace(split.part(held), name=f"{split.name} (held out)")
+
+
+def _split_names(config: TrainingConfig, splits: dict[str, datasets.Dataset]) -> tuple[str, str | None]:
+    """The names of the splits to train and to evaluate on; no second one where training images are held out for it."""
     train = config.train_split or "train"
     evaluation = config.eval_split or next((name for name in EVAL_SPLITS if name in splits), None)
+    wanted = [("train_split", train)] + [("eval_split", evaluation)] * (config.holdout_images is None)
     there = ", ".join(splits)
-    for field, name in (("train_split", train), ("eval_split", evaluation)):
+    for field, name in wanted:
         if name is None:
             raise BinaryViTError(
                 f"The data set '{config.data}' has no split named {', '.join(EVAL_SPLITS[:-1])} or {EVAL_SPLITS[-1]} "
-                f"to evaluate on: set {field} to one of those there are: {there}."
+                f"to evaluate on: set {field} to one of those it has: {there}."
             )
         if name not in splits:
             raise BinaryViTError(
-                f"The data set '{config.data}' has no split '{name}': set {field} to one of those there are: {there}."
+                f"The data set '{config.data}' has no split '{name}': set {field} to one of those it has: {there}."
             )
         if not len(splits[name]):
             raise BinaryViTError(f"The split '{name}' of the data set '{config.data}' has no images.")
-    if train == evaluation:
+    if train == evaluation and config.holdout_images is None:
         raise BinaryViTError(f"The split '{train}' is trained on, so it cannot be evaluated on: set eval_split.")
     return train, evaluation
 
@@ -348,7 +366,7 @@ def _class_names(table: datasets.Dataset, column: str) -> tuple[str, ...]:
             f"The column '{column}' holds neither class names nor class indices 0, 1, ...: set label_column."
         )
     if len(names) < 2:
-        raise BinaryViTError(f"The data has one class only ({', '.join(names)}): training needs at least two.")
+        raise BinaryViTError(f"The data have only one class ({', '.join(names)}): training needs at least two.")
     return names
 
 
@@ -377,6 +395,6 @@ def _labels(split: str, table: datasets.Dataset, column: str, class_names: tuple
 
 
 def _name_of(data: str) -> str:
-    """A data set's name; of a folder the last part of its path, since paths mean something on one machine only."""
+    """A data set's name; for a folder, the last part of its path, because paths belong to one machine."""
     folder = Path(data).expanduser()
     return folder.resolve().name if folder.is_dir() else data

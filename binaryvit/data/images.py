@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class ImageSplit:
         labels: int64 (images,), class indices.
         rows: int64 (images,), the row of the split each image is; not 0, 1, ... when only a part is used.
         folder: where image paths start for a folder of image files; None when the bytes are in the table, and then
-            nothing outside of the table is ever read.
+            nothing outside the table is ever read.
     """
 
     name: str
@@ -42,8 +42,12 @@ class ImageSplit:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def part(self, indices: np.ndarray) -> "ImageSplit":
+        """The split reduced to some of its images."""
+        return replace(self, labels=self.labels[indices], rows=self.rows[indices])
+
     def encoded(self, indices: Sequence[int]) -> list[bytes]:
-        """The images' files as they are stored.
+        """The image files as they are stored.
 
         Raises:
             BinaryViTError: one is missing.
@@ -95,7 +99,7 @@ class ImageSplit:
         if image and self.folder and image["path"]:
             file = Path(image["path"])
             if file.is_absolute() and not file.is_relative_to(self.folder):
-                raise BinaryViTError(f"{self._place(row)} lies outside of the data set: replace or remove it.")
+                raise BinaryViTError(f"{self._place(row)} lies outside the data set: replace or remove it.")
             try:
                 return (self.folder / image["path"]).read_bytes()
             except OSError as error:

@@ -25,7 +25,7 @@ def derived_seed(*numbers: int) -> int:
 
 @contextmanager
 def scoped_random_state() -> Iterator[None]:
-    """Gives the global generators of python, numpy and torch (CPU) back as they were when the block ends."""
+    """Restores the global generators of Python, NumPy and torch (CPU) when the block ends."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -46,9 +46,9 @@ def seed_everything(seed: int) -> None:
 
 
 def evenly_spaced_per_class(labels: np.ndarray, count: int) -> np.ndarray:
-    """Indices (ascending) of `count` of the images, the same ones always, each class in its proportion (to one image).
+    """Indices (ascending) of `count` images, always the same ones, each class in proportion to within one image.
 
-    Systematic sampling: images are put in the order of (class, index) and `count` evenly spaced ones are taken.
+    Systematic sampling: images are ordered by (class, index), and `count` evenly spaced ones are taken.
     """
     by_class = np.argsort(labels, kind="stable")
     return np.sort(by_class[np.arange(count) * len(labels) // count])
@@ -82,7 +82,7 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 def train_positions(
     images: int, batch_size: int, accumulation_steps: int, start_step: int, rank: int, world_size: int
 ) -> np.ndarray:
-    """Positions of an epoch that this process sees, from optimizer step `start_step` on: (micro-batches, their size).
+    """Positions of an epoch that this process gets, from optimizer step `start_step` on: (micro-batches, their size).
 
     Neighbouring positions go to different processes, so that repetitions of an image spread over them.
 

@@ -17,17 +17,17 @@ from binaryvit.data.sampling import evenly_spaced_per_class
 from binaryvit.errors import BinaryViTError
 
 EVAL_SPLITS = ("validation", "valid", "val", "test")
-"""Names of evaluation splits in the order in which they are looked for. The hub's ImageNet hides its test labels."""
+"""Names of evaluation splits, in the order they are looked for. The hub's ImageNet hides its test labels."""
 
 _DIGITS_EVAL = 360
-# The end of a file's name that tells the shard: train-00000-of-00004, train-0, and, on the hub's older data sets, with
-# a hash behind.
+# The end of a file's name that numbers its shard: train-00000-of-00004, train-0, and, on the hub's older data sets,
+# followed by a hash.
 _SHARD = re.compile(r"(^|-)\d+(-of-\d+(-[0-9a-f]{8,})?)?$")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as found: all its splits by name, and in words where they came from (without this machine's paths).
+    """A data set as found: its splits by name, and a description of where they came from, without this machine's paths.
 
     `folder` is where the image files' paths start; None when the tables hold the images themselves.
     """
@@ -41,7 +41,7 @@ def open_source(data: str, data_dir: str | Path | None = None, data_config: str 
     """Opens a data set by its name; images stay encoded.
 
     Args:
-        data: "digits", the path of a local folder, or a name on the Hugging Face hub. A folder of that name goes first.
+        data: "digits", the path of a local folder, or a name on the Hugging Face hub, where no folder has that name.
         data_dir: a local folder that holds the data set called `data`; then the hub is not asked.
         data_config: which configuration of the data set, where it has several; in a folder the subfolder of that name.
 

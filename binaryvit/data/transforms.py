@@ -36,7 +36,7 @@ def train_transform(config: TrainingConfig, input_size: tuple[int, ...], mean: t
     Args:
         config: the training configuration (crop_scale, horizontal_flip, color_jitter, auto_augment).
         input_size: of the model, (3, height, width).
-        mean: per channel in 0..1; RandAugment fills what it shifts in with it.
+        mean: per channel in 0..1; RandAugment fills uncovered pixels with it.
     """
     return create_transform(
         input_size,

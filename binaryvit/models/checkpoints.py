@@ -1,5 +1,6 @@
 """Loading weights safely: files of this library's names or of the authors', as data and never as code."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -153,10 +154,9 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         BinaryViTError: the file can't be read, or does not fit the model; the model is then unchanged.
     """
     state_dict = read_state_dict(path)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
+        copy.deepcopy(model).load_state_dict(state_dict)
         model.load_state_dict(state_dict)
-    except (RuntimeError, IndexError) as error:
-        model.load_state_dict(before)
+    except (RuntimeError, IndexError, ValueError) as error:
         problems = str(error).split("\n\t", 1)[-1].replace("\n\t", " ")
         raise BinaryViTError(f"{path} does not fit this {type(model).__name__}: {problems[:600]}") from error

@@ -153,17 +153,18 @@ class VariantStyle:
     label: str
     colour: str
     marker: str
+    adds: str = ""  # what it has that the step before it has not
 
 
 # In the order of the ladder: the teacher, then the paper's rows.
 _LADDER_STYLES = (
     VariantStyle("full-precision DeiT (teacher)", BLACK, "*"),
-    VariantStyle("ReActNet-DeiT (baseline)", ORANGE, "o"),
-    VariantStyle("+ average pooling", SKY, "s"),
-    VariantStyle("+ pooling branches", GREEN, "^"),
-    VariantStyle("+ affine", PURPLE, "D"),
-    VariantStyle("BinaryViT (+ pyramid)", VERMILION, "v"),
-    VariantStyle("BinaryViT, fp patch embeddings", BLUE, "P"),
+    VariantStyle("ReActNet-DeiT (baseline)", ORANGE, "o", "1-bit weights and activations; a CLS token is classified"),
+    VariantStyle("+ average pooling", SKY, "s", "the mean over all tokens is classified"),
+    VariantStyle("+ pooling branches", GREEN, "^", "four average poolings in parallel with each feed-forward network"),
+    VariantStyle("+ affine", PURPLE, "D", "scale and shift per channel before each residual addition"),
+    VariantStyle("BinaryViT (+ pyramid)", VERMILION, "v", "stages of fewer tokens and more channels"),
+    VariantStyle("BinaryViT, fp patch embeddings", BLUE, "P", "full-precision convolutions between stages"),
 )
 _VARIANT_STYLES = {
     name: style for family in LADDER.values() for name, style in zip(family, _LADDER_STYLES, strict=True)

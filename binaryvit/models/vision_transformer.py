@@ -14,6 +14,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.bits import unpack_weight
 from binaryvit.models.checkpoints import from_authors_names, has_authors_names
 from binaryvit.models.layers import (
     BinaryBlock,
@@ -21,6 +22,7 @@ from binaryvit.models.layers import (
     FullPrecisionPatchMerging,
     PatchEmbedding,
     TokenBatchNorm,
+    binary_layers,
 )
 from binaryvit.models.ops.precision import without_autocast
 from binaryvit.models.shapes import check_choice, initial_attention_level, stage_shapes
@@ -318,12 +320,14 @@ class Stage(nn.Module):
 
 
 def _adapt_state_dict(model: BinaryVisionTransformer, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: renames the authors' names to ours, and resamples position embeddings of another image size.
+    """Before loading: renames the authors' names to ours, resamples position embeddings of another image size, and
+    unpacks weights that are stored in one bit.
 
-    It runs on every `load_state_dict`, so that timm's `checkpoint_path=` takes such files as they are.
+    It runs on every `load_state_dict`, so that timm's `checkpoint_path=` and `local-dir:` take such files as they are.
     """
     if prefix:
         return
+    _fix_packed_weights(model, state_dict)
     if has_authors_names(state_dict):
         renamed = from_authors_names(state_dict, [len(stage.blocks) for stage in model.stages])
         state_dict.clear()
@@ -338,3 +342,16 @@ def _adapt_state_dict(model: BinaryVisionTransformer, state_dict: dict[str, Tens
             state_dict[name] = resample_abs_pos_embed(
                 state_dict[name], [stage.grid_size] * 2, num_prefix_tokens=model.num_prefix_tokens
             )
+
+
+def _fix_packed_weights(model: BinaryVisionTransformer, state_dict: dict[str, Tensor]) -> None:
+    """Replaces `<layer>.weight.bits` and `.scale` (see `weights_file`) by the binary weight they stand for.
+
+    Such a layer then has no latent weight (`layers.BinaryLinear.fix_weight`).
+    """
+    for name, layer in binary_layers(model).items():
+        packed = (f"{name}.weight.bits", f"{name}.weight.scale")
+        if all(part in state_dict for part in packed):
+            bits, scale = (state_dict.pop(part) for part in packed)
+            state_dict[f"{name}.weight"] = unpack_weight(bits, scale, layer.weight.shape)
+            layer.fix_weight(state_dict[f"{name}.weight"].to(layer.weight))

@@ -1,31 +1,146 @@
-"""Inference weights in a small file: every binary weight one bit, the rest float, and how to rebuild the model.
+"""The weights of a model in a file: every binary weight one bit, the rest float, and all that makes it usable.
 
-The file is safetensors. A weight the forward pass uses in one bit is stored as `<name>.bits` (uint8, one row per output
-channel, the bits of its flattened weight packed big-endian, padded with zeros; 1 means +1) and `<name>.scale` (float32,
-one number per output channel). Everything else is stored as it is, floats in the chosen dtype. The metadata hold, under
-the format's name, a JSON object: version, variant and model arguments. A full-precision model has no bits.
+The file is safetensors. Its metadata hold, under `FORMAT`, the JSON of a `Description`: how to rebuild the model, how
+to prepare its images, what its classes are called. The tensors come in one of two forms:
+
+- **As trained** (this module; what a run stores): the model's state dict, with a binary weight as `<name>.bits` (uint8,
+  see `bits`) and `<name>.scale` (float32, one number per output channel). Floats are float32 or float16. The running
+  statistics are there, so the model can be analysed and recalibrated. A full-precision model has no bits.
+- **Packed** (`binaryvit.packed.file`; what is deployed): without running statistics, in few tensors.
+
+Version 1 was the first form without class names and preprocessing; it is still read.
 """
 
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-import numpy as np
 import timm
 import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_atomically
+from binaryvit.models.bits import bits_shape, pack_weight
 from binaryvit.models.layers import binary_layers
-from binaryvit.models.quantizers import sign
 
 FORMAT = "binaryvit-inference-weights"
-VERSION = 1
+VERSION = 2
 # Arguments of timm.create_model that read or fetch other files.
 LOADING_ARGS = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Preprocessing(_Strict):
+    """How an image becomes a model's input, in the terms of `timm.data.create_transform`.
+
+    The shorter side is resized to floor(size / crop_pct), the centre of input_size (channels, height, width) is cut
+    out, values in 0..1 are normalized with mean and std per channel.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = Field(gt=0, le=1)
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+
+    @model_validator(mode="after")
+    def _fits_its_channels(self) -> Self:
+        channels, height, width = self.input_size
+        if min(self.input_size) < 1 or max(height, width) > 2**15:
+            raise ValueError("input_size must be (channels, height, width) of an image")
+        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+            raise ValueError("mean and std need one number per channel, std a positive one")
+        return self
+
+
+class Description(_Strict):
+    """What a weights file says of itself.
+
+    Attributes:
+        variant: timm name of the model.
+        model_args: what `timm.create_model` needs beside it; JSON values.
+        class_names: by class index; None where they are not known.
+        preprocessing: of its images; None in files of version 1.
+        packed: whether its tensors are in the packed form.
+    """
+
+    version: Literal[1, 2] = VERSION
+    variant: str
+    model_args: dict[str, JsonValue]
+    class_names: tuple[str, ...] | None = None
+    preprocessing: Preprocessing | None = None
+    packed: bool = False
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A weights file as it was read, before anything of it is trusted but the form of its description.
+
+    Attributes:
+        path: of the file.
+        description: what it says of itself.
+        tensors: as they are stored, by name.
+    """
+
+    path: Path
+    description: Description
+    tensors: dict[str, Tensor]
+
+    def skeleton(self) -> nn.Module:
+        """The described model without storage (on the meta device), in evaluation mode.
+
+        Only names that timm knows and arguments that load nothing are accepted, and no sizes that the stored tensors
+        can't have, so that a forged description fetches, opens and allocates nothing.
+
+        Raises:
+            BinaryViTError: there is no such model.
+        """
+        variant, arguments = self.description.variant, self.description.model_args
+        try:
+            if variant not in timm.list_models():
+                raise ValueError("no model of this library or timm has that name")
+            if loading := sorted(LOADING_ARGS & arguments.keys()):
+                raise ValueError(f"its arguments {', '.join(loading)} would load other files")
+            stored = sum(tensor.nbytes for tensor in self.tensors.values())
+            _check_bounds(arguments, largest=8 * stored, deepest=stored // 100)
+            arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+            with torch.device("meta"):
+                return timm.create_model(variant, **arguments).eval()
+        except Exception as error:  # whatever a constructor makes of arguments that nobody meant
+            raise BinaryViTError(
+                f"{self.path} describes a model that can't be built here, {variant!r}: {error}"
+            ) from error
+
+    def check(self, skeleton: nn.Module, shapes: dict[str, torch.Size], floats: set[torch.dtype]) -> None:
+        """Checks the file against the model it describes.
+
+        Args:
+            skeleton: the model.
+            shapes: of the tensors the file must hold, by name.
+            floats: types that floats may have; names that end in "bits" are uint8, counters int64.
+
+        Raises:
+            BinaryViTError: names, shapes or types differ, a number is not finite, or class names and preprocessing are
+                those of another model.
+        """
+        try:
+            _check_tensors(self.tensors, shapes, floats)
+            _check_use(self.description, skeleton)
+        except ValueError as error:
+            raise self.misfit(error) from error
+
+    def misfit(self, error: Exception) -> BinaryViTError:
+        """The sentence for content that contradicts the description."""
+        return BinaryViTError(f"{self.path} does not fit the {self.description.variant} it describes: {error}.")
 
 
 def save_inference_weights(
@@ -34,29 +149,28 @@ def save_inference_weights(
     variant: str,
     model_args: dict[str, Any],
     float_dtype: torch.dtype = torch.float32,
+    class_names: tuple[str, ...] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> None:
-    """Writes what inference needs of a model, atomically.
+    """Writes what inference and analysis need of a trained model, atomically.
 
     Args:
         model: built by `timm.create_model(variant, **model_args)`, and trained.
-        model_args: JSON values only.
+        variant, model_args, class_names, preprocessing: see `Description`.
         float_dtype: of what is not binary; float16 halves a full-precision model and changes its logits.
     """
     tensors = dict(model.state_dict())
     for name, layer in binary_layers(model).items():
-        tensors[f"{name}.weight.bits"], tensors[f"{name}.weight.scale"] = _pack(layer)
         del tensors[f"{name}.weight"]
+        tensors[f"{name}.weight.bits"], tensors[f"{name}.weight.scale"] = pack_weight(layer)
     # Scales stay float32: they are few, and the packed weights then rebuild exactly.
-    tensors = {
-        name: (tensor.to(float_dtype) if tensor.is_floating_point() and not name.endswith(".scale") else tensor)
-        .cpu()
-        .contiguous()
-        for name, tensor in tensors.items()
-    }
-    description = {"version": VERSION, "variant": variant, "model_args": model_args}
-    # One entry: safetensors writes several in random order, and equal models should give equal files.
-    metadata = {FORMAT: json.dumps(description, sort_keys=True)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not name.endswith(".scale"):
+            tensors[name] = tensor.to(float_dtype)
+    description = Description(
+        variant=variant, model_args=model_args, class_names=class_names, preprocessing=preprocessing
+    )
+    write_weights_file(path, description, tensors)
 
 
 def load_inference_weights(path: str | Path) -> nn.Module:
@@ -68,57 +182,36 @@ def load_inference_weights(path: str | Path) -> nn.Module:
     Raises:
         BinaryViTError: the file is missing, truncated, of another kind or version, or does not fit its own description.
     """
-    description, tensors = _read(Path(path))
-    model = _build(path, description, tensors)
+    return model_of(read_weights_file(path))
+
+
+def model_of(file: WeightsFile) -> nn.Module:
+    """`load_inference_weights` for a file that was read."""
+    if file.description.packed:
+        raise BinaryViTError(f"{file.path} is packed for deployment; open it with binaryvit.packed.")
+    model = file.skeleton()
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    for name in binary_layers(model):
+        shape = shapes.pop(f"{name}.weight")
+        shapes |= {f"{name}.weight.bits": bits_shape(shape), f"{name}.weight.scale": shape[:1]}
+    file.check(model, shapes, {torch.float32, torch.float16})
+    # Copied, because what was read may be a view into the file.
+    tensors = {name: tensor.to(dtypes.get(name, tensor.dtype), copy=True) for name, tensor in file.tensors.items()}
     try:
-        for name, layer in binary_layers(model).items():
-            bits, scale = tensors.pop(f"{name}.weight.bits"), tensors.pop(f"{name}.weight.scale")
-            layer.fix_weight(_unpack(bits, scale, layer.weight.shape))
-            tensors[f"{name}.weight"] = layer.weight.detach()
-        model.load_state_dict(tensors)
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise BinaryViTError(f"{path} does not fit the {description['variant']} it describes: {error}") from error
+        model.load_state_dict(tensors, assign=True)
+    except ValueError as error:
+        raise file.misfit(error) from error
     return model.eval()
 
 
-def _build(path: str | Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
-    """The model the description asks for, built only when the file's tensors are those of such a model.
+def read_weights_file(path: str | Path) -> WeightsFile:
+    """Reads a weights file in either form, without building anything; safetensors bounds what is allocated by its size.
 
-    Only registered names and arguments that load nothing are accepted, so the file can't make timm fetch or open
-    another one. A first model without storage (on the meta device) tells whether the description and the tensors agree,
-    so that a forged one allocates nothing.
+    Raises:
+        BinaryViTError: the file is missing, truncated, or of another kind or version.
     """
-    variant = description.get("variant", "")
-    stored = sum(tensor.nbytes for tensor in tensors.values())
-    try:
-        model_args = description["model_args"]
-        if variant not in timm.list_models():
-            raise ValueError("no model of this library or timm has that name")
-        if loading := sorted(LOADING_ARGS & model_args.keys()):
-            raise ValueError(f"its arguments {', '.join(loading)} would load other files")
-        _check_bounds(model_args, largest=8 * stored, deepest=len(tensors))
-        model_args = {name: tuple(value) if isinstance(value, list) else value for name, value in model_args.items()}
-        with torch.device("meta"):
-            described = timm.create_model(variant, **model_args)
-        numbers = sum(parameter.numel() for parameter in described.parameters())
-        if numbers > 8 * stored:
-            raise ValueError(f"a model of {numbers:,} numbers does not fit into {stored:,} bytes")
-        return timm.create_model(variant, **model_args)
-    except Exception as error:
-        raise BinaryViTError(f"{path} describes a model that can't be built here, {variant!r}: {error}") from error
-
-
-def _check_bounds(model_args: dict[str, Any], largest: int, deepest: int) -> None:
-    """Refuses sizes that the stored tensors can't have, before a model of them is even described."""
-    for name, value in model_args.items():
-        values = value if isinstance(value, list) else [value]
-        limit = deepest if name in ("depth", "depths") else largest
-        if any(isinstance(number, int) and abs(number) > limit for number in values):
-            raise ValueError(f"{name}={value!r} is more than the file holds")
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A file's description and tensors."""
+    path = Path(path)
     if not path.is_file():
         raise BinaryViTError(f"There is no file {path} with inference weights; check the path.")
     try:
@@ -128,31 +221,69 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 raise BinaryViTError(
                     f"{path} holds no inference weights of this library; load it with checkpoints.load_checkpoint."
                 )
-            description = json.loads(metadata[FORMAT])
-            if not isinstance(description, dict) or description.get("version") != VERSION:
-                raise BinaryViTError(
-                    f"{path} is not of version {VERSION}, the one this library reads; "
-                    "use the version of the library that wrote it."
-                )
-            return description, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
         raise BinaryViTError(f"{path} is truncated or damaged, or no safetensors file; write it again.") from error
+    return WeightsFile(path, _parse(path, metadata[FORMAT]), tensors)
 
 
-def _pack(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """A binary layer's signs (out, bytes per row) and scales (out,)."""
-    weight = layer.weight.detach()
-    signs = weight if layer.is_fixed else sign(layer.centred_weight().detach())
-    scale = layer.effective_weight().detach().abs().flatten(1)[:, 0]
-    bits = np.packbits((signs.flatten(1) > 0).cpu().numpy(), axis=1)
-    return torch.from_numpy(bits), scale.float()
+def write_weights_file(path: str | Path, description: Description, tensors: dict[str, Tensor]) -> None:
+    """Writes a weights file, atomically; equal models give equal files."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # One entry: safetensors writes several in random order.
+    metadata = {FORMAT: json.dumps(description.model_dump(mode="json"), sort_keys=True)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
-def _unpack(bits: Tensor, scale: Tensor, shape: torch.Size) -> Tensor:
-    """The binary weight s * sign(W) in float32."""
-    rows, columns = shape[0], shape[1:].numel()
-    if bits.dtype != torch.uint8 or bits.shape != (rows, -(-columns // 8)) or scale.shape != (rows,):
-        raise ValueError(f"packed weights of shape {tuple(bits.shape)} for a weight of shape {tuple(shape)}")
-    unpacked = np.unpackbits(bits.numpy(), axis=1, count=columns)
-    signs = torch.from_numpy(unpacked).float() * 2 - 1
-    return (scale.float().unsqueeze(1) * signs).reshape(shape)
+def _parse(path: Path, text: str) -> Description:
+    try:
+        return Description.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole of it"
+        if where == "version":
+            raise BinaryViTError(
+                f"{path} is not of a version that this library reads (1 to {VERSION}); "
+                "use the version of the library that wrote it."
+            ) from error
+        raise BinaryViTError(
+            f"The description in {path} is damaged ({where}: {first['msg']}); write the file again."
+        ) from error
+
+
+def _check_bounds(model_args: dict[str, Any], largest: int, deepest: int) -> None:
+    """Refuses sizes that the stored tensors can't have, before a model of them is even described."""
+    for name, value in model_args.items():
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(number, (list, dict)) for number in values):
+            raise ValueError(f"{name}={value!r} is no number, text or list of these")
+        limit = deepest if any(word in name for word in ("depth", "layer", "block")) else largest
+        if sum(abs(number) for number in values if isinstance(number, (int, float))) > limit:
+            raise ValueError(f"{name}={value!r} is more than the file holds")
+
+
+def _check_tensors(tensors: dict[str, Tensor], shapes: dict[str, torch.Size], floats: set[torch.dtype]) -> None:
+    if missing := sorted(shapes.keys() - tensors.keys()):
+        raise ValueError(f"{missing[0]} is missing")
+    if unknown := sorted(tensors.keys() - shapes.keys()):
+        raise ValueError(f"that has no {unknown[0]}")
+    whole = {"bits": torch.uint8, "num_batches_tracked": torch.int64}
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes[name]:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)} instead of {tuple(shapes[name])}")
+        kind = whole.get(name.rpartition(".")[2])
+        if tensor.dtype not in ({kind} if kind else floats):
+            raise ValueError(f"{name} is of type {tensor.dtype}")
+        if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float64).item()):
+            raise ValueError(f"{name} holds numbers that are not finite")
+
+
+def _check_use(description: Description, skeleton: nn.Module) -> None:
+    classes = getattr(skeleton, "num_classes", None)
+    if description.class_names is not None and len(description.class_names) != classes:
+        raise ValueError(f"it names {len(description.class_names)} classes and distinguishes {classes}")
+    size = getattr(skeleton, "img_size", None)
+    if size is not None and description.preprocessing is not None:
+        wanted = (skeleton.in_chans, size, size)
+        if description.preprocessing.input_size != wanted:
+            raise ValueError(f"its images have the size {description.preprocessing.input_size} instead of {wanted}")

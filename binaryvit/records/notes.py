@@ -1,4 +1,4 @@
-"""What a derived file was made from, kept beside it, so that it can be told whether it is current, stale or edited."""
+"""What a derived file was made from, kept next to it to tell whether it is current, stale or edited."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ _DIGITS = "%.6g"  # what tables of numbers are stored and compared with
 
 
 class Note(BaseModel):
-    """The note beside derived files: `source`, what they were made from, and the sha256 of each as it was written."""
+    """The note on derived files: `source`, what they were made from, and the sha256 of each as it was written."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,14 +29,14 @@ class Note(BaseModel):
 
     @classmethod
     def read(cls, path: str | Path) -> "Note | None":
-        """The note in the file `path`; None when there is none. Raises BinaryViTError when it is something else."""
+        """The note in the file `path`; None if there is none. Raises BinaryViTError if it is something else."""
         try:
             return cls.model_validate_json(Path(path).read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
             raise BinaryViTError(
-                f"{path} is no note about where files come from: remove it, and make what lies beside it again."
+                f"{path} is not a note on where files come from: remove it, and make the files next to it again."
             ) from error
 
     def write(self, path: str | Path) -> None:

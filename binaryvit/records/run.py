@@ -1,7 +1,7 @@
 """The run record: what was run, on what, with what result; and many of them as a table.
 
-A run's folder holds `run.json` (written last: its presence means the run is finished), `metrics.csv` with a row an
-epoch, the inference weights and the executed notebook; `failure.json` instead of `run.json` when it failed.
+A run's folder holds `run.json` (written last: its presence means the run is finished), `metrics.csv` with a row
+per epoch, the inference weights and the executed notebook; `failure.json` instead of `run.json` when it failed.
 """
 
 import json
@@ -50,7 +50,7 @@ class DataRecord(_Record):
     """The data of a run. `source` is a hub name, an embedded set's name or the last component of a local folder."""
 
     name: str
-    label: str  # how tables and figures call it
+    label: str  # its name in tables and figures
     source: str
     fingerprint: str
     train_split: str
@@ -63,8 +63,8 @@ class DataRecord(_Record):
 class Hardware(_Record):
     """The machine of a run: `device` as torch calls its type (cpu, cuda), `gpus` their names, memory in 1e9 bytes.
 
-    `native_steps`, on a CPU: the compiler of the C++ steps of training (`native`); None where PyTorch's were used,
-    whose results differ by rounding.
+    `native_steps`, on a CPU: the compiler of the C++ steps of training (`models.ops.native`); None where PyTorch's were
+    used, whose results differ by rounding.
     """
 
     device: str
@@ -97,6 +97,17 @@ class WeightsRecord(_Record):
     top1: float
 
 
+class PredictionsRecord(_Record):
+    """The file with the class that the stored weights predict for each evaluated image (`records.predictions`).
+
+    The share of right ones is `WeightsRecord.top1`.
+    """
+
+    file: str  # relative to the run's folder
+    bytes: int
+    sha256: str
+
+
 class RunRecord(_Record):
     """One finished training run, as stored in its run.json. It holds no absolute path."""
 
@@ -115,6 +126,8 @@ class RunRecord(_Record):
     duration_seconds: float = Field(ge=0)  # spent in all starts of a resumed run together
     result: RunResult
     weights: WeightsRecord
+    predictions: PredictionsRecord | None = None  # None in records of earlier versions
+    numerics: dict[str, str | bool] = {}  # the shortcuts PyTorch's libraries might take (`training.numerics`)
 
     def write(self, run_dir: str | Path) -> None:
         """Writes run.json atomically and removes the note of an earlier failure."""
@@ -177,11 +190,11 @@ def run_folders(study_dir: str | Path) -> list[Path]:
 
 
 def read_runs(study_dir: str | Path) -> pd.DataFrame:
-    """The finished runs of a study as a table, one row a run, sorted by folder name.
+    """The finished runs of a study as a table, one row per run, sorted by folder name.
 
-    A column is called as the value's path in run.json ("result.top1", "config.variant", "data.label", "id"); the column
-    "folder" is the run's folder relative to `study_dir`. Without runs the table is empty and has the columns all the
-    same, except those of the configuration and the packages.
+    A column is named by the value's path in run.json ("result.top1", "config.variant", "data.label", "id"); the column
+    "folder" is the run's folder relative to `study_dir`. Without runs, the table is empty but has the
+    columns, except those of the configuration, the packages and the numerics.
 
     Raises BinaryViTError when a record is damaged.
     """
@@ -199,13 +212,13 @@ def _columns(record: type[BaseModel]) -> list[str]:
     for name, field in record.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             columns += [f"{name}.{inner}" for inner in field.annotation.model_fields]
-        elif name not in ("config", "packages"):  # their columns depend on their content
+        elif name not in ("config", "packages", "numerics"):  # their columns depend on their content
             columns.append(name)
     return columns
 
 
 def read_metrics(run_dir: str | Path) -> pd.DataFrame:
-    """The metrics of a run, one row an epoch, in the order of training.
+    """The metrics of a run, one row per epoch, in the order of training.
 
     Raises BinaryViTError when there are none or they are not a table.
     """

@@ -19,7 +19,7 @@ import yaml
 
 from binaryvit.config import RECIPES, TrainingConfig, suggestion
 from binaryvit.errors import BinaryViTError
-from binaryvit.files import LIBRARY_PARENT, write_text_atomically
+from binaryvit.files import LIBRARY_PARENT, find_upwards, write_text_atomically
 from binaryvit.training.memory import HUGE_PAGES
 from binaryvit.training.recipes import configure, recipe_of
 
@@ -37,10 +37,8 @@ def find_notebook(name: str, start: Path) -> Path:
 
     Raises BinaryViTError when there is none.
     """
-    start = start.resolve()
-    for folder in (start, *start.parents):
-        if (notebook := folder / "notebooks" / name).is_file():
-            return notebook
+    if notebook := find_upwards(Path("notebooks") / name, start):
+        return notebook
     raise BinaryViTError(
         f"There is no notebooks/{name} in {start} or any folder above it: "
         "keep the study file inside a copy of the repository, or give the notebooks' folder."

@@ -101,16 +101,26 @@ def _count(variant: str, model_args: str, image_size: int | None, num_classes: i
     return cost(create_model(config, num_classes))
 
 
+def labelled_runs(study: Study) -> list[tuple[str, tuple[PlannedRun, ...]]]:
+    """The study's models, each by its label in tables and figures with the runs of all its seeds."""
+    groups: dict[str, list[PlannedRun]] = {}
+    for run in plan(study):
+        groups.setdefault(run.id.removesuffix(f"-seed{run.config.seed}"), []).append(run)
+    labelled = []
+    for name, runs in groups.items():
+        is_unnamed = runs[0].label == name == runs[0].config.variant
+        labelled.append((variant_style(name).label if is_unnamed else runs[0].label, tuple(runs)))
+    return labelled
+
+
 def read_rows(study: Study) -> list[Row]:
     """The study's models, each with its seeds and the records its numbers may be taken from, in the study's order.
 
     Raises BinaryViTError when finished runs differ in data, image size, evaluation split or recipe: they cannot stand
     in one table.
     """
-    groups: dict[str, list[PlannedRun]] = {}
-    for run in plan(study):
-        groups.setdefault(run.id.removesuffix(f"-seed{run.config.seed}"), []).append(run)
-    runs = [run for group in groups.values() for run in group]
+    models = labelled_runs(study)
+    runs = [run for _, of_model in models for run in of_model]
     done = {run.id: record_of(run) for run in runs if run.state is State.DONE}
     teachers = {run.teacher_id for run in study.runs}
     _refuse_mixing([record for name, record in done.items() if name in teachers], list(done.values()))
@@ -118,20 +128,17 @@ def read_rows(study: Study) -> list[Row]:
     stale = {run.id: stale[run.id] for run in runs if run.id in stale and _recipe(stale[run.id].config) == _plan(run)}
     scale = next((scale_of(record) for record in (*done.values(), *stale.values())), {})
     rows = []
-    for name, group in groups.items():
-        variant = group[0].config.variant
-        label = variant_style(variant).label if group[0].label == name == variant else group[0].label
-        finished = [done[run.id] for run in group if run.id in done]
-        outdated = [stale[run.id] for run in group if run.id in stale and scale_of(stale[run.id]) == scale]
-        classes = scale.get("classes") or timm.get_pretrained_cfg(variant).num_classes
+    for label, of_model in models:
+        finished = [done[run.id] for run in of_model if run.id in done]
+        outdated = [stale[run.id] for run in of_model if run.id in stale and scale_of(stale[run.id]) == scale]
         rows.append(
             Row(
                 label,
-                tuple(group),
+                of_model,
                 tuple(finished or outdated),
                 bool(outdated and not finished),
-                classes,
-                group[0].id in teachers,
+                scale.get("classes") or timm.get_pretrained_cfg(of_model[0].config.variant).num_classes,
+                of_model[0].id in teachers,
             )
         )
     return rows

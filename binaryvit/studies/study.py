@@ -23,7 +23,7 @@ STUDY_FILE = "study.yaml"
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # it becomes a file name
 # All rows of a study see the same data, so these are given once, for the study.
 _DATA_FIELDS = {"data", "data_label", "data_config", "image_column", "label_column", "train_split", "eval_split"}
-_DATA_FIELDS |= {"max_train_images", "max_eval_images"}
+_DATA_FIELDS |= {"max_train_images", "max_eval_images", "holdout_images"}
 
 
 class _Part(BaseModel):
@@ -173,9 +173,9 @@ def plan(study: Study, fingerprint: str | None = None) -> list[PlannedRun]:
     """The study's runs with their states, from what is on disk; nothing is loaded, trained or written.
 
     `fingerprint` is that of the data at hand. Without it the data are not checked, except that all runs must have been
-    made with the same ones.
+    made with the same ones. A run that is done by its own record (`analysis.stored.study_of_folders`) stays so.
     """
-    return [state_of(study, run, fingerprint) for run in study.runs]
+    return [run if run.state is State.DONE else state_of(study, run, fingerprint) for run in study.runs]
 
 
 def state_of(

@@ -7,10 +7,11 @@ from torch import nn
 
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.layers import binary_layers
 
 
 def model_arguments(config: TrainingConfig, num_classes: int) -> dict:
-    """What `timm.create_model` needs beside the variant to rebuild a run's model for inference."""
+    """What `timm.create_model` needs besides the variant to rebuild a run's model for inference."""
     arguments = {**config.model_args, "num_classes": num_classes}
     if config.image_size is not None:
         arguments["img_size"] = config.image_size
@@ -20,7 +21,7 @@ def model_arguments(config: TrainingConfig, num_classes: int) -> dict:
 def create_model(config: TrainingConfig, num_classes: int) -> nn.Module:
     """The model a run trains, with the random weights its seed gives.
 
-    The caller's random state is left as it was. Raises `BinaryViTError` when the arguments don't fit the variant.
+    The caller's random state is kept. Raises `BinaryViTError` when the arguments don't fit the variant.
     """
     regularization = {
         "drop_rate": config.dropout,
@@ -31,10 +32,15 @@ def create_model(config: TrainingConfig, num_classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         try:
-            return timm.create_model(config.variant, **arguments)
+            model = timm.create_model(config.variant, **arguments)
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
             raise BinaryViTError(f"{config.variant} cannot be built with {given}: {error}.") from error
+    if config.latent_scale != 1.0:
+        with torch.no_grad():
+            for layer in binary_layers(model).values():
+                layer.weight *= config.latent_scale
+    return model
 
 
 def pretrained_model(name: str) -> nn.Module:
@@ -69,7 +75,7 @@ def input_settings(
 
 def image_size(model: nn.Module) -> tuple[int, int]:
     """Height and width of the images a model takes, as it was built."""
-    # A position embedding of another size was resampled when the model was built, and its description stays behind.
+    # A position embedding of another size was resampled when the model was built, and its description is outdated.
     size = getattr(getattr(model, "patch_embed", model), "img_size", None) or input_settings(model)[0][1:]
     return (size, size) if isinstance(size, int) else tuple(size)
 
@@ -83,7 +89,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 def compile_blocks(model: nn.Module) -> nn.Module:
     """Compiles each transformer block of `model`, in place; equal blocks share their compiled code.
 
-    The shapes are compiled as they come: with dynamic shapes, a pyramid's second stage would recompile everything into
+    Shapes are compiled as they are: with dynamic shapes, a pyramid's second stage would recompile everything into
     slower code.
     """
     # Each stage's shape, in training and in evaluation, is one more compilation of the same function.

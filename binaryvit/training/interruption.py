@@ -1,4 +1,4 @@
-"""Ctrl-C, and a scheduler's end, at a moment that suits: between two steps instead of in the midst of one."""
+"""Ctrl-C, or a scheduler's signal, taking effect between two steps instead of within one."""
 
 import signal
 import threading
@@ -11,7 +11,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption:
     """While entered, the first SIGINT or SIGTERM sets `requested`; a second one acts at once, as before.
 
-    Outside of the main thread, where Python handles no signals, it changes nothing.
+    Outside the main thread, where Python handles no signals, it changes nothing.
     """
 
     def __init__(self) -> None:

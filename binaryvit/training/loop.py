@@ -1,7 +1,7 @@
 """The training loop: epochs of optimizer steps whose outcome is a function of the configuration and the data alone.
 
 No random state is ever saved. All that is random in a step is seeded by (seed, epoch, step, process), so a run that
-goes on from a checkpoint meets what it would have met without the interruption.
+goes on from a checkpoint sees what it would have seen without the interruption.
 """
 
 import math
@@ -27,6 +27,7 @@ from binaryvit.data.batches import Data, eval_batches, train_batches
 from binaryvit.data.sampling import derived_seed, steps_per_epoch
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
+from binaryvit.models.quantizers import MINIMUM_ATTENTION_LEVEL
 from binaryvit.records.provenance import git_state
 from binaryvit.records.run import METRICS_FILE
 from binaryvit.training import resume
@@ -34,12 +35,12 @@ from binaryvit.training.build import compile_blocks, create_model, input_setting
 from binaryvit.training.evaluation import Evaluation, autocast, evaluate
 from binaryvit.training.interruption import Interruption
 from binaryvit.training.latent import flip_rates, weight_signs
+from binaryvit.training.layer_tables import COLUMNS, append_epoch
 from binaryvit.training.losses import training_loss
 from binaryvit.training.progress import Progress
 from binaryvit.training.schedule import LearningRate
 from binaryvit.training.teacher import Teacher, load_teacher
 
-FLIPS_FILE = "weight_flips.csv"
 METRICS = (
     "epoch", "lr", "train_loss", "distillation_loss", "label_loss", "train_top1",
     "eval_loss", "top1", "top5", "images_per_second", "flip_rate", "seconds",
@@ -51,7 +52,7 @@ class Trainer:
 
     Attributes:
         model: the model in training; `trained_model` is the one to keep.
-        state: what a checkpoint holds beside tensors: where the run is, the running epoch's sums, all metrics so far.
+        state: what a checkpoint holds besides tensors: where the run is, the running epoch's sums, all metrics so far.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Trainer:
         self.signs = weight_signs(self.model)
         self.state: dict[str, Any] = {
             "identity": identity,
-            "sources": [],  # the commits it was trained at, in their order
+            "sources": [],  # the commits it was trained at, in order
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "epoch": 0,
             "step": 0,
@@ -100,7 +101,7 @@ class Trainer:
             "timed_seconds": 0.0,
             "seconds": 0.0,
             "history": [],
-            "flips": [],
+            "layers": {},  # the tables of layer_tables, by file
         }
         self.interruption = Interruption()
         self._stopping = False  # whether a process was asked to stop
@@ -140,7 +141,14 @@ class Trainer:
             try:
                 while self.state["epoch"] < self.config.epochs:
                     self._train_epoch(progress)
-                    progress.epoch(self._finish_epoch())
+                    row, switched_off = self._finish_epoch()
+                    progress.epoch(row)
+                    for layer in switched_off:
+                        progress.note(
+                            f"The attention level of {layer} has fallen to zero or below: the layer computes with "
+                            f"{MINIMUM_ATTENTION_LEVEL:g} in its place, which attends to every key, until its gradient "
+                            "brings the level back."
+                        )
             finally:
                 progress.close()
 
@@ -155,10 +163,11 @@ class Trainer:
     def write_tables(self) -> None:
         """Writes the metrics so far as CSV; the checkpoint is where they are kept."""
         if self.process.is_main_process:
-            metrics = pd.DataFrame(self.state["history"], columns=list(METRICS))
-            flips = pd.DataFrame(self.state["flips"], columns=["epoch", "layer", "flip_rate"])
-            write_text_atomically(self.run_dir / METRICS_FILE, metrics.to_csv(index=False))
-            write_text_atomically(self.run_dir / FLIPS_FILE, flips.to_csv(index=False))
+            tables = {METRICS_FILE: (METRICS, self.state["history"])}
+            tables |= {file: (COLUMNS[file], rows) for file, rows in self.state["layers"].items() if rows}
+            for file, (columns, rows) in tables.items():
+                table = pd.DataFrame(rows, columns=list(columns))
+                write_text_atomically(self.run_dir / file, table.to_csv(index=False))
 
     def _train_epoch(self, progress: Progress) -> None:
         state, config = self.state, self.config
@@ -246,8 +255,8 @@ class Trainer:
         parts = [loss.total, *(unused if part is None else part for part in (loss.distillation, loss.label)), right]
         return torch.stack([part.detach() for part in parts]) * len(images)
 
-    def _finish_epoch(self) -> dict[str, Any]:
-        """Evaluates, records the epoch and saves; returns its row of metrics."""
+    def _finish_epoch(self) -> tuple[dict[str, Any], list[str]]:
+        """Evaluates, records the epoch and saves; returns its row of metrics and the layers that binarize no more."""
         state, config = self.state, self.config
         self._check_weights()
         begun = time.monotonic()
@@ -276,13 +285,13 @@ class Trainer:
             "seconds": seconds,
         }
         state["history"].append(row)
-        state["flips"] += [{"epoch": epoch, "layer": layer, "flip_rate": rate} for layer, rate in rates.items()]
+        switched_off = append_epoch(state["layers"], epoch, self.model, rates)
         self.signs = weight_signs(self.model)
         state.update(epoch=epoch, step=0, sums={}, seconds=state["seconds"] + seconds)
         state.update(epoch_seconds=0.0, timed_steps=0, timed_seconds=0.0)
         self._save()
         self.write_tables()
-        return row
+        return row, switched_off
 
     def _save(self) -> None:
         self._check_weights()

@@ -15,8 +15,8 @@ _LARGEST_DOCUMENTED = 32 * 2**20  # which older versions of glibc insist on
 def keep_freed_memory() -> bool:
     """Lets this process reuse the memory of freed tensors instead of returning it to the system.
 
-    By default glibc maps each large tensor anew; the system then clears its pages one by one on first use, which costs
-    more than what is computed on them. Returns whether the C library could be told so (Linux with glibc only).
+    By default glibc maps new memory for each large tensor; the system then clears its pages one by one on first use,
+    which costs more than what is computed on them. Returns whether the C library has this setting (Linux with glibc).
     """
     if not sys.platform.startswith("linux"):
         return False

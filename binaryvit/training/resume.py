@@ -15,7 +15,7 @@ from binaryvit.files import write_atomically
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 PROCESSES = "processes"  # the entry of an identity that is a number; the others say less about what differs
-_FORMAT = 1
+_FORMAT = 2
 _METADATA = "binaryvit_training_state"
 
 
@@ -29,7 +29,7 @@ def save_state(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[s
 def load_state(path: str | Path, identity: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads a checkpoint of the run that `identity` (names and values) describes.
 
-    Raises `BinaryViTError` when it is truncated, no checkpoint of ours, one of another run or of another number of
+    Raises `BinaryViTError` when it is truncated, not a checkpoint of ours, or one of another run or number of
     processes; nothing is changed then.
     """
     advice = "Nothing was changed; move the file away to start the run again, or choose another folder."
@@ -38,7 +38,7 @@ def load_state(path: str | Path, identity: Mapping[str, Any]) -> tuple[dict[str,
             text = (file.metadata() or {}).get(_METADATA)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, ValueError) as error:
-        raise BinaryViTError(f"The checkpoint {path} is damaged or no checkpoint at all ({error}). {advice}") from None
+        raise BinaryViTError(f"The checkpoint {path} is damaged or not a checkpoint ({error}). {advice}") from None
     try:
         state = json.loads(text or "")
         if state["format"] != _FORMAT:
@@ -48,12 +48,12 @@ def load_state(path: str | Path, identity: Mapping[str, Any]) -> tuple[dict[str,
         stored = {PROCESSES: identity.get(PROCESSES)} | state["identity"]  # which earlier checkpoints do not name
         different = [name for name, value in identity.items() if stored[name] != value]
     except (ValueError, KeyError, TypeError):
-        raise BinaryViTError(f"The file {path} is no training checkpoint of binaryvit. {advice}") from None
+        raise BinaryViTError(f"The file {path} is not a training checkpoint of binaryvit. {advice}") from None
     if PROCESSES in different:
         raise BinaryViTError(
             f"The checkpoint {path} was written with processes={stored[PROCESSES]}, not {identity[PROCESSES]}. Another "
             "number would change a training's random numbers and, on CPUs, its batch norm statistics: set processes to "
-            f"{stored[PROCESSES]} to go on, or train anew in another folder."
+            f"{stored[PROCESSES]} to go on, or start over in another folder."
         )
     if different:
         raise BinaryViTError(

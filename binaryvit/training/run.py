@@ -21,6 +21,7 @@ from binaryvit.locks import hold
 from binaryvit.models.ops import native
 from binaryvit.models.ops.compiler import require_compiler
 from binaryvit.models.weights_file import load_inference_weights, save_inference_weights
+from binaryvit.records.predictions import write_predictions
 from binaryvit.records.provenance import describe_hardware, package_versions
 from binaryvit.records.run import (
     LOCK_FILE,
@@ -34,9 +35,11 @@ from binaryvit.records.run import (
     read_record,
 )
 from binaryvit.training.build import model_arguments
+from binaryvit.training.evaluation import Evaluation
 from binaryvit.training.latent import latent_histograms, latent_layers
 from binaryvit.training.loop import Trainer
 from binaryvit.training.memory import keep_freed_memory
+from binaryvit.training.numerics import chosen_numerics, current_numerics
 from binaryvit.training.resume import PROCESSES
 from binaryvit.training.teacher import key_of
 
@@ -52,18 +55,19 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
 
     A finished run is returned as it is. On a CPU, or on one or several GPUs when started with `accelerate launch` or
     torchrun; on several machines these share the folder, and the first process of all writes to it.
-    `run_dir` then holds metrics.csv and weight_flips.csv (rewritten after each epoch), latent_weights.csv and
-    latent_layers.csv, weights.safetensors (for inference), run.json (written last) and checkpoint.safetensors (ignored
-    by git). The random state of the caller is left as it was.
+    `run_dir` then holds metrics.csv, weight_flips.csv, attention_levels.csv and activation_shifts.csv (rewritten after
+    each epoch; of a model that has such parts), latent_weights.csv and latent_layers.csv, weights.safetensors (for
+    inference), predictions.safetensors (of these weights), run.json (written last) and checkpoint.safetensors (ignored
+    by git). The caller's random state is kept.
 
     Args:
         config: the run.
         run_dir: made if needed. A folder that holds another run is refused and left alone.
-        study, run_id: how the record is called; by default nothing, and the folder's name.
+        study, run_id: names in the record; by default none, and the folder's name.
 
     Raises:
-        BinaryViTError: the data, teacher or model cannot be had; the folder holds another run, or a damaged checkpoint;
-            another process trains in it; a machine does not see it; the loss is not finite.
+        BinaryViTError: the data, teacher or model is not available; the folder holds another run, or a damaged
+            checkpoint; another process trains in it; a machine does not see it; the loss is not finite.
     """
     run_dir = Path(run_dir)
     # The others wait while the first process prepares the data; a large set seen for the first time takes long.
@@ -78,14 +82,14 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
         if config.compile:
             require_compiler("compile: true on a CPU")
         keep_freed_memory()
-    with _locked(run_dir, process), _threads(config.threads), scoped_random_state():
+    with _locked(run_dir, process), _threads(config.threads), scoped_random_state(), chosen_numerics():
         identity = {"configuration": key.config, "data": key.data, "training version": key.training_version}
         identity[PROCESSES] = config.processes
         trainer = Trainer(config, data, run_dir, identity, process)
         trainer.run()
-        weights = _store_weights(trainer)
+        measured = _store_weights(trainer)
         if process.is_main_process:
-            _record(trainer, key, weights, study, run_id or run_dir.resolve().name).write(run_dir)
+            _record(trainer, key, measured, study, run_id or run_dir.resolve().name).write(run_dir)
         process.wait_for_everyone()
     return read_record(run_dir)
 
@@ -108,7 +112,7 @@ def _check_launch(config: TrainingConfig, process: PartialState) -> None:
 
 
 def _finished(run_dir: Path, key: RunKey, process: PartialState) -> RunRecord | None:
-    """The record of a finished run, as the first process sees it, so that all go on or none does."""
+    """The record of a finished run as the first process sees it, so that either all processes go on or none."""
     [record] = broadcast_object_list([read_record(run_dir) if process.is_main_process else None])
     if record is None or record.key == key:
         return record
@@ -148,7 +152,7 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _store_weights(trainer: Trainer) -> WeightsRecord:
+def _store_weights(trainer: Trainer) -> Evaluation:
     """Stores the trained model for inference, and measures what a reader of the file gets: in float32, not compiled."""
     config, run_dir = trainer.config, trainer.run_dir
     path = run_dir / WEIGHTS_FILE
@@ -160,12 +164,13 @@ def _store_weights(trainer: Trainer) -> WeightsRecord:
         save_inference_weights(model, path, config.variant, arguments, getattr(torch, config.weights_dtype))
     trainer.process.wait_for_everyone()
     stored = load_inference_weights(path).float().to(trainer.device)
-    top1 = trainer.evaluate(stored, "fp32").top1
-    return WeightsRecord(file=path.name, bytes=path.stat().st_size, dtype=config.weights_dtype, top1=top1)
+    return trainer.evaluate(stored, "fp32")
 
 
-def _record(trainer: Trainer, key: RunKey, weights: WeightsRecord, study: str, run_id: str) -> RunRecord:
+def _record(trainer: Trainer, key: RunKey, measured: Evaluation, study: str, run_id: str) -> RunRecord:
+    """The record of a finished run; `measured` is what its stored weights reach."""
     config, state, last = trainer.config, trainer.state, trainer.state["history"][-1]
+    weights = trainer.run_dir / WEIGHTS_FILE
     places = {"data": without_place(config.data), "data_dir": None}
     places |= {"teacher": config.teacher and without_place(config.teacher)}
     return RunRecord(
@@ -189,7 +194,11 @@ def _record(trainer: Trainer, key: RunKey, weights: WeightsRecord, study: str, r
             epochs=config.epochs,
             images_per_second=sum(row["images_per_second"] for row in state["history"]) / len(state["history"]),
         ),
-        weights=weights,
+        weights=WeightsRecord(
+            file=weights.name, bytes=weights.stat().st_size, dtype=config.weights_dtype, top1=measured.top1
+        ),
+        predictions=write_predictions(trainer.run_dir, measured.predicted.numpy(), trainer.data.eval.labels),
+        numerics=current_numerics(),
     )
 
 

@@ -71,7 +71,7 @@ def load_teacher(place: str, variant: str | None, num_classes: int) -> nn.Module
 
 
 class Teacher(nn.Module):
-    """Gives a frozen model's probabilities for images that were prepared for another model.
+    """A frozen model's probabilities for images that were prepared for another model.
 
     Args:
         model: the teacher.
@@ -96,11 +96,11 @@ class Teacher(nn.Module):
             if not self.is_normalized:
                 images = images * self.factor + self.offset
             probabilities = at_least_float32(self.model(images)).softmax(dim=-1)
-        return probabilities.clone()  # autograd saves no tensor of inference mode
+        return probabilities.clone()  # autograd cannot save inference-mode tensors
 
 
 def _finished_run(folder: Path) -> RunRecord:
     record = read_record(folder)
     if record is None:
-        raise BinaryViTError(f"The teacher {str(folder)!r} is no finished run: train it first.")
+        raise BinaryViTError(f"The teacher {str(folder)!r} is not a finished run: train it first.")
     return record

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from helpers.stored_study import BASELINE, PYRAMID, TEACHER, store, stored_study
 
-from binaryvit.analysis.measurements import measured, replacing, stored_ones_only
-from binaryvit.analysis.stored import stored_runs
+from binaryvit.analysis.measurements import measured, stored_ones_only
+from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.studies.study import load_study
 
@@ -32,11 +32,10 @@ class Norms:
         rows = [{"layer": name, "norm": parameter.norm().item()} for name, parameter in parameters]
         return pd.DataFrame(rows, columns=["layer", "norm"])
 
-    def measured(self, version=1, settings=None, ids=None):
+    def measured(self, version=1, settings=None, ids=None, write=False):
         self.made.clear()
-        return measured(
-            self.study, "norms", version, settings or {"images": (1, 2)}, stored_runs(self.study, ids), self
-        )
+        opened = OpenStudy(self.study, ids, write)
+        return measured(opened, "norms", version, settings or {"images": (1, 2)}, opened.runs(), self)
 
     def file(self, run, ending):
         return self.study.output / "measurements" / "norms" / f"{run}.{ending}"
@@ -85,10 +84,13 @@ def test_other_settings_measure_for_once_and_leave_what_is_stored(norms):
     pd.testing.assert_frame_equal(norms.measured(settings={"images": [1, 3]}), before)
     assert len(norms.made) == 3
     assert {path: path.read_bytes() for path in norms.file(BASELINE, "csv").parent.iterdir()} == stored
+    pd.testing.assert_frame_equal(norms.measured(settings={"images": [1, 3]}), before)
+    assert not norms.made, "what was made for this time is kept as long as the process"
     norms.measured()
     assert not norms.made
-    with replacing():
-        norms.measured(settings={"images": [1, 3]})
+    norms.measured(settings={"images": [1, 3]}, write=True)
+    assert len(norms.made) == 3
+    assert {path: path.read_bytes() for path in norms.file(BASELINE, "csv").parent.iterdir()} != stored
     norms.measured(settings={"images": [1, 3]})
     assert not norms.made
 
@@ -109,7 +111,7 @@ def test_other_weights_record_or_file_measure_that_run_again(norms):
     norms.file(PYRAMID, "csv").unlink()
     pd.testing.assert_frame_equal(norms.measured(), after)
     norms.file(TEACHER, "json").write_text("{}")
-    with pytest.raises(BinaryViTError, match="is no note about where files come from"):
+    with pytest.raises(BinaryViTError, match="is not a note on where files come from"):
         norms.measured()
 
 
@@ -141,4 +143,4 @@ def test_nothing_to_measure_is_a_sentence(norms):
     with pytest.raises(BinaryViTError, match="'norms' holds nothing for deit"):
         norms.measured(ids=[TEACHER])
     with pytest.raises(BinaryViTError, match="needs at least one run"):
-        measured(norms.study, "norms", 1, {}, [], norms)
+        measured(OpenStudy(norms.study), "norms", 1, {}, [], norms)

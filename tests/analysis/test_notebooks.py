@@ -19,6 +19,7 @@ from nbclient import NotebookClient
 from binaryvit.analysis import figure_files, notebook
 from binaryvit.analysis.attention import measure as attention
 from binaryvit.analysis.measurements import stored_ones_only
+from binaryvit.analysis.stored import OpenStudy, open_study
 from binaryvit.config import RECIPES, TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER
@@ -69,6 +70,15 @@ def test_notebooks_are_stored_without_outputs_and_with_parameters():
         assert next(cell.metadata.get("tags") for cell in code) == ["parameters"], path.name
         assert document.cells[0].source.startswith("# "), path.name
         assert "papermill" not in document.metadata, path.name
+
+
+@pytest.mark.parametrize("folder", [ROOT, NOTEBOOKS])
+def test_default_studies_are_found_from_the_repository_and_from_its_notebooks(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    defaults = [papermill.inspect_notebook(str(path)).get("study") for path in NOTEBOOKS.glob("*.ipynb")]
+    studies = {default["default"] for default in defaults if default} - {'""'}
+    assert studies == {'"results/smoke"'}
+    assert open_study("results/smoke").study.output.resolve() == ROOT / "results" / "smoke"
 
 
 def test_papermill_knows_every_parameter_and_its_help():
@@ -162,7 +172,10 @@ def contents(folder):
 
 def test_tables_show_and_store_the_studys_numbers(tmp_path):
     study = finished_study(tmp_path / "tiny")
-    executed = execute(TABLES, study="tiny")
+    looked = execute(TABLES, study="tiny")
+    assert not (study.output / "tables").exists() and not (study.output / "figures").exists(), "nothing is asked for"
+    executed = execute(TABLES, study="tiny", write=True)
+    assert [cell.get("outputs") for cell in looked.cells][3:] == [cell.get("outputs") for cell in executed.cells][3:]
     shown = "".join(outputs(executed, "text/html"))
     for text in ("52.25", "+8.75", "not run", "67.7", "not available", "second-hand", study.runs[5].id):
         assert f">{text}<" in shown, text
@@ -181,7 +194,7 @@ def test_tables_show_and_store_the_studys_numbers(tmp_path):
     picture = tmp_path / "tiny" / "figures" / "accuracy_against_operations.png"
     assert set(figure_files.read_provenance(picture)["runs"]) == {run.id for run in study.runs[:6]}
 
-    again = execute(TABLES, "again.ipynb", study="tiny/study.yaml")
+    again = execute(TABLES, "again.ipynb", study="tiny/study.yaml", write=True)
     assert contents(tmp_path / "tiny") == stored
     assert [cell.get("outputs") for cell in again.cells] == [cell.get("outputs") for cell in executed.cells]
 
@@ -243,11 +256,13 @@ def test_the_attention_notebook_shows_and_writes_what_the_library_makes(tmp_path
     save_inference_weights(
         model, "other.safetensors", "deit_micro_patch4_32", {"img_size": 16, "embed_dim": 24, "depth": 1}
     )
-    execute(ATTENTION, study="small", images=10, runs=["binaryvit_micro_patch2_32-seed0"], examples=1)
-    assert not (study.output / "figures").exists(), "looking at some of it replaces nothing"
+    folder = study.runs[2].folder.relative_to(tmp_path)
+    looked = execute(ATTENTION, runs=f"[{folder}]", images=10, examples=1)  # as `-p runs [small/runs/...]` gives it
+    assert len(outputs(looked, "image/png")) == 4
+    assert {path.name for path in study.output.iterdir()} == {"runs", "study.yaml"}, "looking replaces nothing"
     executed = execute(ATTENTION, study="small", images=20, checkpoint="other.safetensors", write=True)
     with stored_ones_only():
-        made = attention.drawings(study, images=20)
+        made = attention.drawings(OpenStudy(study), images=20)
     texts = outputs(executed, "text/markdown")
     assert texts[:-1] == [drawing.finding for drawing in made] and "other.safetensors" in texts[-1]
     assert len(outputs(executed, "image/png")) == len(made) + 1

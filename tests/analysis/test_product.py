@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from binaryvit.analysis import figure_files
 from binaryvit.analysis.product import Drawing
+from binaryvit.analysis.stored import OpenStudy
 from binaryvit.analysis.style import SINGLE_COLUMN, styled
 from binaryvit.errors import BinaryViTError
 
@@ -19,7 +20,7 @@ def study(tmp_path_factory):
     return stored_study(tmp_path_factory.mktemp("studies") / "small")
 
 
-def drawing(values=(1.0, 3.0), runs=(BASELINE, PYRAMID)):
+def drawing(study, values=(1.0, 3.0), runs=(BASELINE, PYRAMID)):
     table = pd.DataFrame({"step": [0, 1], "value": values})
 
     @styled
@@ -28,11 +29,11 @@ def drawing(values=(1.0, 3.0), runs=(BASELINE, PYRAMID)):
         figure.add_subplot().plot(table["step"], table["value"])
         return figure
 
-    return Drawing("line", {"line": table}, draw, runs, f"It rises to {max(values)}.")
+    return Drawing(OpenStudy(study), "line", {"line": table}, draw, runs, f"It rises to {max(values)}.")
 
 
 def test_files_and_their_note(study):
-    paths = drawing().write(study)
+    paths = drawing(study).write()
     assert [path.relative_to(study.output).as_posix() for path in paths] == ["figures/line.pdf", "figures/line.png"]
     note = json.loads((study.output / "figures" / "line.json").read_text())
     digest = hashlib.sha256(b"step,value\n0,1\n1,3\n").hexdigest()
@@ -43,23 +44,23 @@ def test_files_and_their_note(study):
 
 
 def test_making_it_twice_gives_the_same_bytes_and_other_numbers_others(study):
-    first, second = ([path.read_bytes() for path in drawing().write(study)] for _ in range(2))
+    first, second = ([path.read_bytes() for path in drawing(study).write()] for _ in range(2))
     assert first == second
-    assert [path.read_bytes() for path in drawing((1.0, 2.0)).write(study)] != first
+    assert [path.read_bytes() for path in drawing(study, (1.0, 2.0)).write()] != first
 
 
 def test_numbers_count_with_six_digits(study):
-    source = drawing().source(study)
-    assert drawing((1.0, 3.0000001)).source(study) == source
-    assert drawing((1.0, 3.0001)).source(study) != source
+    source = drawing(study).source()
+    assert drawing(study, (1.0, 3.0000001)).source() == source
+    assert drawing(study, (1.0, 3.0001)).source() != source
 
 
 def test_showing_it(study):
-    picture, finding = drawing().show()
+    picture, finding = drawing(study).show()
     assert picture.data.startswith(b"\x89PNG") and finding.data == "It rises to 3.0."
-    assert drawing().show()[0].data == picture.data
+    assert drawing(study).show()[0].data == picture.data
 
 
 def test_a_run_of_another_study_is_refused(study):
     with pytest.raises(BinaryViTError, match="names resnet-seed0, which is no finished run of small"):
-        drawing(runs=("resnet-seed0",)).write(study)
+        drawing(study, runs=("resnet-seed0",)).write()

@@ -10,8 +10,9 @@ from helpers.stored_study import BASELINE, PYRAMID, TEACHER, store, stored_study
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
-from binaryvit.analysis import stored
-from binaryvit.analysis.stored import check_images, evaluation_batches, example_images, stored_runs
+from binaryvit.analysis import images as image_files
+from binaryvit.analysis.images import evaluation_batches, example_images
+from binaryvit.analysis.stored import OpenStudy, open_study, stored_runs
 from binaryvit.data.batches import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.weights_file import load_inference_weights
@@ -106,21 +107,69 @@ def test_a_run_without_weights_and_a_study_without_runs_are_refused(study):
         stored_runs(study)
 
 
+def test_runs_are_opened_by_their_folders(study, tmp_path):
+    """As train.ipynb leaves them: without a study, wherever they lie, the teacher known by the students' keys."""
+    for mine, run in (("teacher", study.runs[0]), ("mine", study.runs[2])):
+        shutil.copytree(run.folder, tmp_path / "elsewhere" / mine)
+    folders = [tmp_path / "elsewhere" / name for name in ("mine", "teacher")]
+    opened = open_study("no study", folders)
+    assert [run.id for run in opened.runs()] == ["mine", "teacher"] and opened.teacher().id == "teacher"
+    assert [run.label for run in opened.runs()] == ["BinaryViT (+ pyramid)", "full-precision DeiT (teacher)"]
+    assert opened.study.output.resolve() == (tmp_path / "elsewhere").resolve()
+    images = torch.rand(1, 3, 16, 16)
+    assert torch.equal(opened.runs()[0].model()(images), stored_runs(study, [PYRAMID])[0].model()(images))
+    assert len(list(evaluation_batches(opened, opened.runs()[0], 10))) == 1
+
+    alone = open_study("no study", [folders[0]])
+    assert alone.teacher() is None and [run.id for run in alone.runs()] == ["mine"]
+    shutil.copytree(folders[0], tmp_path / "elsewhere" / "longer")
+    record = tmp_path / "elsewhere" / "longer" / "run.json"
+    record.write_text(record.read_text().replace('"epochs": 6', '"epochs": 7'))
+    two = open_study("no study", [folders[0], record.parent])
+    assert [run.label for run in two.runs()] == ["mine", "longer"], "two of one variant are told apart by their folders"
+
+
+def test_wrong_folders_are_refused(study, tmp_path):
+    one = study.runs[0].folder
+    with pytest.raises(BinaryViTError, match="runs/none holds no finished run"):
+        open_study(study.path, [one, "runs/none"])
+    shutil.copytree(one, tmp_path / "other" / one.name)
+    with pytest.raises(BinaryViTError, match=f"are called {one.name}"):
+        open_study(study.path, [one, tmp_path / "other" / one.name])
+    record = tmp_path / "other" / one.name / "run.json"
+    record.write_text(record.read_text().replace(read_record(one).key.data, "0" * 64))
+    (tmp_path / "other" / one.name).rename(tmp_path / "other" / "mine")
+    with pytest.raises(BinaryViTError, match="were trained on different data"):
+        open_study(study.path, [one, tmp_path / "other" / "mine"])
+
+
+def test_a_study_is_found_from_folders_below_it_and_in_the_repository(study, monkeypatch, tmp_path):
+    below = study.output / "notebooks" / "mine"
+    below.mkdir(parents=True)
+    for folder in (study.output.parent, study.output, below):
+        monkeypatch.chdir(folder)
+        assert open_study("small").study.output.resolve() == study.output.resolve()
+    monkeypatch.chdir(tmp_path)
+    assert open_study("results/smoke").study.name == "smoke"
+    with pytest.raises(BinaryViTError, match="results/none"):
+        open_study("results/none")
+
+
 def test_evaluation_images_are_spread_over_the_classes_and_normalized(original):
     run = stored_runs(original)[1]
-    batches = list(evaluation_batches(original, run, 50, batch_size=20))
+    batches = list(evaluation_batches(OpenStudy(original), run, 50, batch_size=20))
     assert [len(labels) for _, labels in batches] == [20, 20, 10]
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert set(torch.bincount(labels).tolist()) <= {4, 5, 6}
     assert images.shape == (50, 3, 16, 16) and images.dtype == torch.float32
-    again = list(evaluation_batches(original, run, 50, batch_size=50))
+    again = list(evaluation_batches(OpenStudy(original), run, 50, batch_size=50))
     assert torch.equal(again[0][0], images)
 
-    training = torch.cat([batch for batch, _ in evaluation_batches(original, run, 10**6, split="train")])
+    training = torch.cat([batch for batch, _ in evaluation_batches(OpenStudy(original), run, 10**6, split="train")])
     assert len(training) == 1437 and not (training == images[0]).flatten(1).all(1).any()
 
     # Every image, enlarged by Pillow from scikit-learn's own arrays, is found among all evaluation images.
-    everything = torch.cat([images for images, _ in evaluation_batches(original, run, 10**6)])
+    everything = torch.cat([images for images, _ in evaluation_batches(OpenStudy(original), run, 10**6)])
     assert len(everything) == 360 and all((everything == image).flatten(1).all(1).any() for image in images)
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
@@ -137,19 +186,19 @@ def test_other_data_than_the_runs_are_refused(original, monkeypatch):
     key = run.record.key.model_copy(update={"data": "0" * 64})
     other = replace(run, record=run.record.model_copy(update={"key": key}))
     with pytest.raises(BinaryViTError, match="are not those of the run"):
-        evaluation_batches(original, other, 10)
+        evaluation_batches(OpenStudy(original), other, 10)
     absent = load_study(original.path, data_dir="nowhere")
     with pytest.raises(BinaryViTError, match="leave data_dir out"):
-        evaluation_batches(absent, run, 10)
+        evaluation_batches(OpenStudy(absent), run, 10)
 
 
 def test_data_are_loaded_once_for_all_runs(original, monkeypatch):
-    stored._load_once.cache_clear()
+    image_files._load_once.cache_clear()
     loaded = []
-    load = stored.load_data
-    monkeypatch.setattr(stored, "load_data", lambda config: loaded.append(config) or load(config))
+    load = image_files.load_data
+    monkeypatch.setattr(image_files, "load_data", lambda config: loaded.append(config) or load(config))
     for run in stored_runs(original):
-        evaluation_batches(original, run, 10)
+        evaluation_batches(OpenStudy(original), run, 10)
     assert len(loaded) == 1
 
 
@@ -180,9 +229,6 @@ def test_images_of_ones_own_are_brought_to_the_models_size(original, tmp_path):
     Image.new("L", (40, 30), 255).save(tmp_path / "white.png")
     examples = example_images(run, [tmp_path / "white.png"])
     assert examples.names == ("white.png",) and (examples.pixels == 255).all() and len(examples.inputs) == 1
-    check_images(run, examples.inputs)
-    with pytest.raises(BinaryViTError, match=r"shape \(1, 3, 30, 40\).* of shape \(3, 16, 16\)"):
-        check_images(run, torch.zeros(1, 3, 30, 40))
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(BinaryViTError, match=r"text.png cannot be used"):
         example_images(run, [tmp_path / "text.png"])

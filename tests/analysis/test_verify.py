@@ -8,10 +8,9 @@ from helpers.stored_study import BASELINE, PYRAMID, STUDY, store, stored_study
 from matplotlib.figure import Figure
 
 from binaryvit.analysis import registry
-from binaryvit.analysis.ladder.tables import Table
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
-from binaryvit.analysis.stored import stored_runs
+from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.analysis.verify import Verdict, verify
 from binaryvit.cli import main
 from binaryvit.files import write_text_atomically
@@ -22,27 +21,27 @@ VERSION = {"norms": 1}
 FIGURE, NORMS = "figures/accuracy_against_operations", "measurements/norms"
 
 
-def norms(study):
+def norms(opened):
     """An analysis: the norm of each parameter, measured; drawn."""
 
     def measure(run):
         return pd.DataFrame([{"norm": parameter.norm().item()} for parameter in run.model().parameters()])
 
-    runs = stored_runs(study)
-    table = measured(study, "norms", VERSION["norms"], {}, runs, measure)
+    runs = opened.runs()
+    table = measured(opened, "norms", VERSION["norms"], {}, runs, measure)
 
     def draw():
         figure = Figure(figsize=(2, 2))
         figure.add_subplot().plot(table["norm"])
         return figure
 
-    return [Drawing("norms", {"norms": table}, draw, tuple(run.id for run in runs), "Norms are positive.")]
+    return [Drawing(opened, "norms", {"norms": table}, draw, tuple(run.id for run in runs), "Norms are positive.")]
 
 
 def make(study):
     for notebook in study.analysis:
-        for product in registry.ANALYSES[notebook](study):
-            product.write(study.output / "tables" if isinstance(product, Table) else study)
+        for product in registry.ANALYSES[notebook](OpenStudy(study)):
+            product.write()
 
 
 @pytest.fixture(scope="module")

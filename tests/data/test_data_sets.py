@@ -208,7 +208,7 @@ def test_classes_numbered_differently_in_the_evaluation_split_go_by_their_names(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"eval_split": "test"}, r"no split 'test': set eval_split to one of those there are: .*extra.*train"),
+        ({"eval_split": "test"}, r"no split 'test': set eval_split to one of those it has: .*extra.*train"),
         ({"train_split": "all", "eval_split": "extra"}, r"no split 'all': set train_split"),
         ({}, r"no split named validation, valid, val or test to evaluate on: set eval_split .*: extra, train"),
         ({"eval_split": "train"}, r"'train' is trained on, so it cannot be evaluated on"),
@@ -241,7 +241,7 @@ def test_absurd_label_is_not_counted_up_to(tmp_path):
 
 
 def test_one_class(tmp_path):
-    with pytest.raises(BinaryViTError, match=r"one class only \(cat\)"):
+    with pytest.raises(BinaryViTError, match=r"only one class \(cat\)"):
         load_data(config(class_folders(tmp_path, train=("cat",), val=("cat",))))
 
 
@@ -417,6 +417,30 @@ def test_a_part_is_fixed_and_keeps_the_classes_proportions():
         assert data.train.labels[index] == whole.train.labels[row]
         assert np.array_equal(data.train.images([index])[0], whole.train.images([row])[0])
     assert len(load_data(config(max_train_images=10**6)).train) == 1437
+
+
+def test_training_images_can_be_held_out_to_evaluate_on():
+    whole = load_data(config(max_train_images=200, max_eval_images=None))
+    data = load_data(config(max_train_images=200, max_eval_images=None, holdout_images=50))
+    assert (len(data.train), len(data.eval), data.eval.name) == (150, 50, "train (held out)")
+    assert sorted([*data.train.rows, *data.eval.rows]) == whole.train.rows.tolist()
+    assert max(Counter(data.eval.labels.tolist()).values()) <= 6 and len(set(data.eval.labels.tolist())) == 10
+    for split in (data.train, data.eval):
+        place = np.searchsorted(whole.train.rows, split.rows)
+        assert split.labels.tolist() == whole.train.labels[place].tolist()
+        assert split.encoded([0, 7]) == whole.train.encoded(place[[0, 7]])
+    assert data.fingerprint != whole.fingerprint
+    with pytest.raises(BinaryViTError, match="holdout_images=200 leaves nothing of the 200"):
+        load_data(config(max_train_images=200, max_eval_images=None, holdout_images=200))
+
+
+def test_held_out_images_need_no_evaluation_split(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (9, 9), (i, 0, 0)).save(tmp_path / "train" / name / f"{i}.png")
+    data = load_data(TrainingConfig(variant="vit_tiny_patch16_224", data=str(tmp_path), holdout_images=2))
+    assert sorted(data.eval.labels.tolist()) == [0, 1] and len(data.train) == 6
 
 
 def test_fingerprint_covers_content_and_not_place(tmp_path):

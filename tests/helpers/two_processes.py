@@ -80,7 +80,9 @@ def gradients(folder: Path, rank: int) -> None:
         save_file(dict(run.model.named_buffers()), folder / f"buffers-{rank}.safetensors")
         run.data = load_data(TOGETHER.model_copy(update={"max_eval_images": 1}))  # one process has none
         results.append(run.evaluate(run.trained_model, "fp32"))
-    (folder / f"evaluations-{rank}.json").write_text(json.dumps([vars(result) for result in results]))
+    (folder / f"evaluations-{rank}.json").write_text(
+        json.dumps([vars(result) | {"predicted": result.predicted.tolist()} for result in results])
+    )
 
 
 def whole_run(folder: Path, rank: int) -> None:

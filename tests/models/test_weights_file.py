@@ -5,15 +5,26 @@ import json
 import pytest
 import timm
 import torch
+from helpers.places import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.checkpoints import load_checkpoint
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.layers import TokenBatchNorm, binary_layers
-from binaryvit.models.weights_file import FORMAT, load_inference_weights, save_inference_weights
+from binaryvit.models.weights_file import (
+    FORMAT,
+    Preprocessing,
+    load_inference_weights,
+    read_weights_file,
+    save_inference_weights,
+)
 
 BINARY = LADDER["micro"][1:]
+PREPROCESSING = Preprocessing(
+    input_size=(3, 32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), crop_pct=0.875, interpolation="bicubic"
+)
 
 
 def shaken(model):
@@ -80,6 +91,34 @@ def test_half_precision_halves_a_full_precision_model(tmp_path):
         torch.testing.assert_close(loaded(images), model(images), rtol=1e-2, atol=1e-2)
 
 
+def test_class_names_and_preprocessing_are_kept(tmp_path):
+    variant, names = "binaryvit_micro_patch2_32", tuple("abcdefghij")
+    model = timm.create_model(variant)
+    path = tmp_path / "w.safetensors"
+    save_inference_weights(model, path, variant, {}, class_names=names, preprocessing=PREPROCESSING)
+    description = read_weights_file(path).description
+    assert (description.class_names, description.preprocessing) == (names, PREPROCESSING)
+
+
+def test_a_state_dict_with_packed_weights_loads_as_it_is(tmp_path):
+    variant = "binaryvit_micro_patch2_32"
+    model = shaken(timm.create_model(variant))
+    path = tmp_path / "w.safetensors"
+    save_inference_weights(model, path, variant, {})
+    other = timm.create_model(variant).eval()
+    load_checkpoint(other, path)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(other(images), model(images))
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("results/*/runs/*/weights.safetensors")), ids=lambda p: p.parent.name)
+def test_committed_runs_load(path):
+    record = json.loads((path.parent / "run.json").read_text())
+    assert path.stat().st_size == record["weights"]["bytes"]
+    assert load_inference_weights(path).num_classes == record["data"]["num_classes"]
+
+
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "w.safetensors"
@@ -106,10 +145,17 @@ def test_missing_truncated_and_foreign_files_are_refused(saved, tmp_path):
     [
         ({"version": "99"}, "version"),
         ({"variant": "no_such_model"}, "no_such_model"),
-        ({"model_args": {"embed_dims": [4096, 8192, 16384]}}, "does not fit into"),
+        ({"model_args": {"embed_dims": [4096, 8192, 16384]}}, "does not fit"),
+        ({"model_args": {"embed_dims": [[[10**9]]]}}, "no number, text or list"),
         ({"model_args": {"depths": [10**9, 1, 1, 1]}}, "more than the file holds"),
         ({"model_args": {"num_classes": 10**12}}, "more than the file holds"),
-        ({"model_args": [1]}, "can't be built"),
+        ({"model_args": [1]}, "description in .* is damaged"),
+        ({"model_args": {"embed_dims": "wide"}}, "can't be built"),
+        ({"packed": True}, "packed for deployment"),
+        ({"colour": "red"}, "description in .* is damaged"),
+        ({"class_names": ["cat"]}, "names 1 classes and distinguishes 10"),
+        ({"preprocessing": {**PREPROCESSING.model_dump(), "input_size": (3, 64, 64)}}, "instead of \\(3, 32, 32\\)"),
+        ({"preprocessing": {**PREPROCESSING.model_dump(), "std": (0, 1, 1)}}, "std a positive one"),
         ({"variant": "hf-hub:someone/model"}, "no model of this library"),
         ({"variant": "local-dir:."}, "no model of this library"),
         ({"model_args": {"checkpoint_path": "other.pth"}}, "checkpoint_path would load other files"),
@@ -132,3 +178,20 @@ def test_a_missing_or_misshapen_weight_is_refused(saved):
         save_file(others | ({bits: changed} if changed is not None else {}), path, {FORMAT: json.dumps(description)})
         with pytest.raises(BinaryViTError, match="does not fit"):
             load_inference_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "match"),
+    [
+        (torch.uint8, lambda bits: bits.repeat(2, 1), "has the shape"),
+        (torch.uint8, lambda bits: bits.float(), "is of type torch.float32"),
+        (torch.float32, lambda numbers: numbers.fill_(torch.nan), "not finite"),
+        (torch.float32, lambda numbers: numbers.double(), "is of type torch.float64"),
+    ],
+)
+def test_a_tensor_of_another_shape_type_or_without_numbers_is_refused(saved, kind, change, match):
+    path, tensors, description = saved
+    name = next(name for name, tensor in tensors.items() if tensor.dtype == kind)
+    save_file({**tensors, name: change(tensors[name])}, path, {FORMAT: json.dumps(description)})
+    with pytest.raises(BinaryViTError, match=match):
+        load_inference_weights(path)

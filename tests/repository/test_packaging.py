@@ -19,6 +19,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import binaryvit
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
 DIRECT = RUNTIME + [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
@@ -147,9 +149,9 @@ def test_what_is_imported_is_declared(folder: str, declared: list[Requirement]):
     assert missing == set(), "Add these to pyproject.toml and environment.yml, then run `make lock`."
 
 
-def test_the_readme_gives_a_reason_for_every_runtime_package():
-    readme = (ROOT / "README.md").read_text().lower()
-    assert [requirement.name for requirement in RUNTIME if requirement.name not in readme] == []
+def test_every_direct_package_has_a_reason():
+    reasons = (ROOT / "docs/dependencies.md").read_text().lower()
+    assert [requirement.name for requirement in DIRECT if requirement.name not in reasons] == []
 
 
 def test_the_command_line_exists():
@@ -174,7 +176,9 @@ def test_the_makefile_has_the_targets_people_are_told_of():
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
 
 
-def test_the_citation_is_of_this_version():
+def test_citation_changelog_and_library_are_of_this_version():
+    assert binaryvit.__version__ == PROJECT["version"]
+    assert re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == PROJECT["version"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])

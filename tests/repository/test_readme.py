@@ -1,22 +1,35 @@
-"""The README shows what lies in results/, and points to files that exist."""
+"""The README shows what results/ and the ladder hold."""
 
 import re
 
 from helpers.places import ROOT
 
+from binaryvit.analysis.figure_files import read_provenance
+from binaryvit.analysis.ladder.diagram import steps
+from binaryvit.analysis.ladder.headline import headline, put_into
+from binaryvit.studies.study import load_study
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_table_is_the_committed_one():
-    assert (ROOT / "results/cifar10/tables/ablation.md").read_text(encoding="utf-8").strip() in README
+def test_its_table_and_what_to_take_away_are_those_of_cifar10():
+    block = headline(load_study(ROOT / "results/cifar10"))
+    assert put_into(README, block) == README, (
+        f"README.md should hold, in place of what it has:\n\n{block}\n\n"
+        "`python -m binaryvit.analysis.ladder.headline results/cifar10 README.md` puts it there."
+    )
 
 
-def test_links_and_pictures_exist():
-    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in target]
-    assert "results/cifar10/figures/accuracy_against_operations.png" in targets
-    assert not [target for target in targets if not (ROOT / target).exists()]
+def test_the_same_numbers_stand_in_the_committed_table():
+    full = (ROOT / "results/cifar10/tables/ablation.md").read_text(encoding="utf-8")
+    accuracies = {tuple(row) for row in re.findall(r"^\| (.*?) \| (\d\d\.\d\d.*?) \|", full, re.MULTILINE)}
+    shown = {tuple(row) for row in re.findall(r"^\| (.*?) \| (\d\d\.\d\d.*?) \|", README, re.MULTILINE)}
+    assert shown == accuracies and len(shown) == 7
 
 
-def test_the_files_it_names_in_the_library_exist():
-    named = set(re.findall(r"`([a-z_]+\.py)`", README))
-    assert named and not [name for name in named if not (ROOT / "binaryvit" / name).exists()]
+def test_its_drawing_is_of_todays_ladder():
+    for picture in ("docs/ladder.png", "docs/ladder.pdf"):
+        assert read_provenance(ROOT / picture) == {"steps": steps()}, (
+            f"{picture} is outdated: run `python -m binaryvit.analysis.ladder.diagram docs/ladder`."
+        )
+    assert "](docs/ladder.png)" in README

@@ -128,7 +128,7 @@ def test_the_command_line_changes_places_and_speed_but_no_numbers(write, tmp_pat
         (("epochs: 2", "teacher: x"), ["teacher in the recipe is misplaced"]),
         (("reactdeit_micro", "reactdeti_micro"), ["did you mean 'reactdeit_micro_patch4_32'"]),
         (("epochs: 2", "epochs: 2, epochs: 4"), ["twice"]),
-        (("title: A tiny study", "title: !!python/object/apply:os.system [exit]"), ["no valid YAML"]),
+        (("title: A tiny study", "title: !!python/object/apply:os.system [exit]"), ["not valid YAML"]),
     ],
 )
 def test_mistakes_in_the_file_are_sentences(write, change, words):
@@ -279,6 +279,8 @@ BOTH = {
     "precision": "fp16",
     "model_args": {},
     "distillation_weight": 0.9,
+    "holdout_images": None,
+    "latent_scale": 1.0,
     "eval_crop": 224 / 256,
     "seed": 0,
 }

@@ -45,7 +45,8 @@ def assert_same_outcome(one: Path, other: Path) -> None:
     tensors, others = load_file(one / CHECKPOINT_FILE), load_file(other / CHECKPOINT_FILE)
     assert tensors.keys() == others.keys()
     assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
-    for name in ("weight_flips.csv", "latent_weights.csv", "latent_layers.csv"):
+    tables = ("weight_flips", "attention_levels", "activation_shifts", "latent_weights", "latent_layers")
+    for name in map("{}.csv".format, tables):
         assert (one / name).read_text() == (other / name).read_text()
     rows, other_rows = (pd.read_csv(folder / "metrics.csv", dtype=str).drop(columns=TIMING) for folder in (one, other))
     pd.testing.assert_frame_equal(rows, other_rows)
@@ -182,7 +183,7 @@ def test_truncated_checkpoint_is_refused_and_kept(size, uninterrupted, tmp_path)
         ({"a": torch.zeros(2)}, {"format": "pt"}),
         ({"a": torch.zeros(2)}, {"binaryvit_training_state": "{"}),
         ({"a": torch.zeros(2)}, {"binaryvit_training_state": "[]"}),
-        ({"a": torch.zeros(2)}, {"binaryvit_training_state": '{"format": 1}'}),
+        ({"a": torch.zeros(2)}, {"binaryvit_training_state": '{"format": 2}'}),
     ],
 )
 def test_foreign_file_is_refused(tensors, metadata, tmp_path):

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,16 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from binaryvit.data.batches import eval_batches, load_data, train_batches
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.layers import binary_layers
 from binaryvit.models.weights_file import load_inference_weights
+from binaryvit.records.predictions import read_predictions
 from binaryvit.records.run import TRAINING_VERSION, read_metrics, read_record, read_table
 from binaryvit.training import launch
 from binaryvit.training import loop as trainer_module
-from binaryvit.training.build import blocks_of, compile_blocks, create_model
+from binaryvit.training.build import blocks_of, compile_blocks, create_model, input_settings
 from binaryvit.training.evaluation import evaluate
 from binaryvit.training.loop import METRICS, Trainer
+from binaryvit.training.numerics import current_numerics
 from binaryvit.training.resume import CHECKPOINT_FILE
 from binaryvit.training.run import train
 from binaryvit.training.teacher import Teacher, identity, key_of, load_teacher, run_identity
@@ -154,7 +158,7 @@ def test_flips_and_histograms_describe_the_latent_weights(tmp_path):
     run.run()
     after = {name: layer.centred_weight().detach() >= 0 for name, layer in layers.items()}
     first, last = run.state["history"]
-    flips = pd.DataFrame(run.state["flips"])
+    flips = pd.DataFrame(run.state["layers"]["weight_flips.csv"])
     assert set(flips["layer"]) == set(layers) and 0 < first["flip_rate"] < 1
     # The flips of both epochs bound those over the whole run from above, with the same parity.
     total = flips.groupby("layer")["flip_rate"].sum()
@@ -165,6 +169,81 @@ def test_flips_and_histograms_describe_the_latent_weights(tmp_path):
     assert last["flip_rate"] == pytest.approx(
         (flips.set_index("layer")["flip_rate"][-len(sizes) :] * sizes).sum() / sizes.sum()
     )
+
+
+def test_levels_and_shifts_are_recorded_each_epoch(finished):
+    model = load_inference_weights(finished / "student" / "weights.safetensors")
+    modules = dict(model.named_modules())
+    levels = {name: module.level.item() for name, module in modules.items() if hasattr(module, "level")}
+    shifts = {name: module.shift.abs().mean().item() for name, module in modules.items() if hasattr(module, "shift")}
+    for file, column, kept in (
+        ("attention_levels.csv", "level", levels),
+        ("activation_shifts.csv", "mean_absolute_shift", shifts),
+    ):
+        table = read_table(finished / "student", file)
+        assert list(table["epoch"]) == [1] * len(kept) + [2] * len(kept) and len(kept) >= 2
+        assert table[table["epoch"] == 2].set_index("layer")[column].to_dict() == pytest.approx(kept)
+        assert not (finished / "teacher" / file).exists()
+
+
+def test_a_level_that_falls_to_zero_is_said_once(tmp_path, capsys):
+    run = make_trainer(student(epochs=2), tmp_path)
+    with torch.no_grad():  # further from zero than training moves them
+        run.model.stages[0].blocks[0].attn.binarize_attn.level.fill_(1.0)
+        run.model.stages[1].blocks[0].attn.binarize_attn.level.fill_(-1.0)
+    run.run()
+    assert capsys.readouterr().out.count("attention level of stages.1.blocks.0.attn.binarize_attn has fallen") == 1
+    assert [row["level"] < 0 for row in run.state["layers"]["attention_levels.csv"]] == [False, True] * 2
+    resumed = make_trainer(student(epochs=3), tmp_path)
+    assert resumed.state["epoch"] == 2
+    resumed.run()
+    assert "has fallen" not in capsys.readouterr().out
+
+
+def test_predictions_are_those_of_the_stored_weights(finished):
+    for run in ("student", "teacher"):
+        record, table = read_record(finished / run), read_predictions(finished / run)
+        assert list(table.columns) == ["predicted", "label"] and len(table) == 50
+        assert 100 * (table["predicted"] == table["label"]).mean() == record.weights.top1
+    model = load_inference_weights(finished / "teacher" / "weights.safetensors").float()
+    data, config = load_data(teacher()), teacher()
+    batches = list(eval_batches(data, config, *input_settings(model, 32)))
+    assert table["predicted"].tolist() == [best for images, *_ in batches for best in model(images).argmax(1).tolist()]
+    assert table["label"].tolist() == [label for _, labels, _ in batches for label in labels.tolist()]
+    assert (finished / "teacher" / record.predictions.file).stat().st_size < 500
+
+
+def test_predictions_of_another_file_are_refused(finished, tmp_path):
+    shutil.copytree(finished / "student", tmp_path / "run")
+    file = tmp_path / "run" / "predictions.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    for damaged in (bytes(content), bytes(content[:-1]), bytes(10_000)):
+        file.write_bytes(damaged)
+        with pytest.raises(BinaryViTError, match=r"predictions\.safetensors cannot be used"):
+            read_predictions(tmp_path / "run")
+    with pytest.raises(BinaryViTError, match="no predictions of a finished run"):
+        read_predictions(tmp_path)
+
+
+def test_numerics_are_chosen_recorded_and_given_back(finished, tmp_path, monkeypatch):
+    before = current_numerics()
+    during: dict = {}
+    monkeypatch.setattr(Trainer, "run", lambda run: during.update(current_numerics()) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(student(), tmp_path)
+    assert current_numerics() == before
+    assert during == read_record(finished / "student").numerics
+    assert (during["cuda_matmul_tf32"], during["cudnn_tf32"], during["float32_matmul"]) == (False, False, "highest")
+
+
+def test_latent_weights_start_at_a_fraction_of_pytorchs():
+    plain, scaled = (create_model(student(latent_scale=scale), 10) for scale in (1.0, 0.25))
+    binary = binary_layers(plain)
+    for (name, weight), other in zip(plain.named_parameters(), scaled.parameters(), strict=True):
+        factor = 0.25 if name.removesuffix(".weight") in binary else 1.0
+        assert torch.equal(factor * weight, other), name
+    assert len(binary) > 5
 
 
 def test_latent_weight_tables(finished):
@@ -395,6 +474,7 @@ def test_evaluation_counts_every_image_once(classes):
     logits = model.eval()(images)
     assert result.images == 11 and result.loss == pytest.approx(F.cross_entropy(logits, labels).item())
     assert result.top1 == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
+    assert torch.equal(result.predicted, logits.argmax(1))
     if classes == 4:
         assert result.top5 is None
     else:

@@ -6,12 +6,12 @@ import pandas as pd
 from torch import Tensor
 
 from binaryvit.analysis.activations import distinct_values, figures, findings, signs
+from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
-from binaryvit.analysis.stored import StoredRun, evaluation_batches, stored_runs
+from binaryvit.analysis.stored import OpenStudy, StoredRun
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.run import read_table
-from binaryvit.studies.study import Study
 
 VERSION = 1  # of what is measured here
 IMAGES = 1000  # signs are counted on
@@ -20,121 +20,153 @@ COUNTED_CHANNELS = 8
 
 
 def drawings(
-    study: Study,
-    ids: Sequence[str] | None = None,
+    opened: OpenStudy,
     images: int = IMAGES,
     counted_images: int = COUNTED_IMAGES,
     channels: int = COUNTED_CHANNELS,
 ) -> list[Drawing]:
-    """All figures of this analysis, for the finished runs of a study whose weights and activations are one bit.
+    """All figures of this analysis; the parameters are those of the functions that make them."""
+    return [
+        histograms(opened, images),
+        sign_statistics(opened, images),
+        weights(opened),
+        values(opened, counted_images, channels),
+        values_from_one_bit(opened, counted_images, channels),
+    ]
+
+
+def histograms(opened: OpenStudy, images: int = IMAGES) -> Drawing:
+    """What signs are taken of, in each layer of the runs whose weights and activations are one bit.
 
     Args:
-        study: the study.
-        ids: which of its runs; None: all. Those of other bits are left out.
+        opened: whose runs. Those of other bits are left out.
         images: of the evaluation split, that signs are counted on (all where there are fewer).
-        counted_images: images that distinct values are counted on, in `channels` channels of each layer.
 
-    Raises:
-        BinaryViTError: what `stored_runs` and `measured` raise; no run is of one bit; a number that is not positive.
+    Raises BinaryViTError for what `stored_runs` and `measured` refuse, where no run is of one bit, and for a number
+    that is not positive.
     """
-    for name, value in {"images": images, "counted_images": counted_images, "channels": channels}.items():
-        if value < 1:
-            raise BinaryViTError(f"{name}={value} is refused: give a positive number.")
-    chosen = stored_runs(study, ids)
-    one_bit = {run.id for run in study.runs if run.bits == (1, 1)}
+    runs = _one_bit_runs(opened)
+    table, seen = _labelled(_measure_signs(opened, runs, images)["pre_sign_histograms"], runs), _describe(runs, images)
+    return Drawing(
+        opened,
+        "pre_sign_histograms",
+        {"histograms": table.assign(counted_on=seen)},
+        lambda: figures.pre_sign_histograms(table, seen),
+        tuple(run.id for run in runs),
+        findings.of_histograms(table, seen),
+    )
+
+
+def sign_statistics(opened: OpenStudy, images: int = IMAGES) -> Drawing:
+    """How much the signs of each layer say; see `histograms`."""
+    runs = _one_bit_runs(opened)
+    table, seen = _labelled(_measure_signs(opened, runs, images)["signs"], runs), _describe(runs, images)
+    return Drawing(
+        opened,
+        "sign_statistics",
+        {"signs": table.assign(counted_on=seen)},
+        lambda: figures.sign_statistics(table, seen),
+        tuple(run.id for run in runs),
+        findings.of_signs(table),
+    )
+
+
+def weights(opened: OpenStudy) -> Drawing:
+    """How far the latent weights are from their thresholds, from what training left in the runs' folders: no data."""
+    runs = _one_bit_runs(opened)
+    layers = _labelled(_each(runs, lambda run: read_table(run.folder, "latent_layers.csv")), runs)
+    latent = _labelled(_each(runs, _latent_histogram), runs)
+    flips = _labelled(_each(runs, _flips), runs)
+    scales = _labelled(_each(runs, lambda run: signs.binary_weights(run.model())), runs)
+    return Drawing(
+        opened,
+        "weight_statistics",
+        {"latent": latent, "flips": flips, "scales": scales, "layers": layers},
+        lambda: figures.weight_statistics(latent, flips, scales),
+        tuple(run.id for run in runs),
+        findings.of_weights(latent, flips, scales, layers),
+    )
+
+
+def values(opened: OpenStudy, images: int = COUNTED_IMAGES, channels: int = COUNTED_CHANNELS) -> Drawing:
+    """How many distinct values each step inside a block can take, in the model as it is; see `histograms`.
+
+    `channels` of each layer are counted.
+    """
+    table, runs, seen = _count_values(opened, "distinct_values", distinct_values.distinct_values, images, channels)
+    return _draw_values(opened, "distinct_values", table, runs, seen, findings.of_distinct_values(table))
+
+
+def values_from_one_bit(opened: OpenStudy, images: int = COUNTED_IMAGES, channels: int = COUNTED_CHANNELS) -> Drawing:
+    """The same count without the real-valued stream; see `values`."""
+    name = "distinct_values_from_one_bit"
+    table, runs, seen = _count_values(opened, name, distinct_values.distinct_values_from_one_bit, images, channels)
+    return _draw_values(opened, name, table, runs, seen, findings.of_one_bit(table))
+
+
+def _one_bit_runs(opened: OpenStudy) -> list[StoredRun]:
+    chosen = opened.runs()
+    one_bit = {run.id for run in opened.study.runs if run.bits == (1, 1)}
     runs = [run for run in chosen if run.is_binary and run.id in one_bit]
     if not runs:
         raise BinaryViTError(
             f"No run with weights and activations of one bit is selected, only {', '.join(run.id for run in chosen)}: "
             "choose others."
         )
-    return [
-        *_of_signs(study, runs, images),
-        _of_weights(runs),
-        *_of_distinct_values(study, runs, counted_images, channels),
-    ]
+    return runs
 
 
-def _of_signs(study: Study, runs: Sequence[StoredRun], images: int) -> list[Drawing]:
+def _measure_signs(opened: OpenStudy, runs: Sequence[StoredRun], images: int) -> dict[str, pd.DataFrame]:
+    """Both measurements of signs, "signs" and "pre_sign_histograms"; one pass over the images serves both."""
+    _check_positive(images=images)
     counts: dict[str, dict[str, signs.SignCounts]] = {}
 
     def count(run: StoredRun) -> dict[str, signs.SignCounts]:
-        if run.id not in counts:  # one pass serves both measurements
-            model = signs.exact_copy(run.model())
-            counts[run.id] = signs.count_signs(model, _images(study, run, images))
+        if run.id not in counts:
+            counts[run.id] = signs.count_signs(signs.exact_copy(run.model()), _images(opened, run, images))
         return counts[run.id]
 
-    settings = {"images": images}
     measure = {
         "signs": lambda run: signs.sign_layers(count(run)),
         "pre_sign_histograms": lambda run: signs.sign_histograms(count(run)),
     }
-    sign_table, histograms = (
-        _labelled(measured(study, name, VERSION, settings, runs, make), runs) for name, make in measure.items()
-    )
-    seen = _describe(runs, images)
-    ids = tuple(run.id for run in runs)
-    return [
-        Drawing(
-            name="pre_sign_histograms",
-            inputs={"histograms": histograms.assign(counted_on=seen)},
-            draw=lambda: figures.pre_sign_histograms(histograms, seen),
-            runs=ids,
-            finding=findings.of_histograms(histograms, seen),
-        ),
-        Drawing(
-            name="sign_statistics",
-            inputs={"signs": sign_table.assign(counted_on=seen)},
-            draw=lambda: figures.sign_statistics(sign_table, seen),
-            runs=ids,
-            finding=findings.of_signs(sign_table),
-        ),
-    ]
+    return {name: measured(opened, name, VERSION, {"images": images}, runs, make) for name, make in measure.items()}
 
 
-def _of_weights(runs: Sequence[StoredRun]) -> Drawing:
-    """From what training left in the runs' folders; needs no data."""
-    layers = _labelled(_each(runs, lambda run: read_table(run.folder, "latent_layers.csv")), runs)
-    latent = _labelled(_each(runs, _latent_histogram), runs)
-    flips = _labelled(_each(runs, _flips), runs)
-    scales = _labelled(_each(runs, lambda run: signs.binary_weights(run.model())), runs)
+def _count_values(
+    opened: OpenStudy, name: str, count: Callable[..., pd.DataFrame], images: int, channels: int
+) -> tuple[pd.DataFrame, list[StoredRun], str]:
+    """A count of distinct values, the runs it is of, and what it was made on in words."""
+    _check_positive(counted_images=images, channels=channels)
+    runs = _one_bit_runs(opened)
+    table = measured(
+        opened, name, VERSION, {"images": images, "channels": channels}, runs,
+        lambda run: count(run.model(), _images(opened, run, images), channels),
+    )  # fmt: skip
+    return _labelled(table, runs), runs, f"{_describe(runs, images)}, {channels} channels of each layer"
+
+
+def _draw_values(
+    opened: OpenStudy, name: str, table: pd.DataFrame, runs: Sequence[StoredRun], seen: str, finding: str
+) -> Drawing:
     return Drawing(
-        name="weight_statistics",
-        inputs={"latent": latent, "flips": flips, "scales": scales, "layers": layers},
-        draw=lambda: figures.weight_statistics(latent, flips, scales),
-        runs=tuple(run.id for run in runs),
-        finding=findings.of_weights(latent, flips, scales, layers),
+        opened,
+        name,
+        {"values": table.assign(counted_on=seen)},
+        lambda: figures.distinct_values(table, distinct_values.STEPS, seen),
+        tuple(run.id for run in runs),
+        finding,
     )
 
 
-def _of_distinct_values(study: Study, runs: Sequence[StoredRun], images: int, channels: int) -> list[Drawing]:
-    seen = f"{_describe(runs, images)}, {channels} channels of each layer"
-    kinds = {
-        "distinct_values": (distinct_values.distinct_values, findings.of_distinct_values),
-        "distinct_values_from_one_bit": (distinct_values.distinct_values_from_one_bit, findings.of_one_bit),
-    }
-    made = []
-    for name, (count, finding) in kinds.items():
-        settings = {"images": images, "channels": channels}
-        table = measured(
-            study, name, VERSION, settings, runs,
-            lambda run, count=count: count(run.model(), _images(study, run, images), channels),
-        )  # fmt: skip
-        values = _labelled(table, runs)
-        made.append(
-            Drawing(
-                name=name,
-                inputs={"values": values.assign(counted_on=seen)},
-                draw=lambda values=values: figures.distinct_values(values, distinct_values.STEPS, seen),
-                runs=tuple(run.id for run in runs),
-                finding=finding(values),
-            )
-        )
-    return made
+def _check_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise BinaryViTError(f"{name}={value} is refused: give a positive number.")
 
 
-def _images(study: Study, run: StoredRun, images: int) -> list[Tensor]:
-    return [batch for batch, _ in evaluation_batches(study, run, images)]
+def _images(opened: OpenStudy, run: StoredRun, images: int) -> list[Tensor]:
+    return [batch for batch, _ in evaluation_batches(opened, run, images)]
 
 
 def _describe(runs: Sequence[StoredRun], images: int) -> str:

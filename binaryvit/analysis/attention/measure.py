@@ -5,7 +5,6 @@ Statistics are over evaluation images; pictures show images that may be shared, 
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,68 +14,75 @@ from torch import Tensor, nn
 from binaryvit.analysis.attention import figures, findings
 from binaryvit.analysis.attention.capture import AttentionCapture, AttentionMaps, attention_statistics
 from binaryvit.analysis.attention.rollout import pooling_weights, rollout, to_pixels
+from binaryvit.analysis.images import ExampleImages, Images, evaluation_batches, example_images, images_for
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
-from binaryvit.analysis.stored import (
-    ExampleImages,
-    StoredRun,
-    evaluation_batches,
-    example_images,
-    images_for,
-    stored_runs,
-)
+from binaryvit.analysis.stored import OpenStudy, StoredRun
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.quantizers import MINIMUM_ATTENTION_LEVEL
-from binaryvit.studies.study import Study
 from binaryvit.training.build import image_size, input_settings
 
 _VERSION = 1  # of the measuring code in this file
 
-Images = int | Sequence[str | Path]  # how many of the images that may be shared, or files
-
 
 def drawings(
-    study: Study,
-    runs: Sequence[str] | None = None,
-    images: int = 200,
-    examples: Images = 2,
-    place: tuple[float, float] = (0.5, 0.5),
+    opened: OpenStudy, images: int = 200, examples: Images = 2, place: tuple[float, float] = (0.5, 0.5)
 ) -> list[Drawing]:
-    """The figures on attention: all runs side by side, each binary one beside its teacher, statistics of the heads.
+    """All figures on attention; the parameters are those of the functions that make them."""
+    made = [side_by_side(opened, examples), *heads(opened, examples, place)]
+    return [drawing for drawing in (*made, density(opened, images), threshold(opened, images)) if drawing]
+
+
+def side_by_side(opened: OpenStudy, examples: Images = 2) -> Drawing:
+    """Where attention falls in the first and the last block and rolled out, all models next to each other.
 
     Args:
-        study: whose runs.
-        runs: ids; None: the finished ones of the ladder. Of several seeds, the pictures show the first.
-        images: how many evaluation images the statistics are over.
-        examples: the images of the pictures, see `stored.example_images`.
-        place: (down, right), shares in [0, 1) of the sides of an image: the pictures by head show what the patch
-            there attends to.
+        opened: whose runs. Of several seeds the first is shown.
+        examples: the images of the picture, see `images.example_images`.
 
-    Raises:
-        BinaryViTError: a selection is wrong or empty, a run's model has no attention, or what is not measured yet
-            needs data that are not at hand.
+    Raises BinaryViTError when a selection is wrong or empty, or a run's model has no attention.
+    """
+    teacher, shown = opened.teacher(), _shown(opened)
+    places = _measured_examples(opened, "attention_places", shown, examples, {}, attended_places)
+    images = example_images(shown[0], examples)
+    pictures = _pictures(images)
+    return Drawing(
+        opened,
+        "attention_side_by_side",
+        {"places": places, "pictures": _pixels(images)},
+        lambda: figures.side_by_side(places, pictures),
+        tuple(run.id for run in shown),
+        f"{findings.of_places(places, teacher and _model_label(teacher))} {findings.of_images(images.credit)}",
+    )
+
+
+def heads(opened: OpenStudy, examples: Images = 2, place: tuple[float, float] = (0.5, 0.5)) -> list[Drawing]:
+    """What a patch attends to in every head: a figure for each binary model, with its teacher.
+
+    Args:
+        opened, examples: see `side_by_side`.
+        place: of the patch, (down, right), shares in [0, 1) of the sides of an image.
+
+    Raises BinaryViTError when a selection is wrong or empty, a run's model has no attention, or the place is outside.
     """
     _check_place(place)
-    chosen = stored_runs(study, runs)
-    first = _first_seeds(chosen)
-    teacher = _teacher(study)
-    shown = [teacher, *(run for run in first if run.id != teacher.id)] if teacher else first
-    places = _measured_examples(study, "attention_places", shown, examples, {}, attended_places)
+    teacher, shown = opened.teacher(), _shown(opened)
     settings = {"place": list(place)}
     maps = _measured_examples(
-        study, "attention_maps", shown, examples, settings, lambda model, images: attended_by(model, images, place)
+        opened, "attention_maps", shown, examples, settings, lambda model, images: attended_by(model, images, place)
     )
-    pictures = example_images(shown[0], examples)
-    drawn = [_side_by_side(places, pictures, teacher, shown)]
-    drawn += [_heads(maps, pictures, place, teacher, run) for run in first if run.is_binary]
-    statistics = head_statistics(study, chosen, images)
-    if statistics["level"].notna().any():
-        drawn.append(_density(statistics))
-    return [*drawn, _threshold(statistics)]
+    images = example_images(shown[0], examples)
+    drawn = []
+    for run in _first_seeds(opened.runs()):
+        if run.is_binary:
+            ids = tuple(each.id for each in (teacher, run) if each is not None)
+            name = f"attention_heads.{run.id}"
+            drawn.append(_heads_drawing(opened, maps[maps["run"].isin(ids)], images, place, name, ids))
+    return drawn
 
 
-def drawing_of_model(
-    study: Study, model: nn.Module, label: str, examples: Images = 2, place: tuple[float, float] = (0.5, 0.5)
+def heads_of_model(
+    opened: OpenStudy, model: nn.Module, label: str, examples: Images = 2, place: tuple[float, float] = (0.5, 0.5)
 ) -> Drawing:
     """Any model's attention by head, beside that of the study's teacher, on the study's example images.
 
@@ -84,15 +90,59 @@ def drawing_of_model(
     has no attention over patches of the image.
     """
     _check_place(place)
-    teacher = _teacher(study)
-    reference = teacher or stored_runs(study)[0]
+    teacher = opened.teacher()
+    reference = teacher or opened.runs()[0]
     settings = input_settings(model)
     images = images_for(reference.config, ((3, *image_size(model)), *settings[1:]), examples)
     maps = attended_by(model, images, place).assign(label=label)
     if teacher is not None:
         of_teacher = attended_by(teacher.model(), example_images(teacher, examples), place)
         maps = pd.concat([of_teacher.assign(label=teacher.label), maps], ignore_index=True)
-    return _heads_drawing(maps, images, place, f"attention_heads.{label}", () if teacher is None else (teacher.id,))
+    ids = () if teacher is None else (teacher.id,)
+    return _heads_drawing(opened, maps, images, place, f"attention_heads.{label}", ids)
+
+
+def density(opened: OpenStudy, images: int = 200) -> Drawing | None:
+    """How many keys each head attends to, and where its threshold lies; None where no run has binary attention.
+
+    Args:
+        opened: whose runs.
+        images: how many evaluation images the statistics are over.
+
+    Raises BinaryViTError when a selection is wrong or empty, or what is not measured yet needs data that are not at
+    hand.
+    """
+    binary = head_statistics(opened, images).dropna(subset="level").copy()
+    if binary.empty:
+        return None
+    binary["threshold"] = binary["level"] * binary["keys"] / 2
+    quantities = {"density": "density of {0, a}\n(share of a)", "threshold": "threshold a / 2\n× number of keys"}
+    return Drawing(
+        opened,
+        "attention_density",
+        {"statistics": binary},
+        lambda: figures.by_block(binary, quantities, logarithmic={"threshold"}),
+        tuple(binary["run"].unique()),
+        findings.of_density(binary),
+    )
+
+
+def threshold(opened: OpenStudy, images: int = 200) -> Drawing:
+    """How even attention is before binarization, and what the threshold takes from it; see `density`."""
+    statistics = head_statistics(opened, images)
+    quantities = {
+        "evenness": "entropy before\n/ ln(keys)",
+        "removed": "probability\nremoved",
+        "empty": "rows that\nbecome all 0",
+    }
+    return Drawing(
+        opened,
+        "attention_threshold",
+        {"statistics": statistics},
+        lambda: figures.by_block(statistics, quantities),
+        tuple(statistics["run"].unique()),
+        findings.of_threshold(statistics),
+    )
 
 
 def attended_by(model: nn.Module, images: ExampleImages, place: tuple[float, float]) -> pd.DataFrame:
@@ -137,17 +187,18 @@ def attended_places(model: nn.Module, images: ExampleImages) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def head_statistics(study: Study, runs: Sequence[StoredRun], images: int = 200) -> pd.DataFrame:
-    """`attention.attention_statistics` of runs over evaluation images, stored ones reused.
+def head_statistics(opened: OpenStudy, images: int = 200) -> pd.DataFrame:
+    """`capture.attention_statistics` of the runs over evaluation images, stored ones reused.
 
     Before its columns stand run, label (the model's, without seed), variant and seed.
     """
+    runs = opened.runs()
 
     def measure(run: StoredRun) -> pd.DataFrame:
-        batches = evaluation_batches(study, run, images, batch_size=50)
+        batches = evaluation_batches(opened, run, images, batch_size=50)
         return attention_statistics(run.model(), (inputs for inputs, _ in batches))
 
-    frame = measured(study, "attention_statistics", _VERSION, {"images": images}, runs, measure)
+    frame = measured(opened, "attention_statistics", _VERSION, {"images": images}, runs, measure)
     by_id = {run.id: run for run in runs}
     frame.insert(1, "label", frame["run"].map({name: _model_label(run) for name, run in by_id.items()}))
     frame.insert(2, "variant", frame["run"].map({name: run.variant for name, run in by_id.items()}))
@@ -167,76 +218,34 @@ def levels(statistics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _measured_examples(
-    study: Study, name: str, runs: Sequence[StoredRun], examples: Images, settings: dict[str, Any], measure: Any
+    opened: OpenStudy, name: str, runs: Sequence[StoredRun], examples: Images, settings: dict[str, Any], measure: Any
 ) -> pd.DataFrame:
     """A measurement on example images, stored ones reused while they are of the same pixels."""
     shown = example_images(runs[0], examples)
     settings |= {"images": list(shown.names), "pixels": hashlib.sha256(shown.pixels.tobytes()).hexdigest()}
     frame = measured(
-        study, name, _VERSION, settings, runs, lambda run: measure(run.model(), example_images(run, examples))
+        opened, name, _VERSION, settings, runs, lambda run: measure(run.model(), example_images(run, examples))
     )
     frame.insert(1, "label", frame["run"].map({run.id: _model_label(run) for run in runs}))
     return frame
 
 
-def _side_by_side(
-    places: pd.DataFrame, images: ExampleImages, teacher: StoredRun | None, runs: Sequence[StoredRun]
-) -> Drawing:
-    pictures = _pictures(images)
-    return Drawing(
-        "attention_side_by_side",
-        {"places": places, "pictures": _pixels(images)},
-        lambda: figures.side_by_side(places, pictures),
-        tuple(run.id for run in runs),
-        f"{findings.of_places(places, teacher and _model_label(teacher))} {findings.of_images(images.credit)}",
-    )
-
-
-def _heads(
-    maps: pd.DataFrame, images: ExampleImages, place: tuple[float, float], teacher: StoredRun | None, run: StoredRun
-) -> Drawing:
-    ids = tuple(each.id for each in (teacher, run) if each is not None)
-    return _heads_drawing(maps[maps["run"].isin(ids)], images, place, f"attention_heads.{run.id}", ids)
-
-
 def _heads_drawing(
-    maps: pd.DataFrame, images: ExampleImages, place: tuple[float, float], name: str, ids: tuple[str, ...]
+    opened: OpenStudy,
+    maps: pd.DataFrame,
+    images: ExampleImages,
+    place: tuple[float, float],
+    name: str,
+    ids: tuple[str, ...],
 ) -> Drawing:
     pictures = _pictures(images)
     return Drawing(
+        opened,
         name,
         {"maps": maps, "pictures": _pixels(images)},
         lambda: figures.heads(maps, pictures, place),
         ids,
         f"{findings.of_heads(maps)} {findings.of_images(images.credit)}",
-    )
-
-
-def _density(statistics: pd.DataFrame) -> Drawing:
-    binary = statistics.dropna(subset="level").copy()
-    binary["threshold"] = binary["level"] * binary["keys"] / 2
-    quantities = {"density": "density of {0, a}\n(share of a)", "threshold": "threshold a / 2\n× number of keys"}
-    return Drawing(
-        "attention_density",
-        {"statistics": binary},
-        lambda: figures.by_block(binary, quantities, logarithmic={"threshold"}),
-        tuple(binary["run"].unique()),
-        findings.of_density(binary),
-    )
-
-
-def _threshold(statistics: pd.DataFrame) -> Drawing:
-    quantities = {
-        "evenness": "entropy before\n/ ln(keys)",
-        "removed": "probability\nremoved",
-        "empty": "rows that\nbecome all 0",
-    }
-    return Drawing(
-        "attention_threshold",
-        {"statistics": statistics},
-        lambda: figures.by_block(statistics, quantities),
-        tuple(statistics["run"].unique()),
-        findings.of_threshold(statistics),
     )
 
 
@@ -262,6 +271,12 @@ def _pixels(images: ExampleImages) -> pd.DataFrame:
     return pd.DataFrame(flat, index=pd.Index(images.names, name="image")).reset_index()
 
 
+def _shown(opened: OpenStudy) -> list[StoredRun]:
+    """The teacher, then the first seed of each other model."""
+    teacher, first = opened.teacher(), _first_seeds(opened.runs())
+    return [teacher, *(run for run in first if run.id != teacher.id)] if teacher else first
+
+
 def _first_seeds(runs: Sequence[StoredRun]) -> list[StoredRun]:
     return list({_model_label(run): run for run in reversed(runs)}.values())[::-1]
 
@@ -269,12 +284,6 @@ def _first_seeds(runs: Sequence[StoredRun]) -> list[StoredRun]:
 def _model_label(run: StoredRun) -> str:
     """What its model is called, whatever the seed."""
     return run.label.removesuffix(f", seed {run.record.seed}")
-
-
-def _teacher(study: Study) -> StoredRun | None:
-    """The run the study's binary models learned from, or None when it was not one of the study's."""
-    ids = {run.teacher_id for run in study.runs} - {None}
-    return stored_runs(study, sorted(ids))[0] if ids else None
 
 
 def _check_place(place: tuple[float, float]) -> None:

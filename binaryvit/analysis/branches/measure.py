@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from binaryvit.analysis.branches import figures, findings
 from binaryvit.analysis.branches.capture import BINARY_GROUPS, GROUPS, REAL_GROUPS, branch_norms, group_members, zeroed
 from binaryvit.analysis.branches.recalibration import reestimated_statistics
+from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
-from binaryvit.analysis.stored import StoredRun, evaluation_batches, stored_runs
+from binaryvit.analysis.stored import OpenStudy, StoredRun, stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
-from binaryvit.studies.study import State, Study, plan
+from binaryvit.studies.study import State, plan
 
 _VERSION = 1  # of the measuring code in this file
 
@@ -31,67 +32,98 @@ REMOVALS: dict[str, tuple[str, ...]] = {
 WHOLE_MODEL = "whole model"
 
 
-def drawings(
-    study: Study, runs: Sequence[str] | None = None, images: int = 500, statistics_images: int = 200
-) -> list[Drawing]:
-    """The figures on branches: their norms, and the accuracy without groups of them, in the whole model and by stage.
+def drawings(opened: OpenStudy, images: int = 500, statistics_images: int = 200) -> list[Drawing]:
+    """All figures on branches; the parameters are those of the functions that make them."""
+    made = [norms(opened, images), accuracy(opened, images, statistics_images)]
+    return [drawing for drawing in (*made, accuracy_by_stage(opened, images, statistics_images)) if drawing]
+
+
+def norms(opened: OpenStudy, images: int = 500) -> Drawing:
+    """How large branches are against the shortcuts they are added to.
 
     Args:
-        study: whose runs.
-        runs: ids; None: all finished ones whose model has such branches, at whatever precision.
-        images: how many evaluation images norms and accuracies are measured on.
-        statistics_images: how many training images, without augmentation, batch-norm statistics are estimated on.
+        opened: whose runs: the chosen ones, else all finished ones whose model has such branches, at any precision.
+        images: how many evaluation images norms are measured on.
 
-    Raises:
-        BinaryViTError: a selection is wrong or empty, a chosen run's model has no such branches, or what is not
-            measured yet needs data that are not at hand.
+    Raises BinaryViTError when a selection is wrong or empty, a chosen run's model has no such branches, or what is not
+    measured yet needs data that are not at hand.
     """
-    chosen = _runs_with_branches(study, runs)
-    ids = tuple(run.id for run in chosen)
-    data = chosen[0].record.data
-    norms = _labelled(norms_of(study, chosen, images), chosen)
-    accuracies = _with_intervals(_labelled(accuracies_without(study, chosen, images, statistics_images), chosen))
-    evaluated_on = f"{accuracies['images'].iloc[0]:,} evaluation images of {data.label}"
-    estimated_on = f"{min(statistics_images, data.train_images):,} training images without augmentation"
-    whole = accuracies[accuracies["part"] == WHOLE_MODEL].reset_index(drop=True)
-    by_stage = accuracies[accuracies["part"] != WHOLE_MODEL].reset_index(drop=True)
-    chance = 100 / data.num_classes
-    drawn = [
-        Drawing("branch_norms", {"norms": norms}, lambda: figures.branch_norms(norms), ids, findings.of_norms(norms)),
-        Drawing(
-            "accuracy_without_branches",
-            {"accuracies": whole},
-            lambda: figures.accuracy_without(whole, chance, evaluated_on, estimated_on),
-            ids,
-            findings.of_accuracies(whole, chance, evaluated_on, estimated_on),
-        ),
-    ]
-    if len(by_stage):
-        staged = tuple(run for run in ids if run in set(by_stage["run"]))
-        is_intact = (whole["removed"] == "nothing") & (whole["statistics"] == "re-estimated")
-        intact = whole[is_intact & whole["run"].isin(staged)]
-        table = pd.concat([intact, by_stage], ignore_index=True)
-        drawn.append(
-            Drawing(
-                "accuracy_without_branches_by_stage",
-                {"accuracies": table},
-                lambda: figures.accuracy_by_stage(table, evaluated_on, estimated_on),
-                staged,
-                findings.of_stages(table, evaluated_on, estimated_on),
-            )
-        )
-    return drawn
+    runs = _runs_with_branches(opened)
+    table = _labelled(norms_of(opened, runs, images), runs)
+    ids = tuple(run.id for run in runs)
+    return Drawing(
+        opened, "branch_norms", {"norms": table}, lambda: figures.branch_norms(table), ids, findings.of_norms(table)
+    )
 
 
-def norms_of(study: Study, runs: Sequence[StoredRun], images: int = 500) -> pd.DataFrame:
-    """`branches.branch_norms` of runs over evaluation images, stored ones reused; `kind` names the unit's group."""
+def accuracy(opened: OpenStudy, images: int = 500, statistics_images: int = 200) -> Drawing:
+    """The accuracy without groups of branches, in the whole model.
+
+    Args:
+        opened: see `norms`.
+        images: how many evaluation images accuracies are measured on.
+        statistics_images: how many training images, without augmentation, batch-norm statistics are estimated on.
+    """
+    runs = _runs_with_branches(opened)
+    table = _accuracies(opened, runs, images, statistics_images)
+    chance = 100 / runs[0].record.data.num_classes
+    seen = _describe(runs, table, statistics_images)
+    whole = table[table["part"] == WHOLE_MODEL].reset_index(drop=True)
+    return Drawing(
+        opened,
+        "accuracy_without_branches",
+        {"accuracies": whole},
+        lambda: figures.accuracy_without(whole, chance, *seen),
+        tuple(run.id for run in runs),
+        findings.of_accuracies(whole, chance, *seen),
+    )
+
+
+def accuracy_by_stage(opened: OpenStudy, images: int = 500, statistics_images: int = 200) -> Drawing | None:
+    """The same for one stage of the pyramids at a time; None where no run is a pyramid. See `accuracy`."""
+    runs = _runs_with_branches(opened)
+    table = _accuracies(opened, runs, images, statistics_images)
+    seen = _describe(runs, table, statistics_images)
+    is_whole = table["part"] == WHOLE_MODEL
+    staged = set(table["run"][~is_whole])
+    if not staged:
+        return None
+    is_intact = (table["removed"] == "nothing") & (table["statistics"] == "re-estimated")
+    intact = table[is_whole & is_intact & table["run"].isin(staged)]
+    table = pd.concat([intact, table[~is_whole]], ignore_index=True)
+    return Drawing(
+        opened,
+        "accuracy_without_branches_by_stage",
+        {"accuracies": table},
+        lambda: figures.accuracy_by_stage(table, *seen),
+        tuple(run.id for run in runs if run.id in staged),
+        findings.of_stages(table, *seen),
+    )
+
+
+def _accuracies(opened: OpenStudy, runs: Sequence[StoredRun], images: int, statistics_images: int) -> pd.DataFrame:
+    return _with_intervals(_labelled(accuracies_without(opened, runs, images, statistics_images), runs))
+
+
+def _describe(runs: Sequence[StoredRun], table: pd.DataFrame, statistics_images: int) -> tuple[str, str]:
+    """What accuracies were measured on, and what batch-norm statistics were estimated on."""
+    data = runs[0].record.data
+    estimated = min(statistics_images, data.train_images)
+    return (
+        f"{table['images'].iloc[0]:,} evaluation images of {data.label}",
+        f"{estimated:,} training images without augmentation",
+    )
+
+
+def norms_of(opened: OpenStudy, runs: Sequence[StoredRun], images: int = 500) -> pd.DataFrame:
+    """`capture.branch_norms` of runs over evaluation images, stored ones reused; `kind` names the unit's group."""
 
     def measure(run: StoredRun) -> pd.DataFrame:
-        table = branch_norms(run.model(), evaluation_batches(study, run, images))
+        table = branch_norms(run.model(), evaluation_batches(opened, run, images))
         table.loc[(table["kind"] == "unit") & table["layer"].str.contains(r"\.attn\."), "kind"] = "attention linears"
         return table.replace({"kind": _KINDS})
 
-    return measured(study, "branch_norms", _VERSION, {"images": images}, runs, measure)
+    return measured(opened, "branch_norms", _VERSION, {"images": images}, runs, measure)
 
 
 # The groups whose branch is added there, and the two branches of a block.
@@ -102,7 +134,7 @@ _KINDS = {
 
 
 def accuracies_without(
-    study: Study, runs: Sequence[StoredRun], images: int = 500, statistics_images: int = 200
+    opened: OpenStudy, runs: Sequence[StoredRun], images: int = 500, statistics_images: int = 200
 ) -> pd.DataFrame:
     """How many evaluation images runs classify rightly without groups of branches, stored measurements reused.
 
@@ -114,11 +146,11 @@ def accuracies_without(
     settings = {"images": images, "statistics_images": statistics_images}
 
     def measure(run: StoredRun) -> pd.DataFrame:
-        evaluation = list(evaluation_batches(study, run, images))
-        training = list(evaluation_batches(study, run, statistics_images, split="train"))
+        evaluation = list(evaluation_batches(opened, run, images))
+        training = list(evaluation_batches(opened, run, statistics_images, split="train"))
         return accuracy_table(run.model(), evaluation, training)
 
-    return measured(study, "accuracy_without_branches", _VERSION, settings, runs, measure)
+    return measured(opened, "accuracy_without_branches", _VERSION, settings, runs, measure)
 
 
 def accuracy_table(
@@ -155,12 +187,12 @@ def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
     return sum(int((model(images).argmax(dim=1) == labels).sum()) for images, labels in batches)
 
 
-def _runs_with_branches(study: Study, ids: Sequence[str] | None) -> list[StoredRun]:
-    finished = [run.id for run in plan(study) if run.state is State.DONE] or None
-    runs = stored_runs(study, finished if ids is None else ids)
+def _runs_with_branches(opened: OpenStudy) -> list[StoredRun]:
+    finished = [run.id for run in plan(opened.study) if run.state is State.DONE] or None
+    runs = stored_runs(opened.study, finished if opened.ids is None else opened.ids)
     suitable = [run for run in runs if isinstance(run.model(), BinaryVisionTransformer)]
     others = [run.id for run in runs if run not in suitable]
-    if not suitable or (ids is not None and others):
+    if not suitable or (opened.ids is not None and others):
         raise BinaryViTError(
             f"{', '.join(others)} has none of the branches looked at here: choose runs of binary vision transformers."
         )

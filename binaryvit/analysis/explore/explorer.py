@@ -4,7 +4,7 @@ A change of the selection takes a fraction of a second: the models' forward pass
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from html import escape
@@ -15,14 +15,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from binaryvit.analysis.attention.capture import AttentionCapture, AttentionMaps, select
-from binaryvit.analysis.attention.measure import Images
 from binaryvit.analysis.display import show_figure
 from binaryvit.analysis.explore.figures import head_and_channel
-from binaryvit.analysis.stored import example_images, stored_runs
+from binaryvit.analysis.images import Images, example_images
+from binaryvit.analysis.stored import OpenStudy
 from binaryvit.config import suggestion
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers import BinaryActivation
-from binaryvit.studies.study import Study
 
 _PLACE = (0.5, 0.5)  # of the patch that attends
 
@@ -63,12 +62,12 @@ class Explorer:
     """The finished runs of a study and images that may be shared, to be looked into.
 
     Args:
-        study, runs: see `stored.stored_runs`.
-        examples: how many images, or files; see `stored.example_images`.
+        opened: whose runs.
+        examples: how many images, or files; see `images.example_images`.
     """
 
-    def __init__(self, study: Study, runs: Sequence[str] | None = None, examples: Images = 4):
-        self._runs = {run.id: run for run in stored_runs(study, runs)}
+    def __init__(self, opened: OpenStudy, examples: Images = 4):
+        self._runs = {run.id: run for run in opened.runs()}
         self._examples = examples
         self.runs = {run.label: run.id for run in self._runs.values()}
         self.images = example_images(next(iter(self._runs.values())), examples).names

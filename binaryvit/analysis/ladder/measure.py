@@ -4,51 +4,54 @@ from pathlib import Path
 
 import pandas as pd
 
-from binaryvit.analysis.ladder import findings, tables
-from binaryvit.analysis.ladder.figures import accuracy_against_operations
+from binaryvit.analysis.ladder import figures, findings, tables
 from binaryvit.analysis.product import Drawing
+from binaryvit.analysis.stored import OpenStudy
 from binaryvit.studies.rows import read_ladder
-from binaryvit.studies.study import Study
 
 _DRAWN = ["variant", "label", "ops", "top1", "top1_std", "seeds"]
 
 
-def products(study: Study, published: str | Path | None = None) -> list[tables.Table | Drawing]:
+def products(opened: OpenStudy) -> list[tables.Table | Drawing]:
     """The ablation, the comparison with published models, and the figure, where there is anything to draw.
 
-    `published` is the file of published figures; None: the nearest published.csv. Raises BinaryViTError when there is
-    none, or the study's runs are not of one scale.
+    Raises BinaryViTError when there is no published.csv, or the study's runs are not of one scale.
     """
-    models = tables.read_published(published or tables.find_published(study.output))
-    ablation = tables.ablation(study)
-    return [ablation, tables.comparison(study, models), *drawings(study, ablation, models)]
+    drawing = accuracy_against_operations(opened)
+    return [tables.ablation(opened), comparison(opened), *([drawing] if drawing else [])]
 
 
-def drawings(study: Study, ablation: tables.Table, published: pd.DataFrame) -> list[Drawing]:
-    """Accuracy against operations of the study's current runs; nothing when there are none.
+def comparison(opened: OpenStudy, published: str | Path | None = None) -> tables.Table:
+    """`tables.comparison` with the published figures in a file; None: the nearest published.csv."""
+    return tables.comparison(opened, _read_published(opened, published))
 
-    Published models are drawn only beside a study of their scale.
 
-    Args:
-        study: the study.
-        ablation: its ablation.
-        published: what `tables.read_published` returns.
+def accuracy_against_operations(opened: OpenStudy, published: str | Path | None = None) -> Drawing | None:
+    """Accuracy against operations of the study's current runs; None when there are none.
+
+    Published models are drawn only with a study of their scale; `published` is their file, None: the nearest.
     """
-    drawn = ablation.numbers["seeds"].gt(0) & ablation.numbers["state"].ne("stale")
-    points = ablation.numbers.loc[drawn, _DRAWN]
+    numbers = tables.ablation(opened).numbers
+    is_drawn = numbers["seeds"].gt(0) & numbers["state"].ne("stale")
+    points = numbers.loc[is_drawn, _DRAWN]
     if points.empty:
-        return []
-    rows = read_ladder(study)
-    records = [record for row, is_drawn in zip(rows, drawn, strict=True) if is_drawn for record in row.values]
+        return None
+    rows = read_ladder(opened.study)
+    records = [record for row, drawn in zip(rows, is_drawn, strict=True) if drawn for record in row.values]
     evaluated_on = f"{records[0].data.eval_images:,} images of {records[0].data.label}"
-    others = published[["ops", "top1", "certainty"]] if tables.is_imagenet(rows) else None
-    inputs = {"points": points.assign(evaluated_on=evaluated_on)} | ({} if others is None else {"published": others})
-    return [
-        Drawing(
-            name="accuracy_against_operations",
-            inputs=inputs,
-            draw=lambda: accuracy_against_operations(points, evaluated_on, others),
-            runs=tuple(record.id for record in records),
-            finding=findings.of_accuracy_against_operations(points),
-        )
-    ]
+    inputs: dict[str, pd.DataFrame] = {"points": points.assign(evaluated_on=evaluated_on)}
+    others = None
+    if tables.is_imagenet(rows):
+        others = inputs["published"] = _read_published(opened, published)[["ops", "top1", "certainty"]]
+    return Drawing(
+        opened,
+        "accuracy_against_operations",
+        inputs,
+        lambda: figures.accuracy_against_operations(points, evaluated_on, others),
+        tuple(record.id for record in records),
+        findings.of_accuracy_against_operations(points),
+    )
+
+
+def _read_published(opened: OpenStudy, published: str | Path | None) -> pd.DataFrame:
+    return tables.read_published(published or tables.find_published(opened.study.output))

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, Markdown
 
 from binaryvit.analysis.display import show_table
 from binaryvit.analysis.ladder import findings
+from binaryvit.analysis.stored import OpenStudy
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
-from binaryvit.files import LIBRARY_PARENT, write_text_atomically
+from binaryvit.files import LIBRARY_PARENT, find_upwards, write_text_atomically
 from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.records.notes import Note
 from binaryvit.records.run import RECORD_FILE
@@ -43,6 +44,7 @@ class Table:
     """A table in its two forms, and where its cells come from.
 
     Attributes:
+        opened: the study.
         name: stem of its files.
         caption: what it shows, on which data and scale.
         numbers: a row a model, full precision, NaN where there is nothing; for programs (CSV).
@@ -51,6 +53,7 @@ class Table:
         finding: what the numbers show, in sentences made from them.
     """
 
+    opened: OpenStudy
     name: str
     caption: str
     numbers: pd.DataFrame
@@ -58,9 +61,9 @@ class Table:
     sources: pd.DataFrame
     finding: str
 
-    def show(self) -> HTML:
-        """The table as a notebook shows it."""
-        return show_table(self.text, self.name, self.caption)
+    def show(self) -> tuple[HTML, Markdown]:
+        """The table and its finding, as a notebook shows them: `display(*table.show())`."""
+        return show_table(self.text, self.name, self.caption), Markdown(self.finding)
 
     def contents(self) -> dict[str, str]:
         """The table's files by name: <name>.csv, .md, .tex and .sources.csv."""
@@ -71,16 +74,14 @@ class Table:
             f"{self.name}.sources.csv": self.sources.to_csv(index=False),
         }
 
-    def write(self, folder: str | Path) -> list[Path]:
-        """Writes the files into `folder`, and <name>.json, a note on them; returns the paths of the files."""
-        contents = self.contents()
-        paths = [Path(folder) / name for name in contents]
+    def write(self) -> list[Path]:
+        """Writes the files into the study's tables/, with <name>.json, a note on them; returns the files' paths."""
+        folder, contents = self.opened.study.output / TABLES_FOLDER, self.contents()
+        paths = [folder / name for name in contents]
         for path, content in zip(paths, contents.values(), strict=True):
             write_text_atomically(path, content)
         commits = self.sources.groupby("run", sort=False)["commit"].first()
-        Note.of({"runs": commits.where(commits.notna(), None).to_dict()}, paths).write(
-            Path(folder) / f"{self.name}.json"
-        )
+        Note.of({"runs": commits.where(commits.notna(), None).to_dict()}, paths).write(folder / f"{self.name}.json")
         return paths
 
     def to_markdown(self) -> str:
@@ -121,12 +122,12 @@ def states(study: Study) -> pd.DataFrame:
     )
 
 
-def ablation(study: Study) -> Table:
+def ablation(opened: OpenStudy) -> Table:
     """The ladder of a study, as the paper's Table 3: accuracy, size and operations, a row for each step.
 
     Raises BinaryViTError when the study's runs are not of one scale.
     """
-    rows = read_ladder(study)
+    rows = read_ladder(opened.study)
     numbers = pd.DataFrame([_numbers(row) for row in rows])
     valid = numbers["top1"].where(numbers["state"].ne("stale") & numbers["seeds"].gt(0))
     numbers.insert(numbers.columns.get_loc("top1_std") + 1, "top1_difference", valid.diff())
@@ -139,7 +140,7 @@ def ablation(study: Study) -> Table:
     )
     if any(row.runs[1:] for row in rows):
         caption += " Mean ± sample standard deviation over n seeds."
-    return Table("ablation", caption, numbers, text, _sources(rows), findings.of_ablation(rows))
+    return Table(opened, "ablation", caption, numbers, text, _sources(rows), findings.of_ablation(rows))
 
 
 def _numbers(row: Row) -> dict[str, Any]:
@@ -221,10 +222,8 @@ def find_published(start: str | Path) -> Path:
 
     Raises BinaryViTError when there is none.
     """
-    start = Path(start).resolve()
-    for folder in (start, *start.parents, LIBRARY_PARENT / "results"):
-        if (folder / "published.csv").is_file():
-            return folder / "published.csv"
+    if found := find_upwards("published.csv", start) or find_upwards("published.csv", LIBRARY_PARENT / "results"):
+        return found
     raise BinaryViTError(f"There is no published.csv in {start} or any folder above it: give its path.")
 
 
@@ -258,17 +257,17 @@ def is_imagenet(rows: Sequence[Row]) -> bool:
     )
 
 
-def comparison(study: Study, published: pd.DataFrame) -> Table:
+def comparison(opened: OpenStudy, published: pd.DataFrame) -> Table:
     """Published binary models and the ladder on ImageNet-1k at 224 x 224.
 
     Only a study of that scale contributes accuracies; for any other the ladder's rows say "not run". A published
     figure stands beside its certainty; steps of the ladder whose figure could not be read are "not available".
 
     Args:
-        study: the study whose accuracies are compared.
+        opened: the study whose accuracies are compared.
         published: what `read_published` returns.
     """
-    rows = read_ladder(study)
+    rows = read_ladder(opened.study)
     comparable = is_imagenet(rows)
     mine = {row.variant: row for row in rows if comparable and not row.config.model_args}
     known = {
@@ -289,7 +288,7 @@ def comparison(study: Study, published: pd.DataFrame) -> Table:
     caption += f"Here: {describe_scale(rows)}." if comparable else f"Here: {NOT_RUN} at this scale."
     finding = findings.of_comparison(rows, mine, known, len(_IMAGENET_LADDER) - len(known))
     sources = _sources([mine[variant] for variant in _IMAGENET_LADDER if variant in mine])
-    return Table("comparison", caption, pd.DataFrame(numbers), pd.DataFrame(text), sources, finding)
+    return Table(opened, "comparison", caption, pd.DataFrame(numbers), pd.DataFrame(text), sources, finding)
 
 
 def _published_entry(entry: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

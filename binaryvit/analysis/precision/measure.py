@@ -1,69 +1,78 @@
 """What one bit costs: one architecture with weights and activations of 1 or 32 bits, and where its features differ."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import pandas as pd
 
+from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.precision import figures, findings
 from binaryvit.analysis.precision.capture import layer_agreement
 from binaryvit.analysis.product import Drawing
-from binaryvit.analysis.stored import StoredRun, evaluation_batches, stored_runs
+from binaryvit.analysis.stored import OpenStudy, StoredRun, stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.notes import sha256_of
 from binaryvit.studies.rows import Row, read_rows
-from binaryvit.studies.study import State, Study
+from binaryvit.studies.study import State
 
 _VERSION = 1  # of the measuring code in this file
 PRECISIONS = {(1, 1): "W1A1", (1, 32): "W1A32", (32, 1): "W32A1", (32, 32): "W32A32"}
 REFERENCE = "W32A32"
 
 
-def drawings(study: Study, images: int = 500) -> list[Drawing]:
-    """The figures on precision: accuracy, size and operations, and features against those of full precision.
+def drawings(opened: OpenStudy, images: int = 500) -> list[Drawing]:
+    """All figures on precision; there is none where its runs are not finished, and `missing` says which."""
+    return [drawing for drawing in (accuracy(opened), agreement(opened, images)) if drawing]
 
-    There is no figure where its runs are not finished; `missing` says which. Of several seeds, the features are those
-    of the first.
+
+def accuracy(opened: OpenStudy) -> Drawing | None:
+    """Accuracy, size and operations at each precision; None where no run is finished.
+
+    Raises BinaryViTError when the study trains no model at several precisions.
+    """
+    table = precisions(opened)
+    records = [record for row in _rows(opened) if not row.stale for record in row.values]
+    if not records:
+        return None
+    evaluated_on = f"{table['images'].max():,.0f} evaluation images of {records[0].data.label}"
+    return Drawing(
+        opened,
+        "precision",
+        {"precisions": table},
+        lambda: figures.accuracy_size_operations(table, evaluated_on),
+        tuple(record.id for record in records),
+        findings.of_precisions(table, evaluated_on),
+    )
+
+
+def agreement(opened: OpenStudy, images: int = 500) -> Drawing | None:
+    """Features against those of full precision; None where the runs are not finished. Of several seeds, the first.
 
     Args:
-        study: which trains a model at several precisions.
+        opened: a study that trains a model at several precisions.
         images: how many evaluation images features are compared on.
 
-    Raises:
-        BinaryViTError: the study has no such model, or what is not measured yet needs data that are not at hand.
+    Raises BinaryViTError when the study has no such model, or what is not measured yet needs data that are not at hand.
     """
-    return [*_of_precisions(study), *_of_agreement(study, images)]
-
-
-def _of_precisions(study: Study) -> list[Drawing]:
-    table = precisions(study)
-    done = [record.id for row in _rows(study) if not row.stale for record in row.values]
-    if not done:
-        return []
-    evaluated_on = f"{table['images'].max():,.0f} evaluation images of {_data_label(study)}"
-    draw = partial(figures.accuracy_size_operations, table, evaluated_on)
-    finding = findings.of_precisions(table, evaluated_on)
-    return [Drawing("precision", {"precisions": table}, draw, tuple(done), finding)]
-
-
-def _of_agreement(study: Study, images: int) -> list[Drawing]:
-    compared, reference = _compared_runs(study)
+    compared, reference = _compared_runs(opened)
     if reference is None or not compared:
-        return []
-    table = agreement_with_reference(study, compared, reference, images)
+        return None
+    table = agreement_with_reference(opened, compared, reference, images)
     data = reference.record.data
     evaluated_on = f"{min(images, data.eval_images):,} evaluation images of {data.label}"
-    draw = partial(figures.agreement, table, evaluated_on)
-    runs = (*(run.id for run in compared), reference.id)
-    return [
-        Drawing("precision_agreement", {"agreement": table}, draw, runs, findings.of_agreement(table, evaluated_on))
-    ]
+    return Drawing(
+        opened,
+        "precision_agreement",
+        {"agreement": table},
+        lambda: figures.agreement(table, evaluated_on),
+        (*(run.id for run in compared), reference.id),
+        findings.of_agreement(table, evaluated_on),
+    )
 
 
-def precisions(study: Study) -> pd.DataFrame:
+def precisions(opened: OpenStudy) -> pd.DataFrame:
     """Accuracy, size and operations of the study's model at each precision it is trained at.
 
     One row a precision: precision ("W1A32": 1-bit weights, 32-bit activations), label, state, seeds, images (evaluation
@@ -73,7 +82,7 @@ def precisions(study: Study) -> pd.DataFrame:
     Raises BinaryViTError when the study has no model at several precisions.
     """
     lines: list[dict[str, Any]] = []
-    for row in _rows(study):
+    for row in _rows(opened):
         top1 = row.measured("top1").mean if not row.stale else float("nan")
         line = {
             "precision": _precision(row),
@@ -90,21 +99,21 @@ def precisions(study: Study) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def missing(study: Study) -> str:
+def missing(opened: OpenStudy) -> str:
     """Which runs of the comparison are not finished, and how to train them; empty when all are."""
-    waiting = [run for row in _rows(study) for run in row.runs if run.state is not State.DONE]
+    waiting = [run for row in _rows(opened) for run in row.runs if run.state is not State.DONE]
     if not waiting:
         return ""
     named = ", ".join(f"{run.id} ({run.state})" for run in waiting)
     sentences = [f"Not finished, and missing in what follows: {named}."]
-    if _compared_runs(study)[1] is None:
+    if _compared_runs(opened)[1] is None:
         sentences.append(f"Without {REFERENCE} there is nothing to compare features with.")
-    command = f"binaryvit reproduce {study.path.name} --only {' '.join(run.id for run in waiting)}"
+    command = f"binaryvit reproduce {opened.study.path.name} --only {' '.join(run.id for run in waiting)}"
     return " ".join([*sentences, f"To train them: `{command}`, and the data's own options."])
 
 
 def agreement_with_reference(
-    study: Study, runs: Sequence[StoredRun], reference: StoredRun, images: int = 500
+    opened: OpenStudy, runs: Sequence[StoredRun], reference: StoredRun, images: int = 500
 ) -> pd.DataFrame:
     """`agreement.layer_agreement` of runs with a reference run over evaluation images, stored ones reused.
 
@@ -113,9 +122,9 @@ def agreement_with_reference(
     settings = {"images": images, "reference": reference.id, "weights of the reference": sha256_of(reference.weights)}
 
     def measure(run: StoredRun) -> pd.DataFrame:
-        return layer_agreement(run.model(), reference.model(), evaluation_batches(study, run, images))
+        return layer_agreement(run.model(), reference.model(), evaluation_batches(opened, run, images))
 
-    table = measured(study, "precision_agreement", _VERSION, settings, runs, measure)
+    table = measured(opened, "precision_agreement", _VERSION, settings, runs, measure)
     named = {run.id: PRECISIONS[_bits(run.record.config["model_args"])] for run in runs}
     table.insert(1, "precision", table["run"].map(named))
     return table
@@ -129,29 +138,27 @@ def _precision(row: Row) -> str:
     return PRECISIONS[row.runs[0].bits]
 
 
-def _rows(study: Study) -> list[Row]:
+def _rows(opened: OpenStudy) -> list[Row]:
     """The rows of the study's first model that is trained at several precisions, in the order of PRECISIONS."""
-    rows = [row for row in read_rows(study) if not row.is_teacher]
+    rows = [row for row in read_rows(opened.study) if not row.is_teacher]
+    if opened.ids is not None:
+        rows = [row for row in rows if any(run.id in opened.ids for run in row.runs)]
     for first in rows:
         alike = {row.runs[0].bits: row for row in reversed(rows) if row.variant == first.variant}
         if len(alike) > 1:
             return [alike[bits] for bits in PRECISIONS if bits in alike]
     raise BinaryViTError(
-        f"The study {study.name} trains no model at several precisions: give {study.path} rows of one variant with "
-        "model_args weight_bits and activation_bits."
+        f"The study {opened.study.name} trains no model at several precisions: give {opened.study.path} rows of one "
+        "variant with model_args weight_bits and activation_bits."
     )
 
 
-def _compared_runs(study: Study) -> tuple[list[StoredRun], StoredRun | None]:
+def _compared_runs(opened: OpenStudy) -> tuple[list[StoredRun], StoredRun | None]:
     """Finished runs of the reference's seed at the other precisions, and the reference."""
-    done = {_precision(row): [run for run in row.runs if run.state is State.DONE] for row in _rows(study)}
+    done = {_precision(row): [run for run in row.runs if run.state is State.DONE] for row in _rows(opened)}
     if not done.get(REFERENCE):
         return [], None
     first = done.pop(REFERENCE)[0]
     chosen = [run.id for runs in done.values() for run in runs if run.config.seed == first.config.seed]
-    runs = stored_runs(study, [*chosen, first.id])
+    runs = stored_runs(opened.study, [*chosen, first.id])
     return [run for run in runs if run.id != first.id], next(run for run in runs if run.id == first.id)
-
-
-def _data_label(study: Study) -> str:
-    return next(record.data.label for row in read_rows(study) for record in row.values)

@@ -15,8 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from binaryvit.analysis.activations import distinct_values, figures, findings, signs
 from binaryvit.analysis.activations import measure as activations
+from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.measurements import stored_ones_only
-from binaryvit.analysis.stored import evaluation_batches, stored_runs
+from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import variant_style
 from binaryvit.studies.study import load_study
@@ -66,7 +67,7 @@ def original(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawings(original):
-    return dict(zip(NAMES, activations.drawings(original, **FEW), strict=True))
+    return dict(zip(NAMES, activations.drawings(OpenStudy(original), **FEW), strict=True))
 
 
 def test_every_step_has_its_numbers_and_a_figure_of_them(original, drawings):
@@ -78,12 +79,12 @@ def test_every_step_has_its_numbers_and_a_figure_of_them(original, drawings):
             assert set(table["run"]) == {BASELINE, PYRAMID}
         assert not re.search(r"nan|None", drawing.finding)
     run = stored_runs(original, [PYRAMID])[0]
-    batches = [images for images, _ in evaluation_batches(original, run, 20)]
+    batches = [images for images, _ in evaluation_batches(OpenStudy(original), run, 20)]
     counts = signs.count_signs(run.model().double(), batches)
     stored = drawings["sign_statistics"].inputs["signs"].set_index(["run", "layer"]).loc[PYRAMID]
     direct = signs.sign_layers(counts).set_index("layer")
     pd.testing.assert_frame_equal(stored[direct.columns], direct, rtol=1e-5, check_dtype=False)
-    few = [images for images, _ in evaluation_batches(original, run, 10)]
+    few = [images for images, _ in evaluation_batches(OpenStudy(original), run, 10)]
     values = drawings["distinct_values"].inputs["values"].query("run == @PYRAMID").set_index(["block", "step"])
     direct = distinct_values.distinct_values(run.model(), few, 3).set_index(["block", "step"])
     assert values["median"].tolist() == direct["median"].tolist()
@@ -91,10 +92,10 @@ def test_every_step_has_its_numbers_and_a_figure_of_them(original, drawings):
 
 def test_stored_measurements_serve_without_the_data(original, drawings):
     with stored_ones_only():
-        again = activations.drawings(original, **FEW)
-        assert [drawing.source(original) for drawing in again] == [d.source(original) for d in drawings.values()]
+        again = activations.drawings(OpenStudy(original), **FEW)
+        assert [drawing.source() for drawing in again] == [d.source() for d in drawings.values()]
         with pytest.raises(BinaryViTError, match="other settings"):
-            activations.drawings(original, **FEW | {"images": 30})
+            activations.drawings(OpenStudy(original), **FEW | {"images": 30})
     sizes = [path.stat().st_size for path in (original.output / "measurements").glob("*/*.csv")]
     assert len(sizes) == 8 and max(sizes) < 300_000
 
@@ -212,14 +213,14 @@ def test_nothing_to_draw_is_an_error(drawings, draw, inputs):
 
 def test_what_cannot_be_shown_is_refused(original, tmp_path):
     with pytest.raises(BinaryViTError, match=f"only {TEACHER}"):
-        activations.drawings(original, [TEACHER])
+        activations.drawings(OpenStudy(original, (TEACHER,)))
     with pytest.raises(BinaryViTError, match="channels=0 is refused"):
-        activations.drawings(original, channels=0)
+        activations.values(OpenStudy(original), channels=0)
     shutil.copytree(original.output, tmp_path / "small")
     study = load_study(tmp_path / "small")
     (study.output / "runs" / PYRAMID / "weight_flips.csv").unlink()
     with pytest.raises(BinaryViTError, match=r"weight_flips\.csv is missing"):
-        activations.drawings(study, **FEW)
+        activations.drawings(OpenStudy(study), **FEW)
 
 
 @pytest.mark.slow

@@ -18,9 +18,10 @@ from binaryvit.analysis.attention import findings as attention_findings
 from binaryvit.analysis.attention import measure as attention
 from binaryvit.analysis.attention.capture import AttentionCapture, attention_statistics
 from binaryvit.analysis.attention.rollout import pooling_weights, rollout, to_pixels
+from binaryvit.analysis.images import evaluation_batches, example_images
 from binaryvit.analysis.measurements import stored_ones_only
 from binaryvit.analysis.models import open_model
-from binaryvit.analysis.stored import evaluation_batches, example_images, stored_runs
+from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.studies.study import load_study
 
@@ -32,7 +33,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(study):
-    return {drawing.name: drawing for drawing in attention.drawings(study, images=20)}
+    return {drawing.name: drawing for drawing in attention.drawings(OpenStudy(study), images=20)}
 
 
 def test_there_is_a_figure_for_each_question(drawn):
@@ -94,7 +95,7 @@ def test_places_are_rollout_and_attention_received(study, drawn):
 def test_statistics_are_over_the_evaluation_images(study, drawn):
     table = drawn["attention_threshold"].inputs["statistics"]
     (run,) = stored_runs(study, [PYRAMID])
-    images = [inputs for inputs, _ in evaluation_batches(study, run, 20)]
+    images = [inputs for inputs, _ in evaluation_batches(OpenStudy(study), run, 20)]
     expected = attention_statistics(run.model(), images)
     mine = table[table["run"] == PYRAMID]
     for column in ("entropy", "density", "removed", "empty", "level"):
@@ -112,13 +113,13 @@ def test_it_is_made_again_from_what_is_stored(study, drawn, tmp_path, monkeypatc
 
     monkeypatch.setattr(attention, "evaluation_batches", no_data)
     with stored_ones_only():
-        again = attention.drawings(study, images=20)
-    assert [drawing.source(study) for drawing in again] == [drawing.source(study) for drawing in drawn.values()]
+        again = attention.drawings(OpenStudy(study), images=20)
+    assert [drawing.source() for drawing in again] == [drawing.source() for drawing in drawn.values()]
     shutil.copytree(study.output, tmp_path / "copy")
     with pytest.raises(
         BinaryViTError, match=r"'attention_statistics' .* cannot be made here: The data are not at hand"
     ):
-        attention.drawings(load_study(tmp_path / "copy"), images=21)
+        attention.drawings(OpenStudy(load_study(tmp_path / "copy")), images=21)
 
 
 def texts_whole(figure):
@@ -239,7 +240,7 @@ def test_findings_on_statistics_follow_the_numbers():
 
 def test_any_model_is_shown_beside_the_teacher(study, tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=24, num_heads=2)
-    drawing = attention.drawing_of_model(study, model, "ours", examples=1)
+    drawing = attention.heads_of_model(OpenStudy(study), model, "ours", examples=1)
     assert drawing.runs == (TEACHER,)
     table = drawing.inputs["maps"]
     assert table["label"].unique().tolist() == [stored_runs(study)[0].label, "ours"]
@@ -268,24 +269,24 @@ def own_image(folder):
 
 def test_ones_own_images_can_be_looked_at(study, tmp_path):
     shutil.copytree(study.output, tmp_path / "copy")
-    mine = load_study(tmp_path / "copy")
-    drawing = attention.drawings(mine, runs=[PYRAMID], images=10, examples=[own_image(tmp_path)])[0]
+    mine = OpenStudy(load_study(tmp_path / "copy"), (PYRAMID,))
+    drawing = attention.side_by_side(mine, examples=[own_image(tmp_path)])
     pixels = drawing.inputs["pictures"].set_index("image").loc["red.png"].to_numpy()
     assert set(pixels) == {200, 10} and "your own images" in drawing.finding
     # A file of the same name and other pixels is measured anew.
     Image.new("RGB", (20, 20), (0, 0, 250)).save(tmp_path / "red.png")
-    again = attention.drawings(mine, runs=[PYRAMID], images=10, examples=[str(tmp_path / "red.png")])[0]
+    again = attention.side_by_side(mine, examples=[str(tmp_path / "red.png")])
     assert not again.inputs["places"].equals(drawing.inputs["places"])
 
 
 @pytest.mark.parametrize(
     ("action", "sentence"),
     [
-        (lambda study: attention.drawings(study, runs=[]), "No run is selected"),
-        (lambda study: attention.drawings(study, place=(0.5, 1.0)), r"place=\(0.5, 1.0\) is not in the image"),
-        (lambda study: attention.drawings(study, examples=0), "0 example images are asked for"),
+        (lambda study: attention.drawings(OpenStudy(study, ())), "No run is selected"),
+        (lambda study: attention.heads(OpenStudy(study), place=(0.5, 1.0)), r"place=\(0.5, 1.0\) is not in the image"),
+        (lambda study: attention.drawings(OpenStudy(study), examples=0), "0 example images are asked for"),
         (
-            lambda study: attention.drawing_of_model(study, timm.create_model("resnet18"), "r"),
+            lambda study: attention.heads_of_model(OpenStudy(study), timm.create_model("resnet18"), "r"),
             "no attention to look at",
         ),
         (lambda study: open_model(None), "No model is chosen"),

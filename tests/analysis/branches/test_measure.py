@@ -7,14 +7,15 @@ import pytest
 import torch
 from helpers.stored_study import BASELINE, PYRAMID, TEACHER, stored_study
 
-from binaryvit.analysis import stored
+from binaryvit.analysis import images
 from binaryvit.analysis.branches import figures
 from binaryvit.analysis.branches import findings as branch_findings
 from binaryvit.analysis.branches import measure as branches
 from binaryvit.analysis.branches.capture import BINARY_GROUPS, GROUPS, zeroed
 from binaryvit.analysis.branches.recalibration import reestimated_statistics
+from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
-from binaryvit.analysis.stored import evaluation_batches, stored_runs
+from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.studies.study import load_study
 
@@ -24,7 +25,7 @@ SETTINGS = {"images": 40, "statistics_images": 30}
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     study = stored_study(tmp_path_factory.mktemp("studies") / "small")
-    branches.drawings(study, **SETTINGS)
+    branches.drawings(OpenStudy(study), **SETTINGS)
     return study
 
 
@@ -36,14 +37,14 @@ def study(original, tmp_path):
 
 @pytest.fixture
 def table(original):
-    return branches.accuracies_without(original, stored_runs(original, [BASELINE, PYRAMID]), **SETTINGS)
+    return branches.accuracies_without(OpenStudy(original), stored_runs(original, [BASELINE, PYRAMID]), **SETTINGS)
 
 
 def test_counts_are_those_of_the_ablated_model(original, table):
     (run,) = stored_runs(original, [PYRAMID])
     model = run.model()
-    evaluation = list(evaluation_batches(original, run, 40))
-    training = list(evaluation_batches(original, run, 30, split="train"))
+    evaluation = list(evaluation_batches(OpenStudy(original), run, 40))
+    training = list(evaluation_batches(OpenStudy(original), run, 30, split="train"))
     images, labels = (torch.cat(parts) for parts in zip(*evaluation, strict=True))
     counted = table[table["run"] == PYRAMID].set_index(["part", "removed", "statistics"])["correct"]
     for part, name, groups, within in [
@@ -74,7 +75,8 @@ def test_every_part_and_removal_a_model_has_is_measured(table):
 
 
 def test_norms_name_the_kind_of_each_addition(original):
-    norms = branches.norms_of(original, stored_runs(original, [PYRAMID]), images=40).set_index(["layer", "kind"])
+    table = branches.norms_of(OpenStudy(original), stored_runs(original, [PYRAMID]), images=40)
+    norms = table.set_index(["layer", "kind"])
     for layer, kind in [
         ("stages.0.blocks.0.attn.reduce", "attention linears"), ("stages.0.blocks.0.attn", "attention products"),
         ("stages.2.blocks.1.mlp.fc2", "FFN linears"), ("stages.1.embed", "merges"),
@@ -86,15 +88,15 @@ def test_norms_name_the_kind_of_each_addition(original):
 
 
 def test_drawings_hold_all_runs_with_branches_and_are_made_again_without_the_data(study, monkeypatch):
-    monkeypatch.setattr(stored, "load_data", lambda config: pytest.fail("the data are not needed"))
-    stored._load_once.cache_clear()
-    norms, whole, by_stage = branches.drawings(study, **SETTINGS)
+    monkeypatch.setattr(images, "load_data", lambda config: pytest.fail("the data are not needed"))
+    images._load_once.cache_clear()
+    norms, whole, by_stage = branches.drawings(OpenStudy(study), **SETTINGS)
     assert norms.runs == whole.runs == (BASELINE, PYRAMID) and by_stage.runs == (PYRAMID,)
     for drawing, panels in ((norms, 2), (whole, 2), (by_stage, 1)):
         figure = drawing.draw()
         titled = [axes for axes in figure.axes if axes.get_title()]
         assert len(titled) == panels and all(axes.lines or axes.images for axes in titled)
-        assert all(path.is_file() for path in drawing.write(study))
+        assert all(path.is_file() for path in drawing.write())
     accuracy = whole.inputs["accuracies"].set_index(["run", "removed", "statistics"])
     row = accuracy.loc[PYRAMID, "FFN linears", "stored"]
     assert row["accuracy"] == 100 * row["correct"] / 40
@@ -147,11 +149,13 @@ def test_findings_by_stage_follow_the_numbers():
 
 def test_wrong_selections_are_refused(original):
     with pytest.raises(BinaryViTError, match=f"{TEACHER} has none of the branches"):
-        branches.drawings(original, [TEACHER, PYRAMID], **SETTINGS)
+        branches.drawings(OpenStudy(original, (TEACHER, PYRAMID)), **SETTINGS)
     with pytest.raises(BinaryViTError, match="No run is selected"):
-        branches.drawings(original, [], **SETTINGS)
+        branches.drawings(OpenStudy(original, ()), **SETTINGS)
 
 
 def test_a_model_of_a_batch_norm_statistic_from_one_image_is_refused(original):
     with pytest.raises(BinaryViTError, match="A batch of one image"):
-        branches.accuracies_without(original, stored_runs(original, [PYRAMID]), images=10, statistics_images=1)
+        branches.accuracies_without(
+            OpenStudy(original), stored_runs(original, [PYRAMID]), images=10, statistics_images=1
+        )

@@ -10,7 +10,8 @@ from helpers.places import ROOT
 from helpers.stored_study import BASELINE, PYRAMID, TEACHER, stored_study
 
 from binaryvit.analysis.explore.explorer import Explorer, Selection, controls
-from binaryvit.analysis.stored import example_images, stored_runs
+from binaryvit.analysis.images import example_images
+from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.studies.execution import kernel_environment
 
@@ -24,7 +25,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def explorer(study):
-    return Explorer(study)
+    return Explorer(OpenStudy(study))
 
 
 def test_values_are_those_the_model_takes_signs_of(study, explorer):

@@ -17,8 +17,8 @@ import pytest
 from helpers.places import ROOT
 
 from binaryvit.analysis.explore.explorer import Explorer
+from binaryvit.analysis.stored import open_study
 from binaryvit.studies.execution import kernel_environment
-from binaryvit.studies.study import load_study
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
 
@@ -89,7 +89,7 @@ def end(server: psutil.Popen) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium, the browser that shows the notebook, is not installed")
 def test_a_moved_widget_changes_picture_and_finding(folder, address):
-    explorer = Explorer(load_study(folder / "results" / "smoke"))
+    explorer = Explorer(open_study(folder / "results" / "smoke"))
     first = explorer.first()
     block = replace(first, block=first.block + 1)
     layer = replace(block, layer="mlp.fc1.binarize")

@@ -16,6 +16,7 @@ from helpers.records import record_of
 
 from binaryvit.analysis.ladder import findings, tables
 from binaryvit.analysis.ladder import measure as ladder
+from binaryvit.analysis.stored import OpenStudy
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import cost
 from binaryvit.models.ladder import LADDER
@@ -56,6 +57,10 @@ def finish(study, top1=TOP1, skip=(), **changes):
             record_of(study, run, result=result, **changes).write(run.folder)
 
 
+def ablation(study):
+    return tables.ablation(OpenStudy(study))
+
+
 def rewrite(study, variant, **changes):
     """Writes one run's record again with changes."""
     (run,) = (run for run in study.runs if run.config.variant == variant)
@@ -73,7 +78,7 @@ def published():
 
 def test_the_ablation_holds_the_records_numbers_and_the_models_costs(study):
     finish(study)
-    table = tables.ablation(study)
+    table = ablation(study)
     numbers = table.numbers.set_index("variant")
     assert list(numbers.index) == list(MICRO)
     assert numbers["top1"].to_dict() == TOP1
@@ -97,30 +102,29 @@ def test_costs_are_those_of_the_instance(make_study):
 def test_other_precisions_are_no_steps_of_the_ladder(make_study, tmp_path):
     study = make_study(names=MICRO[:6])
     finish(study)
-    before = tables.ablation(study)
+    before = ablation(study)
     text = (tmp_path / "study.yaml").read_text()
     row = f"{{variant: {MICRO[5]}, id: real, recipe: {{model_args: {{weight_bits: 32, activation_bits: 32}}}}}}"
     (tmp_path / "study.yaml").write_text(text.replace(f"{MICRO[5]}]", f"{MICRO[5]}, {row}]"))
     study = load_study(tmp_path)
     assert study.runs[-1].bits == (32, 32)
     record_of(study, study.runs[-1]).write(study.runs[-1].folder)
-    again = tables.ablation(study)
+    again = ablation(study)
     assert again.text.equals(before.text) and again.caption == before.caption and again.finding == before.finding
     assert [row.label for row in read_rows(study)][-1] == "real"
-    (drawing,) = ladder.drawings(study, again, pd.DataFrame())
-    assert drawing.runs == tuple(run.id for run in study.runs[:-1])
+    assert ladder.accuracy_against_operations(OpenStudy(study)).runs == tuple(run.id for run in study.runs[:-1])
 
 
 def test_several_seeds_give_mean_deviation_and_number(make_study):
     study = make_study(seeds=(0, 1, 3))
     finish(study)
-    table = tables.ablation(study)
+    table = ablation(study)
     accuracy = column(table, ACCURACY)
     assert accuracy[MICRO[0]] == "79.00"  # one teacher serves all seeds
     assert accuracy[MICRO[1]] == "47.33 ± 1.53 (n = 3)"  # 46, 47, 49
     assert "seeds 0, 1, 3" in table.caption and "standard deviation" in table.caption
     shutil.rmtree(study.output / "runs" / f"{MICRO[1]}-seed3")
-    assert column(tables.ablation(study), ACCURACY)[MICRO[1]] == "46.50 ± 0.71 (n = 2) (1 not run)"
+    assert column(ablation(study), ACCURACY)[MICRO[1]] == "46.50 ± 0.71 (n = 2) (1 not run)"
 
 
 def test_what_was_not_run_failed_or_is_stale_says_so(study, published):
@@ -128,13 +132,13 @@ def test_what_was_not_run_failed_or_is_stale_says_so(study, published):
     (failed,) = (run for run in study.runs if run.config.variant == MICRO[3])
     Failure(error="The loss is not finite.", time="2025-01-02T00:00:00Z").write(failed.folder)
     rewrite(study, MICRO[6], training_version=0)
-    table = tables.ablation(study)
+    table = ablation(study)
     accuracy, step = column(table, ACCURACY), column(table, STEP)
     assert (accuracy[MICRO[3]], accuracy[MICRO[4]]) == ("failed", "not run")
     assert accuracy[MICRO[6]] == "55.50 (stale)"
     assert step[MICRO[3]] == step[MICRO[4]] == step[MICRO[5]] == step[MICRO[6]] == "-"
     assert "BinaryViT, fp patch embeddings" in table.finding.split("Without a current result")[1]
-    (drawing,) = ladder.drawings(study, table, published)
+    drawing = ladder.accuracy_against_operations(OpenStudy(study))
     assert drawing.inputs["points"]["variant"].tolist() == [*MICRO[:3], MICRO[5]]
     assert drawing.runs == tuple(f"{variant}-seed0" for variant in (*MICRO[:3], MICRO[5]))
     states = tables.states(study).set_index("run")
@@ -145,21 +149,21 @@ def test_a_stale_value_of_another_scale_is_not_shown(study, tmp_path):
     finish(study)
     longer = (tmp_path / "study.yaml").read_text().replace("epochs: 6", "epochs: 7")
     (tmp_path / "study.yaml").write_text(longer)
-    assert set(tables.ablation(load_study(tmp_path)).text[ACCURACY]) == {"stale"}
+    assert set(ablation(load_study(tmp_path)).text[ACCURACY]) == {"stale"}
 
 
 def test_a_damaged_record_is_stale_without_a_number(study):
     finish(study)
     (study.runs[1].folder / "run.json").write_text("{")
-    assert column(tables.ablation(study), ACCURACY)[MICRO[1]] == "stale"
+    assert column(ablation(study), ACCURACY)[MICRO[1]] == "stale"
 
 
 def test_a_study_without_any_run_has_its_table(study):
-    table = tables.ablation(study)
+    table = ablation(study)
     assert set(table.text[ACCURACY]) == {"not run"}
     assert table.numbers["parameters"].gt(1e6).all()
     assert "no run finished yet" in table.caption
-    assert ladder.drawings(study, table, pd.DataFrame()) == []
+    assert ladder.accuracy_against_operations(OpenStudy(study)) is None
 
 
 @pytest.mark.parametrize(
@@ -176,7 +180,7 @@ def test_runs_of_different_scales_are_refused(study, changes, named):
     data = record_of(study, study.runs[0]).data.model_copy(update=changes)
     rewrite(study, MICRO[6], data=data)
     with pytest.raises(BinaryViTError, match=named) as caught:
-        tables.ablation(study)
+        ablation(study)
     assert f"{MICRO[6]}-seed0" in str(caught.value)
 
 
@@ -184,7 +188,7 @@ def test_another_fingerprint_with_the_right_key_is_refused(study):
     finish(study)
     rewrite(study, MICRO[3], data=record_of(study, study.runs[0], fingerprint="e" * 64).data)
     with pytest.raises(BinaryViTError, match="fingerprint of the data"):
-        tables.ablation(study)
+        ablation(study)
 
 
 @pytest.mark.parametrize(
@@ -205,12 +209,12 @@ def test_variants_of_different_recipes_are_refused(make_study, tmp_path, setting
     study = load_study(tmp_path)
     finish(study)
     with pytest.raises(BinaryViTError, match=named):
-        tables.ablation(study)
+        ablation(study)
 
 
 def test_every_cell_leads_to_its_run(study):
     finish(study, skip=MICRO[2:3])
-    table = tables.ablation(study)
+    table = ablation(study)
     sources = dict(list(table.sources.groupby(["row", "column"])))
     for _, row in table.numbers.iterrows():
         for name in ("top1", "top5", *tables._COSTS):
@@ -227,8 +231,8 @@ def test_every_cell_leads_to_its_run(study):
 
 def test_files_hold_the_table(study, tmp_path):
     finish(study)
-    table = tables.ablation(study)
-    paths = table.write(tmp_path / "tables")
+    table = ablation(study)
+    paths = table.write()
     assert [path.name for path in paths] == ["ablation.csv", "ablation.md", "ablation.tex", "ablation.sources.csv"]
     stored = pd.read_csv(paths[0])
     pd.testing.assert_frame_equal(stored, table.numbers, check_dtype=False)
@@ -239,13 +243,13 @@ def test_files_hold_the_table(study, tmp_path):
     assert note["source"]["runs"] == {run.id: "0" * 40 for run in study.runs}
     assert note["files"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     before = [path.read_bytes() for path in paths]
-    tables.ablation(study).write(tmp_path / "tables")
+    ablation(study).write()
     assert [path.read_bytes() for path in paths] == before
 
 
 def test_latex_is_booktabs_and_escaped(make_study):
     study = make_study(data_label='"50 % of {odd} #data_set & \\\\ ~^$"')
-    table = tables.ablation(study)
+    table = ablation(study)
     latex = table.to_latex()
     assert latex.count("\\toprule") == latex.count("\\midrule") == latex.count("\\bottomrule") == 1
     body = "\n".join(line for line in latex.splitlines() if not line.startswith("%"))
@@ -260,7 +264,7 @@ def test_latex_is_booktabs_and_escaped(make_study):
 
 def test_the_comparison_shows_nothing_of_another_scale(study, published):
     finish(study)
-    table = tables.comparison(study, published)
+    table = tables.comparison(OpenStudy(study), published)
     assert not any(f"{value:.2f}" in " ".join(table.text["top-1 here (%)"]) for value in TOP1.values())
     here = dict(zip(table.text["model"], table.text["top-1 here (%)"], strict=True))
     assert here["BinaryViT (+ pyramid)"] == "not run" and here["BNext-T"] == "-"
@@ -271,7 +275,7 @@ def test_the_comparison_shows_nothing_of_another_scale(study, published):
 def test_published_figures_stand_beside_their_certainty(study, published):
     with open(ROOT / "results" / "published.csv", encoding="utf-8") as file:
         rows = {row["model"]: row for row in csv.DictReader(file)}
-    text = tables.comparison(study, published).text.set_index("model")
+    text = tables.comparison(OpenStudy(study), published).text.set_index("model")
     ladder = {"full-precision DeiT (teacher)": "DeiT-S full precision", "BinaryViT (+ pyramid)": "BinaryViT"}
     assert set(text.index) == {*rows, *(tables.variant_style(name).label for name in SMALL)} - set(ladder.values())
     for label, shown in text.iterrows():
@@ -302,7 +306,7 @@ def test_only_imagenet_at_its_own_scale_is_compared(make_study, published, chang
     study = make_study(names=SMALL[:2])
     data = record_of(study, study.runs[0]).data.model_copy(update=IMAGENET | changes)
     finish(study, dict(zip(SMALL, (79.5, 50.0), strict=False)), data=data)
-    table = tables.comparison(study, published)
+    table = tables.comparison(OpenStudy(study), published)
     here = dict(zip(table.text["model"], table.text["top-1 here (%)"], strict=True))
     assert here["full-precision DeiT (teacher)"] == ("79.50" if comparable else "not run")
     assert here["BinaryViT (+ pyramid)"] == "not run"
@@ -320,7 +324,7 @@ def test_foreign_or_missing_published_figures_are_refused(tmp_path):
 
 def test_findings_say_what_the_numbers_say(study):
     finish(study)
-    text = tables.ablation(study).finding
+    text = ablation(study).finding
     assert "best binary variant is BinaryViT, fp patch embeddings with 63.00 %" in text
     assert "79.00 % are 16.00 points above it" in text
     assert "gains most is BinaryViT (+ pyramid) (+8.75 points)" in text
@@ -332,7 +336,7 @@ def test_findings_say_what_the_numbers_say(study):
 
 def test_findings_hold_for_an_ordered_ladder_and_a_weak_teacher(study):
     finish(study, dict(zip(MICRO, (40, 10, 20, 30, 40, 50, 60), strict=True)))
-    text = tables.ablation(study).finding
+    text = ablation(study).finding
     assert "40.00 % are 20.00 points below it" in text
     assert "The order is the paper's" in text
     assert "loses most" not in text
@@ -340,9 +344,9 @@ def test_findings_hold_for_an_ordered_ladder_and_a_weak_teacher(study):
 
 
 def test_findings_of_one_or_no_run(study):
-    assert "Nothing can be said yet" in tables.ablation(study).finding
+    assert "Nothing can be said yet" in ablation(study).finding
     finish(study, skip=MICRO[2:])
-    text = tables.ablation(study).finding
+    text = ablation(study).finding
     assert "gains" not in text and "order" not in text and "ReActNet-DeiT (baseline) with 46.00 %" in text
 
 
@@ -358,6 +362,6 @@ def test_the_finding_of_the_figure_names_the_undominated():
 def test_five_classes_are_needed_for_top5(study):
     result = RunResult(top1=50.0, top5=None, eval_loss=1.0, epochs=6, images_per_second=1.0)
     rewrite(study, MICRO[0], result=result)
-    table = tables.ablation(study)
+    table = ablation(study)
     assert column(table, "top-5 (%)")[MICRO[0]] == "-" and math.isnan(table.numbers["top5"].iloc[0])
     assert pd.read_csv(io.StringIO(table.numbers.to_csv()))["top5"].isna().all()

@@ -8,11 +8,12 @@ import timm
 from helpers.records import record_of
 from helpers.stored_study import store, stored_study
 
+from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
 from binaryvit.analysis.precision import findings as precision_findings
 from binaryvit.analysis.precision import measure as precision
 from binaryvit.analysis.precision.capture import layer_agreement
-from binaryvit.analysis.stored import evaluation_batches, stored_runs
+from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.data.batches import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import cost
@@ -45,7 +46,7 @@ def study(tmp_path_factory):
 
 
 def test_the_table_holds_records_intervals_and_costs(study):
-    table = precision.precisions(study).set_index("precision")
+    table = precision.precisions(OpenStudy(study)).set_index("precision")
     assert list(table.index) == ["W1A1", "W1A32", "W32A32"]  # whatever the file's order
     assert table["top1"].tolist() == [50.0, 70.0, 80.0]
     assert table.loc["W1A32", ["low", "high"]].tolist() == pytest.approx(wilson_interval(252, 360))
@@ -60,38 +61,40 @@ def test_the_table_holds_records_intervals_and_costs(study):
 
 def test_agreement_is_that_of_the_stored_models(study):
     runs = {run.id: run for run in stored_runs(study, [ONE, REAL, WEIGHTS])}
-    table = precision.agreement_with_reference(study, [runs[ONE], runs[WEIGHTS]], runs[REAL], images=20)
-    direct = layer_agreement(runs[WEIGHTS].model(), runs[REAL].model(), evaluation_batches(study, runs[WEIGHTS], 20))
+    table = precision.agreement_with_reference(OpenStudy(study), [runs[ONE], runs[WEIGHTS]], runs[REAL], images=20)
+    direct = layer_agreement(
+        runs[WEIGHTS].model(), runs[REAL].model(), evaluation_batches(OpenStudy(study), runs[WEIGHTS], 20)
+    )
     own = table[table["precision"] == "W1A32"].reset_index(drop=True)
     assert own["layer"].tolist() == direct["layer"].tolist()
     assert own["cka"].tolist() == pytest.approx(direct["cka"].tolist(), rel=1e-5)
 
 
 def test_drawings_show_every_precision(study):
-    numbers, agreement = precision.drawings(study, images=20)
+    numbers, agreement = precision.drawings(OpenStudy(study), images=20)
     assert numbers.runs == (ONE, WEIGHTS, REAL) and set(agreement.runs) == set(numbers.runs)
     assert "W1A1 50.00 %, W1A32 70.00 %, W32A32 80.00 %" in numbers.finding
     assert "one-bit weights alone -10.00 points, both -30.00 points" in numbers.finding
     assert "20 evaluation images of digits" in agreement.finding and "360 evaluation" in numbers.finding
     assert [len(drawing.draw().axes) for drawing in (numbers, agreement)] == [3, 2]
     assert len(agreement.draw().axes[0].lines) == 2
-    assert all(path.is_file() for drawing in (numbers, agreement) for path in drawing.write(study))
-    assert precision.missing(study) == ""
+    assert all(path.is_file() for drawing in (numbers, agreement) for path in drawing.write())
+    assert precision.missing(OpenStudy(study)) == ""
 
 
 def test_what_is_missing_is_said_and_drawn_as_not_run(tmp_path):
     (tmp_path / "study.yaml").write_text(_FILE)
     study = load_study(tmp_path)
-    assert precision.drawings(study) == []
+    assert precision.drawings(OpenStudy(study)) == []
     store(study, study.runs[0], load_data(study.data_config).fingerprint)
-    table = precision.precisions(study).set_index("precision")
+    table = precision.precisions(OpenStudy(study)).set_index("precision")
     assert table["state"].to_dict() == {"W1A1": "done", "W1A32": "not run", "W32A32": "not run"}
     assert math.isnan(table.loc["W32A32", "top1"])
-    (drawing,) = precision.drawings(study)
+    (drawing,) = precision.drawings(OpenStudy(study))
     texts = [text.get_text() for text in drawing.draw().axes[0].texts]
     assert drawing.runs == (ONE,) and texts == ["not run", "not run"]
     assert "Against" not in drawing.finding
-    sentence = precision.missing(study)
+    sentence = precision.missing(OpenStudy(study))
     assert f"--only {WEIGHTS} {REAL}" in sentence and f"{REAL} (missing)" in sentence
     assert "Without W32A32 there is nothing to compare features with" in sentence
 
@@ -99,7 +102,7 @@ def test_what_is_missing_is_said_and_drawn_as_not_run(tmp_path):
 def test_a_study_of_one_precision_is_refused(tmp_path):
     (tmp_path / "study.yaml").write_text("name: n\ntitle: t\nvariants: [binaryvit_micro_patch2_32]\n")
     with pytest.raises(BinaryViTError, match="no model at several precisions"):
-        precision.drawings(load_study(tmp_path))
+        precision.drawings(OpenStudy(load_study(tmp_path)))
 
 
 def test_the_largest_fall_along_the_stream_is_found():

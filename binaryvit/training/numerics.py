@@ -1,0 +1,43 @@
+"""Which shortcuts PyTorch's libraries may take with a run's numbers: chosen here, on purpose, and recorded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+# Where each setting lives, its name in the record, and the value that every run is trained with.
+#
+# float32 means float32: TensorFloat-32 keeps 10 of a factor's 23 bits, which in the stem alone would flip signs.
+# Sums of half-precision products end in float32: cut short on the way, a sum of signs would be no exact integer.
+# cuDNN computes little here (the stem), so it takes the same algorithm every time rather than the fastest.
+_SETTINGS = (
+    (torch.backends.cuda.matmul, "allow_tf32", "cuda_matmul_tf32", False),
+    (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", "cuda_matmul_short_float16_sums", False),
+    (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", "cuda_matmul_short_bfloat16_sums", False),
+    (torch.backends.cuda.matmul, "allow_fp16_accumulation", "cuda_matmul_float16_accumulation", False),
+    (torch.backends.cudnn, "allow_tf32", "cudnn_tf32", False),
+    (torch.backends.cudnn, "benchmark", "cudnn_benchmark", False),
+    (torch.backends.cudnn, "deterministic", "cudnn_deterministic", True),
+)
+
+
+@contextmanager
+def chosen_numerics() -> Iterator[None]:
+    """While entered, PyTorch computes as every run is trained; what was set before comes back afterwards."""
+    before = [getattr(owner, attribute) for owner, attribute, _, _ in _SETTINGS]
+    matmul = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        for owner, attribute, _, value in _SETTINGS:
+            setattr(owner, attribute, value)
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        for (owner, attribute, _, _), value in zip(_SETTINGS, before, strict=True):
+            setattr(owner, attribute, value)
+
+
+def current_numerics() -> dict[str, str | bool]:
+    """The settings as they are at this moment, by their names in a run record."""
+    settings = {name: getattr(owner, attribute) for owner, attribute, name, _ in _SETTINGS}
+    return {"float32_matmul": torch.get_float32_matmul_precision(), **settings}

@@ -1,0 +1,59 @@
+"""Who looks at a lock never keeps a run from starting."""
+
+import fcntl
+import os
+import threading
+import time
+
+from binaryvit.locks import hold, is_locked
+
+
+def test_looking_all_the_time_keeps_nobody_from_taking_a_lock(tmp_path):
+    path, looking = tmp_path / "run.lock", threading.Event()
+    looking.set()
+
+    def look() -> None:
+        while looking.is_set():
+            is_locked(path)
+
+    watchers = [threading.Thread(target=look) for _ in range(3)]
+    for watcher in watchers:
+        watcher.start()
+    try:
+        for _ in range(200):
+            with hold(path) as descriptor:
+                assert descriptor is not None and is_locked(path)
+    finally:
+        looking.clear()
+        for watcher in watchers:
+            watcher.join()
+
+
+def test_a_starter_waits_for_one_who_looks_and_not_for_one_who_trains(tmp_path):
+    path = tmp_path / "run.lock"
+    path.touch()
+    descriptor = os.open(path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    threading.Timer(0.2, os.close, [descriptor]).start()
+    begun = time.monotonic()
+    with hold(path) as first, hold(path) as second:
+        assert first is not None and time.monotonic() - begun >= 0.15
+        assert second is None
+
+
+def test_of_many_who_start_at_once_exactly_one_holds_the_lock(tmp_path):
+    path, together, over = tmp_path / "run.lock", threading.Barrier(8), threading.Barrier(8)
+    got = []
+
+    def start() -> None:
+        together.wait()
+        with hold(path) as descriptor:
+            got.append(descriptor is not None)
+            over.wait()
+
+    starters = [threading.Thread(target=start) for _ in range(8)]
+    for starter in starters:
+        starter.start()
+    for starter in starters:
+        starter.join()
+    assert sorted(got) == [False] * 7 + [True] and not path.exists()
