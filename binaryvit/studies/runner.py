@@ -325,7 +325,7 @@ def _trainable_at_once(runs: Iterable[PlannedRun]) -> int:
 
 
 def archive(folder: Path) -> Path:
-    """Renames a run's folder to one beside it that no study reads, and returns that."""
+    """Renames a run's folder to one next to it that no study reads, and returns that."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     return folder.rename(folder.with_name(f"{folder.name}.stale-{stamp}"))
 

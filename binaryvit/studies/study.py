@@ -311,7 +311,7 @@ def _check_recipes(path: Path, file: _StudyFile) -> None:
         ("recipe", file.recipe, {"data", "data_label"}),
         *((f"recipe of {row.id or row.variant}", row.recipe, _DATA_FIELDS) for row in rows),
     ]:
-        places = dict.fromkeys(elsewhere, "once for the whole study, beside its name or in its recipe")
+        places = dict.fromkeys(elsewhere, "once for the whole study, next to its name or in its recipe")
         places |= {"variant": "as the row's variant", "seed": "in seeds, or as the teacher's seed"}
         places |= {"data_dir": "on the command line as --data-dir, since it belongs to one machine"}
         if file.teacher is not None:
