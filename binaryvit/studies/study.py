@@ -97,10 +97,10 @@ class PlannedRun:
     config: TrainingConfig
     teacher_id: str | None
     folder: Path
-    is_control: bool = False
-    has_notebook: bool = True
     state: State = State.MISSING
     reason: str = "not run yet"
+    is_control: bool = False
+    has_notebook: bool = True
 
     @property
     def bits(self) -> tuple[int, int]:
