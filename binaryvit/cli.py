@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only", nargs="+", default=[], metavar="ID", help="these runs (and their teacher), no analysis"
     )
     reproduce.add_argument("--rerun-stale", action="store_true", help="move stale runs aside and train them again")
+    _add_jobs(reproduce)
     _add_speed(reproduce)
     reproduce.set_defaults(command=_reproduce)
 
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument(
         "--data-dir", metavar="DIR", help="a local copy of the data, where something is to be measured"
     )
+    _add_jobs(figures)
     figures.set_defaults(command=_figures)
 
     verify = commands.add_parser("verify", help="say of each table and figure: current, stale, hand-edited, missing")
@@ -114,6 +116,18 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check-data", action="store_true", help="load the data and compare them with those on record")
 
 
+def _add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jobs", type=_positive, metavar="N", help="runs or notebooks at a time (default: one per GPU; 1 on a CPU)"
+    )
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 def _add_speed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes per training process")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads per training process")
@@ -134,10 +148,12 @@ def _load(options: argparse.Namespace) -> Any:
 def _reproduce(options: argparse.Namespace) -> int:
     from binaryvit.studies.runner import rehearse, reproduce
 
-    work = rehearse if options.dry_run else reproduce
-    outcome = work(_load(options), only=options.only, rerun_stale=options.rerun_stale, check_data=options.check_data)
+    study = _load(options)
+    chosen = {"only": options.only, "rerun_stale": options.rerun_stale, "check_data": options.check_data}
     if options.dry_run:
+        rehearse(study, **chosen)
         return 0
+    outcome = reproduce(study, jobs=options.jobs, **chosen)
     for run in outcome.runs:
         if run.state != "done":
             print(f"NOT DONE: {run.id} is {run.state}: {run.reason}", file=sys.stderr)
@@ -160,7 +176,7 @@ def _status(options: argparse.Namespace) -> int:
 def _figures(options: argparse.Namespace) -> int:
     from binaryvit.studies.runner import analyse
 
-    return 1 if analyse(_load(options)) else 0
+    return 1 if analyse(_load(options), jobs=options.jobs) else 0
 
 
 def _verify(options: argparse.Namespace) -> int:

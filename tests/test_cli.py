@@ -11,6 +11,7 @@ import psutil
 import pytest
 from helpers import standin
 from helpers.places import ROOT
+from helpers.training_setup import VIT
 
 from binaryvit.cli import main
 from binaryvit.locks import is_locked
@@ -23,6 +24,22 @@ title: A tiny study
 recipe: {epochs: 1, warmup_epochs: 0}
 teacher: {variant: deit_micro_patch4_32}
 variants: [binaryvit_micro_patch2_32]
+analysis: []
+"""
+
+TWO_WAYS = f"""
+name: tiny
+title: A tiny study
+recipe: {{epochs: 1, warmup_epochs: 0, batch_size: 16, max_train_images: 32, max_eval_images: 16}}
+teacher: {{variant: deit_micro_patch4_32}}
+variants: [binaryvit_micro_patch2_32]
+controls:
+  - variant: {VIT["variant"]}
+    id: plain
+    teacher: none
+    seeds: [0, 1]
+    recipe: {{epochs: 100000, model_args: {VIT["model_args"]}}}
+notebooks: first_seed
 analysis: []
 """
 
@@ -77,10 +94,13 @@ def states(folder):
     return [run.state for run in plan(load_study(folder))]
 
 
-def test_ctrl_c_ends_everything_in_order_and_the_same_command_goes_on(folder):
-    (folder / f"wait-{TEACHER}").touch()
+def test_ctrl_c_ends_all_jobs_in_order_and_the_same_command_goes_on(tmp_path):
+    """Two at a time: the teacher through its notebook, and a run of another seed by the plain command."""
+    standin.prepare(tmp_path, load_study, TWO_WAYS)
+    waiting, plain = tmp_path / f"wait-{TEACHER}", tmp_path / "runs" / "plain-seed1"
+    waiting.touch()
     process = subprocess.Popen(
-        [sys.executable, "-m", "binaryvit.cli", "reproduce", str(folder)],
+        [sys.executable, "-m", "binaryvit.cli", "reproduce", str(tmp_path), "--jobs", "2"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -88,20 +108,23 @@ def test_ctrl_c_ends_everything_in_order_and_the_same_command_goes_on(folder):
         # Also where the tests themselves run in the background, which shells start with SIGINT ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    begun = folder / "runs" / TEACHER / "begun"
-    until(begun.exists)
+    begun = tmp_path / "runs" / TEACHER / "begun"
+    until(lambda: begun.exists() and (plain / "metrics.csv").exists())
     family = psutil.Process(process.pid).children(recursive=True)
-    assert states(folder)[0] is State.RUNNING
+    assert states(tmp_path) == [State.RUNNING, State.MISSING, State.DONE, State.RUNNING]
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
-    assert process.stdout.read().endswith("binaryvit: interrupted; the same command goes on from here.\n")
+    printed = process.stdout.read()
+    assert printed.endswith("binaryvit: interrupted; the same command goes on from here.\n")
+    assert "plain-seed1: epoch 1/100000" in printed
     assert not psutil.wait_procs(family, timeout=20)[1], "nothing may go on training"
     assert (begun.parent / "checkpoint").read_text() == "saved on the way out"
-    assert not (begun.parent / "failure.json").exists() and states(folder) == [State.MISSING, State.MISSING]
-    (folder / f"wait-{TEACHER}").unlink()
-    assert main(["reproduce", str(folder)]) == 0
-    assert executed(folder) == [TEACHER, TEACHER, STUDENT] and states(folder) == [State.DONE, State.DONE]
-    assert not list(folder.glob("runs/*.lock"))
+    assert (plain / "checkpoint.safetensors").exists(), "saved on the way out"
+    assert not list(tmp_path.glob("runs/*/failure.json")) and not list(tmp_path.glob("runs/**/*.lock"))
+    assert states(tmp_path) == [State.MISSING, State.MISSING, State.DONE, State.MISSING]
+    waiting.unlink()
+    assert main(["reproduce", str(tmp_path), "--only", STUDENT]) == 0
+    assert [name for name in executed(tmp_path) if "plain" not in name] == [TEACHER, TEACHER, STUDENT]
 
 
 def test_a_killed_runner_leaves_its_run_locked_until_that_ends_and_a_second_one_waits(folder, start):

@@ -5,7 +5,7 @@ so that no value of another scale can stand in a table or on an axis.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -116,14 +116,17 @@ def labelled_runs(study: Study) -> list[tuple[str, tuple[PlannedRun, ...]]]:
 def read_rows(study: Study) -> list[Row]:
     """The study's models, each with its seeds and the records its numbers may be taken from, in the study's order.
 
-    Raises BinaryViTError when finished runs differ in data, image size, evaluation split or recipe: they cannot stand
-    in one table.
+    Raises BinaryViTError when finished runs differ in data, image size or evaluation split, or steps of the ladder in
+    their recipe: they cannot stand in one table.
     """
     models = labelled_runs(study)
     runs = [run for _, of_model in models for run in of_model]
     done = {run.id: record_of(run) for run in runs if run.state is State.DONE}
     teachers = {run.teacher_id for run in study.runs}
-    _refuse_mixing([record for name, record in done.items() if name in teachers], list(done.values()))
+    steps = {run.id for run in study.ladder}
+    _refuse_differences(done.values(), scale_of)
+    for alike in (teachers, steps - teachers):
+        _refuse_differences([done[name] for name in done if name in alike], lambda record: _recipe(record.config))
     stale = {run.id: record for run in runs if run.state is State.STALE and (record := record_of(run)) is not None}
     stale = {run.id: stale[run.id] for run in runs if run.id in stale and _recipe(stale[run.id].config) == _plan(run)}
     scale = next((scale_of(record) for record in (*done.values(), *stale.values())), {})
@@ -182,14 +185,7 @@ def _plan(run: PlannedRun) -> dict[str, Any]:
     return _recipe(run.config.model_dump(mode="json"))
 
 
-def _refuse_mixing(teachers: Sequence[RunRecord], records: Sequence[RunRecord]) -> None:
-    _refuse_differences(records, scale_of)
-    students = [record for record in records if record not in teachers]
-    for alike in (teachers, students):
-        _refuse_differences(alike, lambda record: _recipe(record.config))
-
-
-def _refuse_differences(records: Sequence[RunRecord], properties: Callable[[RunRecord], dict[str, Any]]) -> None:
+def _refuse_differences(records: Iterable[RunRecord], properties: Callable[[RunRecord], dict[str, Any]]) -> None:
     for first, other in pairwise(records):
         one, two = properties(first), properties(other)
         for name in one | two:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -41,7 +41,12 @@ class _Teacher(_Row):
     seed: int = 0  # one teacher serves the students of all seeds
 
 
-_Variant = Annotated[_Row, BeforeValidator(lambda row: {"variant": row} if isinstance(row, str) else row)]
+class _Student(_Row):
+    seeds: list[int] | None = Field(None, min_length=1)  # default: the study's
+    teacher: Literal["none"] | None = None  # "none": learns from the labels; default: the study's teacher
+
+
+_Students = list[Annotated[_Student, BeforeValidator(lambda row: {"variant": row} if isinstance(row, str) else row)]]
 
 
 class _StudyFile(_Part):
@@ -51,9 +56,18 @@ class _StudyFile(_Part):
     data_label: str | None = None
     recipe: dict[str, Any] = {}
     teacher: _Teacher | None = None
-    variants: list[_Variant] = Field(min_length=1)
+    variants: _Students = Field(min_length=1)  # the steps of the ladder
+    controls: _Students = []  # what a step is compared with; its recipe may be another
     seeds: list[int] = Field([0], min_length=1)
+    notebooks: Literal["all", "first_seed"] = "all"  # the runs that keep an executed notebook
     analysis: list[str] = ["tables.ipynb"]
+
+    @property
+    def students(self) -> list[_Student]:
+        return [*self.variants, *self.controls]
+
+    def seeds_of(self, row: _Student) -> list[int]:
+        return row.seeds or self.seeds
 
 
 class State(StrEnum):
@@ -71,6 +85,11 @@ class PlannedRun:
     """One run of a study: what it trains, where, and its state with the reason in words.
 
     A path inside `config` is relative to the study's output folder, which is where the run executes.
+
+    Attributes:
+        teacher_id: the run it learns from; None for a teacher, and for a student of the labels.
+        is_control: no step of the ladder, but something to compare a step with.
+        has_notebook: trained by the notebook, which is kept; otherwise by `binaryvit train`.
     """
 
     id: str
@@ -80,6 +99,8 @@ class PlannedRun:
     folder: Path
     state: State = State.MISSING
     reason: str = "not run yet"
+    is_control: bool = False
+    has_notebook: bool = True
 
     @property
     def bits(self) -> tuple[int, int]:
@@ -94,7 +115,10 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Study:
-    """A study file with its runs resolved, the teacher first, in the order they are trained and shown.
+    """A study file with its runs resolved, in the order they are trained and shown.
+
+    The teacher comes first, then the ladder with the first seed, with the second, and so on, then the controls in the
+    same way: a study that was cut short still holds a whole ladder.
 
     `output` is the folder everything is written to. `data_dir` is the local copy of the data, seen from the current
     folder; None when there is none.
@@ -115,13 +139,8 @@ class Study:
 
     @property
     def ladder(self) -> tuple[PlannedRun, ...]:
-        """The runs that are steps of the ladder: the teacher, and the students of the first one's bits.
-
-        A model of other bits is a step in precision, not in architecture, and is compared with its like alone.
-        """
-        teachers = {run.teacher_id for run in self.runs}
-        bits = next(run.bits for run in self.runs if run.id not in teachers)
-        return tuple(run for run in self.runs if run.id in teachers or run.bits == bits)
+        """The runs that are steps of the ladder: the teacher and its students, without the controls."""
+        return tuple(run for run in self.runs if not run.is_control)
 
 
 def load_study(path: str | Path, output: str | Path | None = None, **execution: Any) -> Study:
@@ -151,22 +170,36 @@ def load_study(path: str | Path, output: str | Path | None = None, **execution: 
     if teacher is not None and not teacher.startswith("timm:"):
         shared["teacher"] = os.path.relpath(path.parent / teacher, output)
 
-    def resolve(row: _Row, seed: int, kind: str, teacher_id: str | None) -> PlannedRun:
+    def resolve(row: _Row, seed: int, kind: str, **facts: Any) -> PlannedRun:
         name = row.id or row.variant
         folder = output / RUNS_FOLDER / f"{name}-seed{seed}"
         fields = RECIPES[kind] | shared | row.recipe | {"variant": row.variant, "seed": seed}
-        if teacher_id is not None:
-            fields["teacher"] = f"{RUNS_FOLDER}/{teacher_id}"
+        if isinstance(row, _Student) and row.teacher == "none":
+            facts["teacher_id"] = fields["teacher"] = None
+        elif facts["teacher_id"] is not None:
+            fields["teacher"] = f"{RUNS_FOLDER}/{facts['teacher_id']}"
         try:
-            return PlannedRun(folder.name, row.label or name, TrainingConfig(**fields), teacher_id, folder)
+            return PlannedRun(folder.name, row.label or name, TrainingConfig(**fields), folder=folder, **facts)
         except BinaryViTError as error:
             raise BinaryViTError("\n".join(f"{path}: {name}: {line}" for line in str(error).splitlines())) from None
 
-    teachers = [] if file.teacher is None else [resolve(file.teacher, file.teacher.seed, "teacher", None)]
-    teacher_id = teachers[0].id if teachers else None
-    students = [resolve(row, seed, "student", teacher_id) for seed in file.seeds for row in file.variants]
-    runs = (*teachers, *students)
-    return Study(file.name, file.title, path, output, data_dir and Path(data_dir), tuple(file.analysis), runs)
+    runs = [] if file.teacher is None else [resolve(file.teacher, file.teacher.seed, "teacher", teacher_id=None)]
+    teacher_id = runs[0].id if runs else None
+    for rows in (file.variants, file.controls):
+        for seed in dict.fromkeys(seed for row in rows for seed in file.seeds_of(row)):
+            runs += [
+                resolve(
+                    row,
+                    seed,
+                    "student",
+                    teacher_id=teacher_id,
+                    is_control=rows is file.controls,
+                    has_notebook=file.notebooks == "all" or seed == file.seeds_of(row)[0],
+                )
+                for row in rows
+                if seed in file.seeds_of(row)
+            ]
+    return Study(file.name, file.title, path, output, data_dir and Path(data_dir), tuple(file.analysis), tuple(runs))
 
 
 def plan(study: Study, fingerprint: str | None = None) -> list[PlannedRun]:
@@ -273,13 +306,13 @@ def _fingerprint_on_record(study: Study) -> str | None:
 
 def _check_recipes(path: Path, file: _StudyFile) -> None:
     """Refuses recipe entries that belong elsewhere, and runs that would share a folder."""
-    rows = [row for row in (file.teacher, *file.variants) if row is not None]
+    rows = [row for row in (file.teacher, *file.students) if row is not None]
     problems = []
     for where, recipe, elsewhere in [
         ("recipe", file.recipe, {"data", "data_label"}),
         *((f"recipe of {row.id or row.variant}", row.recipe, _DATA_FIELDS) for row in rows),
     ]:
-        places = dict.fromkeys(elsewhere, "once for the whole study, beside its name or in its recipe")
+        places = dict.fromkeys(elsewhere, "once for the whole study, next to its name or in its recipe")
         places |= {"variant": "as the row's variant", "seed": "in seeds, or as the teacher's seed"}
         places |= {"data_dir": "on the command line as --data-dir, since it belongs to one machine"}
         if file.teacher is not None:
@@ -293,10 +326,11 @@ def _check_recipes(path: Path, file: _StudyFile) -> None:
 
 
 def _doubles(file: _StudyFile) -> Iterable[tuple[str, list]]:
-    ids = [row.id or row.variant for row in file.variants]
-    if file.teacher is not None and file.teacher.seed in file.seeds:
+    """Ids and seeds that occur twice where each must be another: what they are, and the list they are in."""
+    ids = [row.id or row.variant for row in file.students]
+    if file.teacher is not None and any(file.teacher.seed in file.seeds_of(row) for row in file.students):
         ids.insert(0, file.teacher.id or file.teacher.variant)
-    for name, values in (("id", ids), ("seed", file.seeds)):
+    for name, values in (("id", ids), *(("seed", seeds) for seeds in map(file.seeds_of, file.students))):
         if len(set(values)) < len(values):
             yield name, values
 
@@ -304,7 +338,8 @@ def _doubles(file: _StudyFile) -> Iterable[tuple[str, list]]:
 def _sentence(problem: Any) -> str:
     place = [str(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
-        part = {"teacher": _Teacher, "variants": _Row}.get(place[0], _StudyFile) if len(place) > 1 else _StudyFile
+        parts = {"teacher": _Teacher, "variants": _Student, "controls": _Student}
+        part = parts[place[0]] if len(place) > 1 else _StudyFile
         return f"{'.'.join(place)} is no entry of a study{suggestion(place[-1], list(part.model_fields))}"
     if problem["type"] == "missing":
         return f"The entry {'.'.join(place)} is missing."

@@ -25,7 +25,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.weights_file import load_inference_weights, save_inference_weights
 from binaryvit.records.run import RunResult, read_metrics, read_record
-from binaryvit.studies.execution import kernel_environment
+from binaryvit.studies.execution import process_environment
 from binaryvit.studies.study import load_study
 from binaryvit.training.teacher import key_of
 
@@ -43,7 +43,7 @@ TINY_PYRAMID = FEW | {"model_args": {"embed_dims": [8, 16, 32, 64]}}
 def kernels(tmp_path, monkeypatch):
     """Kernels of this interpreter that import this copy of the library, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    with kernel_environment() as environment:
+    with process_environment() as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         yield

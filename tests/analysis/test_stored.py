@@ -54,8 +54,8 @@ def test_seeds_of_one_model_are_told_apart(tmp_path):
     assert [run.label for run in runs] == [f"ReActNet-DeiT (baseline), seed {seed}" for seed in (0, 1)]
 
 
-def test_other_precisions_come_only_when_asked_for(study):
-    row = "  - {variant: binaryvit_micro_patch2_32, id: real, recipe: {model_args: {weight_bits: 32}}}\n"
+def test_controls_come_only_when_asked_for(study):
+    row = "controls: [{variant: binaryvit_micro_patch2_32, id: real, recipe: {model_args: {weight_bits: 32}}}]\n"
     with (study.output / "study.yaml").open("a") as file:
         file.write(row)
     study = load_study(study.output)

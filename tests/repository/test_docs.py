@@ -11,7 +11,7 @@ import pytest
 from helpers.places import ROOT
 
 from binaryvit import cli
-from binaryvit.studies.execution import declared_parameters
+from binaryvit.studies.notebooks import declared_parameters
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "notebooks/README.md", ROOT / "results/README.md"])
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -10,14 +10,10 @@ from helpers.places import ROOT
 
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
-from binaryvit.studies.execution import (
-    NotebookFailed,
-    check_parameters,
-    execute,
-    find_notebook,
-    kernel_environment,
-    training_parameters,
-)
+from binaryvit.locks import hold
+from binaryvit.studies.execution import ExecutionFailed, Executor, process_environment
+from binaryvit.studies.notebooks import check_parameters, find_notebook, training_parameters
+from binaryvit.studies.processes import Job, Processes
 from binaryvit.training.recipes import configure
 
 TRAIN = ROOT / "notebooks" / "train.ipynb"
@@ -37,10 +33,12 @@ def run(tmp_path):
     folder = tmp_path / "results"
     folder.mkdir()
 
-    def run(code, **options):
+    def run(code, names=None):
         notebook = write_notebook(tmp_path / "notebooks" / "n.ipynb", code)
-        with kernel_environment() as environment:
-            execute(notebook, folder / "runs" / "a" / "n.ipynb", {"word": "given"}, folder, environment, **options)
+        executor = Executor(folder, names or {}, Processes())
+        with process_environment() as environment, hold(folder / "n.lock") as lock:
+            job = Job(environment, lock, print)
+            executor.execute(notebook, folder / "runs" / "a" / "n.ipynb", {"word": "given"}, job)
         return (folder / "runs" / "a" / "n.ipynb").read_text()
 
     return run
@@ -71,7 +69,7 @@ print(*facts, "../elsewhere/photos", "for the reader", sep="\\n")
 
 
 def test_an_error_is_its_sentence_and_what_was_executed_is_kept(run, tmp_path):
-    with pytest.raises(NotebookFailed, match=r"^This is for the reader: 7\.$"):
+    with pytest.raises(ExecutionFailed, match=r"^This is for the reader: 7\.$"):
         run(
             "print('before')\nclass BinaryViTError(Exception): pass\nraise BinaryViTError('This is for the reader: 7.')"
         )
@@ -84,7 +82,7 @@ def test_an_error_is_its_sentence_and_what_was_executed_is_kept(run, tmp_path):
 
 def test_a_kernel_that_dies_is_said_to_have_died(run):
     with pytest.raises(
-        NotebookFailed, match="Python process died without an error, most likely because memory ran out"
+        ExecutionFailed, match="Python process died without an error, most likely because memory ran out"
     ):
         run("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
 

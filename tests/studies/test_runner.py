@@ -1,6 +1,8 @@
 """What is missing is trained, once; what is finished is left alone; nothing is lost. Training is replaced here."""
 
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import nbformat
@@ -12,7 +14,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold
 from binaryvit.records.run import read_record
 from binaryvit.studies import runner
-from binaryvit.studies.execution import NotebookFailed
+from binaryvit.studies.execution import ExecutionFailed, Executor
 from binaryvit.studies.study import load_study
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -39,7 +41,8 @@ class World:
         shutil.copy(NOTEBOOKS / "train.ipynb", folder / "notebooks")
         self.file.write_text(TINY)
         self.executed, self.said, self.loaded, self.hooks, self.given = [], [], [], {}, None
-        monkeypatch.setattr(runner, "execute", self._execute)
+        monkeypatch.setattr(Executor, "execute", lambda *args: self._execute(*args))
+        monkeypatch.setattr(Executor, "train", lambda *args, **names: self._train(*args, **names))
         monkeypatch.setattr(runner, "load_data", self._load_data)
         monkeypatch.setattr(runner, "_POLL_SECONDS", 0.01)
 
@@ -66,20 +69,30 @@ class World:
         self.loaded.append(config)
         return type("Data", (), {"fingerprint": FINGERPRINT})
 
-    def _execute(self, notebook, output, parameters, folder, environment, pass_fds=(), names=None):
+    def _execute(self, executor, notebook, output, parameters, job):
         if notebook.name != "train.ipynb":
-            self.executed.append(notebook.name)
-            self.given = parameters, names
-            if notebook.name in self.hooks:
-                self.hooks[notebook.name]()
+            self.given = parameters, executor.names
+            self._begin(notebook.name)
             return
-        study = self.study(output=folder)
-        run = next(run for run in study.runs if run.id == parameters["run_id"])
-        assert output == run.folder / "train.ipynb" and Path(parameters["output"]) == run.folder.relative_to(folder)
-        self.executed.append(run.id)
-        if run.id in self.hooks:
-            self.hooks[run.id]()
+        run = self._finish(executor, parameters["run_id"], parameters["output"])
+        assert output == run.folder / "train.ipynb"
+        output.write_text("{}")
+
+    def _train(self, executor, config, job, *, output, study, run_id):
+        assert config == self._finish(executor, run_id, output).config and study == "tiny"
+
+    def _finish(self, executor, run_id, output):
+        study = self.study(output=executor.folder)
+        run = next(run for run in study.runs if run.id == run_id)
+        assert Path(output) == run.folder.relative_to(executor.folder)
+        self._begin(run.id)
         record_of(study, run).write(run.folder)
+        return run
+
+    def _begin(self, name):
+        self.executed.append(name)
+        if name in self.hooks:
+            self.hooks[name]()
 
 
 @pytest.fixture
@@ -89,7 +102,7 @@ def world(tmp_path, monkeypatch):
 
 def fail(sentence="The loss is not finite."):
     def hook():
-        raise NotebookFailed(sentence)
+        raise ExecutionFailed(sentence)
 
     return hook
 
@@ -155,8 +168,7 @@ def test_a_stale_teacher_blocks_new_students_and_is_followed_by_its_students_whe
 
 
 def test_a_run_that_does_not_come_out_as_planned_is_a_failure(world, monkeypatch):
-    monkeypatch.setattr(world, "_execute", lambda *_, **__: None)
-    monkeypatch.setattr(runner, "execute", world._execute)
+    monkeypatch.setattr(Executor, "execute", lambda *_: None)
     outcome = world.reproduce(only=[TEACHER])
     assert states(outcome) == ["failed"] and "ended, but the run is missing" in outcome.runs[0].reason
 
@@ -172,6 +184,57 @@ def test_an_interruption_ends_at_once_leaves_no_failure_and_goes_on(world):
     assert not list(world.folder.glob("runs/*/failure.json")) and not list(world.folder.glob("runs/*.lock"))
     del world.hooks[FIRST]
     assert world.reproduce().complete and world.executed == [FIRST, SECOND]
+
+
+def test_two_jobs_train_two_students_at_the_same_time_after_their_teacher(world):
+    both = threading.Barrier(2, timeout=30)
+    world.hooks[FIRST] = world.hooks[SECOND] = both.wait
+    assert world.reproduce(jobs=2).complete
+    assert world.executed[0] == TEACHER and sorted(world.executed[1:]) == sorted([FIRST, SECOND])
+
+
+def test_a_student_of_the_labels_does_not_wait_for_a_teacher(world):
+    world.edit(f"{SECOND[:-6]}]", f"{{variant: {SECOND[:-6]}, teacher: none}}]")
+    both = threading.Barrier(2, timeout=30)
+    world.hooks[TEACHER] = world.hooks[SECOND] = both.wait
+    assert world.reproduce(jobs=2).complete and world.executed[-1] == FIRST
+
+
+def test_an_interruption_of_one_job_lets_no_other_start(world):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    name = FIRST.removesuffix("-seed0")
+    world.edit(f"[{name},", f"[{name}, {{variant: {name}, id: third}}, {{variant: {name}, id: z}},")
+    both = threading.Barrier(2, timeout=30)
+    world.hooks[FIRST] = lambda: (both.wait(), interrupt())
+    world.hooks["third-seed0"] = lambda: (both.wait(), time.sleep(0.5))
+    with pytest.raises(KeyboardInterrupt):
+        world.reproduce(jobs=2)
+    assert sorted(world.executed) == sorted([TEACHER, FIRST, "third-seed0"])
+    assert not list(world.folder.glob("runs/*/failure.json")) and not list(world.folder.glob("runs/*.lock"))
+    world.hooks.clear()
+    assert world.reproduce(jobs=2).complete and sorted(world.executed) == sorted([FIRST, SECOND, "z-seed0"])
+
+
+def test_analysis_notebooks_are_executed_two_at_a_time_and_each_failure_is_its_own(world):
+    world.add_analysis("study = None")
+    shutil.copy(world.folder / "notebooks" / "tables.ipynb", world.folder / "notebooks" / "more.ipynb")
+    world.edit("[tables.ipynb]", "[tables.ipynb, more.ipynb]")
+    both = threading.Barrier(2, timeout=30)
+    world.hooks["tables.ipynb"] = both.wait
+    world.hooks["more.ipynb"] = lambda: (both.wait(), fail("No weights.")())
+    assert runner.analyse(world.study(), jobs=2, say=world.said.append) == ("more.ipynb",)
+    assert "more.ipynb: FAILED: No weights." in world.said
+
+
+def test_seeds_after_the_first_leave_no_notebook_where_the_study_says_so(world):
+    world.edit("analysis: []", "analysis: []\nseeds: [0, 1]\nnotebooks: first_seed")
+    assert world.reproduce().complete
+    assert world.executed == [TEACHER, FIRST, SECOND, f"{FIRST[:-1]}1", f"{SECOND[:-1]}1"]
+    assert sorted(path.parent.name for path in world.folder.glob("runs/*/train.ipynb")) == sorted(
+        [TEACHER, FIRST, SECOND]
+    )
 
 
 def test_a_second_runner_takes_other_runs_and_waits_for_the_one_that_is_taken(world):
@@ -246,7 +309,7 @@ def test_figures_are_made_without_training_or_data(world):
     world.add_analysis("study = None")
     assert runner.analyse(world.study(data_dir=world.folder / "photos"), say=world.said.append) == ()
     assert world.executed == ["tables.ipynb"] and world.loaded == []
-    assert world.given == ({"study": "."}, {})
+    assert world.given[0] == {"study": "."}
     world.hooks["tables.ipynb"] = fail("No weights.")
     assert runner.analyse(world.study(), say=world.said.append) == ("tables.ipynb",)
     assert world.said[-1] == "tables.ipynb: FAILED: No weights."

@@ -26,6 +26,7 @@ teacher: {variant: deit_micro_patch4_32, seed: 7, recipe: {epochs: 6, mixup_alph
 variants:
   - reactdeit_micro_patch4_32
   - {variant: binaryvit_micro_patch2_32, label: BinaryViT, recipe: {epochs: 3}}
+controls:
   - {variant: binaryvit_micro_patch2_32, id: w1a32, recipe: {model_args: {activation_bits: 32}}}
 seeds: [0, 1]
 """
@@ -50,13 +51,9 @@ def finish(study, *runs, **changes):
         record_of(study, run, **changes).write(run.folder)
 
 
-def test_the_ladder_is_of_one_precision(study, write):
-    assert [run.bits for run in study.runs[:4]] == [(1, 1), (1, 1), (1, 1), (1, 32)]
+def test_controls_are_no_steps_of_the_ladder(study):
     assert [run.id for run in study.ladder] == [run.id for run in study.runs if "w1a32" not in run.id]
-    real = load_study(
-        write(TINY.replace("recipe: {epochs: 2,", "recipe: {model_args: {activation_bits: 32}, epochs: 2,"))
-    )
-    assert real.ladder == real.runs  # a ladder of real activations is one as well
+    assert {run.bits for run in study.ladder} == {(1, 1)} and study.runs[-1].bits == (1, 32)
 
 
 def states(study, fingerprint=None):
@@ -66,13 +63,11 @@ def states(study, fingerprint=None):
 def test_rows_resolve_teacher_first_then_seed_by_seed(study):
     assert [run.id for run in study.runs] == [
         "deit_micro_patch4_32-seed7",
-        *(
-            f"{name}-seed{s}"
-            for s in (0, 1)
-            for name in ("reactdeit_micro_patch4_32", "binaryvit_micro_patch2_32", "w1a32")
-        ),
+        *(f"{name}-seed{s}" for s in (0, 1) for name in ("reactdeit_micro_patch4_32", "binaryvit_micro_patch2_32")),
+        *(f"w1a32-seed{s}" for s in (0, 1)),
     ]
-    teacher, first, pyramid, precise = (run.config for run in study.runs[:4])
+    rows = (*study.runs[:3], study.runs[5])
+    teacher, first, pyramid, precise = (run.config for run in rows)
     assert teacher == TrainingConfig.for_teacher(
         variant="deit_micro_patch4_32", epochs=6, learning_rate=1e-3, seed=7, mixup_alpha=0.0
     )
@@ -80,12 +75,24 @@ def test_rows_resolve_teacher_first_then_seed_by_seed(study):
     assert first == TrainingConfig.for_student(variant="reactdeit_micro_patch4_32", epochs=2, **shared)
     assert pyramid == TrainingConfig.for_student(variant="binaryvit_micro_patch2_32", epochs=3, **shared)
     assert (precise.model_args, precise.epochs, precise.teacher) == ({"activation_bits": 32}, 2, shared["teacher"])
-    assert [run.label for run in study.runs[:4]] == [
+    assert [run.label for run in rows] == [
         "deit_micro_patch4_32",
         "reactdeit_micro_patch4_32",
         "BinaryViT",
         "w1a32",
     ]
+
+
+def test_a_row_has_its_own_seeds_and_may_learn_from_labels(write):
+    text = TINY.replace("id: w1a32,", "id: w1a32, seeds: [0, 2], teacher: none,")
+    study = load_study(write(text.replace("label: BinaryViT,", "seeds: [0, 1, 4],") + "notebooks: first_seed\n"))
+    baseline, pyramid = "reactdeit_micro_patch4_32", "binaryvit_micro_patch2_32"
+    assert [run.id.split("-seed") for run in study.runs[1:]] == [
+        *([baseline, "0"], [pyramid, "0"], [baseline, "1"], [pyramid, "1"], [pyramid, "4"]),
+        *(["w1a32", "0"], ["w1a32", "2"]),
+    ]
+    assert [(run.teacher_id, run.config.teacher) for run in study.runs if run.is_control] == [(None, None)] * 2
+    assert {run.config.seed for run in study.runs if run.has_notebook} == {7, 0}
 
 
 def test_without_a_teacher_students_learn_from_labels_or_from_one_outside(write, tmp_path):
@@ -118,6 +125,8 @@ def test_the_command_line_changes_places_and_speed_but_no_numbers(write, tmp_pat
         (("seeds: [0, 1]", "seeds: [zero]"), ["seeds.0='zero'"]),
         (("seeds: [0, 1]", "seeds: [1, 1]"), ["seed appears twice"]),
         (("id: w1a32, ", ""), ["id appears twice"]),
+        (("id: w1a32, ", "id: w1a32, seeds: [3, 3], "), ["seed appears twice among [3, 3]"]),
+        (("id: w1a32, ", "id: w1a32, teacher: nobody, "), ["controls.0.teacher='nobody'", "'none'"]),
         (("label: BinaryViT", "lable: BinaryViT"), ["lable is no entry", "'label'"]),
         (("name: tiny", "name: ../tiny"), ["name='../tiny'"]),
         (("epochs: 2", "epoch: 2"), ["'epoch'", "did you mean 'epochs'"]),

@@ -13,7 +13,7 @@ from binaryvit.analysis.explore.explorer import Explorer, Selection, controls
 from binaryvit.analysis.images import example_images
 from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.errors import BinaryViTError
-from binaryvit.studies.execution import kernel_environment
+from binaryvit.studies.execution import process_environment
 
 NOTEBOOK = ROOT / "notebooks" / "explore.ipynb"
 
@@ -96,7 +96,7 @@ def test_mistakes_are_told_in_a_sentence(explorer, change, sentence):
 @pytest.mark.slow
 def test_without_widgets_the_notebook_shows_static_pictures(study, explorer, tmp_path, monkeypatch):
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    with kernel_environment() as environment:
+    with process_environment() as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         document = papermill.execute_notebook(

@@ -18,7 +18,7 @@ from helpers.places import ROOT
 
 from binaryvit.analysis.explore.explorer import Explorer
 from binaryvit.analysis.stored import open_study
-from binaryvit.studies.execution import kernel_environment
+from binaryvit.studies.execution import process_environment
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
 
@@ -55,7 +55,7 @@ def address(folder, tmp_path) -> Iterator[str]:
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder}"]
     command += [f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"]
     command += ["--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
-    with kernel_environment() as environment, open(tmp_path / "log.txt", "w+") as log:
+    with process_environment() as environment, open(tmp_path / "log.txt", "w+") as log:
         server = psutil.Popen(command, env=environment | places, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             wait_for(port, server, tmp_path / "log.txt")

@@ -99,13 +99,13 @@ def test_costs_are_those_of_the_instance(make_study):
     assert row.model_cost.bops != cost(timm.create_model(MICRO[5])).bops
 
 
-def test_other_precisions_are_no_steps_of_the_ladder(make_study, tmp_path):
+def test_controls_stay_out_of_the_ladders_table(make_study, tmp_path):
     study = make_study(names=MICRO[:6])
     finish(study)
     before = ablation(study)
     text = (tmp_path / "study.yaml").read_text()
     row = f"{{variant: {MICRO[5]}, id: real, recipe: {{model_args: {{weight_bits: 32, activation_bits: 32}}}}}}"
-    (tmp_path / "study.yaml").write_text(text.replace(f"{MICRO[5]}]", f"{MICRO[5]}, {row}]"))
+    (tmp_path / "study.yaml").write_text(f"{text}\ncontrols: [{row}]\n")
     study = load_study(tmp_path)
     assert study.runs[-1].bits == (32, 32)
     record_of(study, study.runs[-1]).write(study.runs[-1].folder)
