@@ -36,7 +36,7 @@ def packed_tensors(model: BinaryVisionTransformer) -> dict[str, Tensor]:
         weight, bias = _folded_statistics(norm)
         tensors |= {f"{name}.batch_norm.weight": weight.cpu(), f"{name}.batch_norm.bias": bias.cpu()}
     return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+        name: (tensor.float() if tensor.is_floating_point() else tensor).clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
 
