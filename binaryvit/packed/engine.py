@@ -2,7 +2,7 @@
 
 import copy
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -43,7 +43,7 @@ class PackedModel:
         BinaryViTError: weights or activations of `structure` have 32 bits.
     """
 
-    def __init__(self, structure: BinaryVisionTransformer, tensors: dict[str, Tensor], threads: int | None = None):
+    def __init__(self, structure: BinaryVisionTransformer, tensors: Mapping[str, Tensor], threads: int | None = None):
         check_one_bit(structure)
         self.threads = threads
         self.input_size = (structure.in_chans, structure.img_size, structure.img_size)
@@ -115,7 +115,7 @@ class _LoadedProgram:
 
 
 def _programs(
-    library: ctypes.CDLL, structure: BinaryVisionTransformer, tensors: dict[str, Tensor]
+    library: ctypes.CDLL, structure: BinaryVisionTransformer, tensors: Mapping[str, Tensor]
 ) -> list[_LoadedProgram]:
     """All stages as one program; stages between full-precision merges, which PyTorch computes, each as one."""
     library.lanes.restype = ctypes.c_int64

@@ -4,6 +4,7 @@ Rows of channels are padded with zeros to 16 floats. The words of a weight lie t
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from binaryvit.models.bits import unpack_signs
 from binaryvit.models.layers import BinaryBlock, BinaryPatchMerging
 from binaryvit.models.ops.cross_convolution import CROSS
 from binaryvit.models.quantizers import MINIMUM_ATTENTION_LEVEL
 from binaryvit.models.vision_transformer import Stage
-from binaryvit.models.weights_file import unpack_weight
 from binaryvit.packed.tensors import restored
 
 _PADDING = 16
@@ -37,7 +38,7 @@ class Program:
 class _Writer:
     """Collects what the engine reads. `tensors` are those of the model by name (see `tensors.packed_tensors`)."""
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     lanes: int
     sizes: list[int] = field(default_factory=list)
     floats: list[Tensor] = field(default_factory=list)
@@ -62,13 +63,12 @@ class _Writer:
         """A binary layer with what surrounds it; its inputs come in `segments` of whole words."""
         outputs, inputs = len(layer.weight), layer.weight[0].numel()
         bits = self.tensors[f"{name}.{layer_name}.weight.bits"]
-        signs = unpack_weight(bits, torch.ones(outputs), layer.weight.shape)
+        signs = unpack_signs(bits, layer.weight.shape)
         if signs.ndim == 4:  # a convolution: token by token, as the merge packs them
             signs = signs.permute(0, 2, 3, 1)
         words = _words(signs.reshape(outputs * segments, inputs // segments)).reshape(outputs, -1)
         self.sizes += [inputs, outputs, words.shape[1]]
-        scale = self.tensors.get(f"{name}.{layer_name}.weight.scale", torch.ones(outputs))
-        self.channels(self.tensors[f"{name}.binarize.shift"], scale)
+        self.channels(self.tensors[f"{name}.binarize.shift"], self.tensors[f"{name}.{layer_name}.weight.scale"])
         self.norm(f"{name}.norm")
         self.activation(f"{name}.act")
         self.words.append(_tiles(words, self.lanes))
@@ -77,7 +77,7 @@ class _Writer:
         self.unit(name, unit.linear, "linear")
 
 
-def write_program(stages: dict[str, Stage], norm: str | None, tensors: dict[str, Tensor], lanes: int) -> Program:
+def write_program(stages: dict[str, Stage], norm: str | None, tensors: Mapping[str, Tensor], lanes: int) -> Program:
     """Lays out stages, by their names in the model, and the norm behind them, if any.
 
     Args:
@@ -134,8 +134,7 @@ def _write_attention(writer: _Writer, name: str, heads: int, softmax_scale: floa
     exponentials, largest_sums = _softmax_tables(channels // heads, softmax_scale, level)
     writer.sizes.append(exponentials.shape[1])
     writer.channels(exponentials, largest_sums)
-    is_folded = f"{name}.q.linear.weight.scale" not in writer.tensors
-    writer.channels(torch.ones(channels) if is_folded else level.expand(channels))
+    writer.channels(level.expand(channels))
     writer.norm(f"{name}.norm")
     writer.activation(f"{name}.act")
 

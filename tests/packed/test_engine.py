@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER
-from binaryvit.packed import engine
+from binaryvit.models.weights_file import Description
+from binaryvit.packed import engine, load
 from binaryvit.packed.engine import pack
+from binaryvit.packed.file import save_packed
 
 _has_compiler = sys.platform.startswith("linux") and any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++")))
 needs_compiler = pytest.mark.skipif(not _has_compiler, reason="there is no C++ compiler here, or this is not Linux")
@@ -122,6 +124,13 @@ def test_without_a_compiler_the_modules_give_the_same_bits(monkeypatch, caplog) 
     assert packed.instructions == "PyTorch"
     assert "could not be compiled" in caplog.text
     assert_same(scattered(PYRAMID), packed)
+
+
+def test_a_packed_file_gives_the_same_bits(tmp_path) -> None:
+    model = scattered(PYRAMID)
+    description = Description(variant=PYRAMID, model_args={})
+    save_packed(model, tmp_path / "model.bvit", description)
+    assert_same(model, load(tmp_path / "model.bvit", threads=2))
 
 
 def test_later_changes_of_the_model_do_not_reach_it() -> None:
