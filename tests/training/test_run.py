@@ -487,7 +487,7 @@ def test_teacher_identity_is_its_content(finished, tmp_path):
 
 
 def test_unfinished_teacher_is_refused(tmp_path):
-    with pytest.raises(BinaryViTError, match="no finished run: train it first"):
+    with pytest.raises(BinaryViTError, match="not a finished run: train it first"):
         identity(str(tmp_path))
 
 
