@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 from torch import Tensor
 
@@ -101,7 +99,7 @@ def readable_values(counts: pd.DataFrame, inputs: int) -> Figure:
     axes.plot(places, embedded["median"], "D", color=BLACK, markerfacecolor="white", label="with position embeddings")
     axes.axhline(inputs, color=GREY, linestyle="--", linewidth=0.9, label=f"all {inputs:,} inputs told apart")
     axes.set_yscale("log")
-    axes.set_ylim(100, inputs * 4)
+    axes.set_ylim(10, inputs * 5)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xticks(places, [f"{rung}\n{count:,}" for rung, count in zip(none["rung"], none["median"], strict=True)])
     axes.set(
@@ -175,88 +173,3 @@ def error_over_depth(errors: Mapping[str, Sequence[float]]) -> Figure:
     axes.xaxis.set_major_locator(MultipleLocator(2))
     axes.legend(loc="upper left")
     return figure
-
-
-@styled
-def rungs() -> Figure:
-    """The five rungs of the ladder, what is new in each drawn in the rung's colour."""
-    figure = Figure(figsize=(DOUBLE_COLUMN, 2.15))
-    panels = figure.subplots(1, 5)
-    notes = (
-        "the classifier reads\none extra token",
-        "it reads the mean\nof all tokens",
-        "neighbours' averages\nbeside the MLP",
-        "each branch is scaled\nbefore it is added",
-        "fine grids first,\nmerged 2 x 2",
-    )
-    draw = (_one_token, _mean, _branches, _affine, _pyramid)
-    for axes, rung, note, panel in zip(panels, _RUNGS, notes, draw, strict=True):
-        axes.set(xlim=(0, 10), ylim=(-1, 11), aspect="equal")
-        axes.set_axis_off()
-        panel(axes, rung.colour)
-        axes.set_title(rung.label.replace(" (", "\n(") if "(" in rung.label else f"{rung.label}\n", fontsize=8)
-        axes.text(5, -1.2, note, ha="center", va="top", fontsize=7)
-    return figure
-
-
-def _grid(axes: Axes, left: float, bottom: float, size: float, cells: int, colour: str = _LIGHT) -> None:
-    """A square grid of tokens."""
-    side = size / cells
-    for row in range(cells):
-        for column in range(cells):
-            _box(axes, left + column * side, bottom + row * side, side, colour)
-
-
-def _box(axes: Axes, left: float, bottom: float, side: float, colour: str, height: float | None = None) -> None:
-    axes.add_patch(Rectangle((left, bottom), side, height or side, facecolor=colour, edgecolor="white", linewidth=0.8))
-
-
-def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = GREY) -> None:
-    axes.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", color=colour, linewidth=0.9, shrinkA=0, shrinkB=0))
-
-
-def _word(axes: Axes, x: float, y: float, text: str, colour: str = BLACK) -> None:
-    axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
-
-
-def _one_token(axes: Axes, colour: str) -> None:
-    _grid(axes, 2, 0, 6, 4)
-    _box(axes, 2, 6.6, 1.5, colour)
-    _arrow(axes, (3.5, 7.35), (6.2, 9.3), colour)
-    _word(axes, 0.7, 7.4, "CLS", colour)
-    _word(axes, 6.6, 10, "classifier")
-
-
-def _mean(axes: Axes, colour: str) -> None:
-    _grid(axes, 2, 0, 6, 4, colour)
-    for column in range(4):
-        _arrow(axes, (2.75 + 1.5 * column, 6), (5, 9.3), colour)
-    _word(axes, 5, 10, "classifier")
-
-
-def _branches(axes: Axes, colour: str) -> None:
-    _grid(axes, 1, 1, 8, 5)
-    for step in range(5):
-        _box(axes, 1 + 1.6 * step, 4.2, 1.6, colour)
-        _box(axes, 4.2, 1 + 1.6 * step, 1.6, colour)
-    _box(axes, 4.2, 4.2, 1.6, BLACK)
-
-
-def _affine(axes: Axes, colour: str) -> None:
-    _arrow(axes, (1.5, 0), (1.5, 10.5))
-    _arrow(axes, (1.5, 1), (4.8, 2.3))
-    _box(axes, 4.2, 2.2, 5, _LIGHT, 2)
-    _word(axes, 6.7, 3.2, "branch")
-    _arrow(axes, (6.7, 4.2), (6.7, 5.4))
-    _box(axes, 4.2, 5.4, 5, colour, 2)
-    _word(axes, 6.7, 6.4, "α · + β", "white")
-    _arrow(axes, (4.8, 7.4), (1.7, 8.8))
-    _word(axes, 3.2, 9.4, "+")
-
-
-def _pyramid(axes: Axes, colour: str) -> None:
-    bottom = 0.0
-    for cells, size, channels in ((8, 4.6, 64), (4, 2.3, 128), (2, 1.15, 256), (1, 0.58, 512)):
-        _grid(axes, 3 - size / 2, bottom, size, cells, colour)
-        _word(axes, 8, bottom + size / 2, f"{channels}" if bottom else f"{channels}\nchannels", GREY)
-        bottom += size + 0.6
