@@ -1,4 +1,4 @@
-"""The notebook that builds a binary transformer by hand: it runs anywhere, its solutions hold, it shows what it says."""
+"""The notebook that builds a binary transformer by hand: it runs anywhere, its solutions hold, its numbers show."""
 
 import ast
 import base64
@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from binaryvit.analysis.binarization import figures
-from binaryvit.studies.execution import kernel_environment
+from binaryvit.studies.execution import process_environment
 
 NOTEBOOK = ROOT / "notebooks" / "binarization.ipynb"
 SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n(.*?)\n</details>", re.DOTALL)
@@ -67,7 +67,7 @@ def executed(tmp_path_factory):
     """The notebook with its solutions and its slider, executed in an empty folder; an error in a cell ends it."""
     document = with_slider(with_solutions(nbformat.read(NOTEBOOK, as_version=4)))
     folder = tmp_path_factory.mktemp("somewhere")
-    with kernel_environment() as environment, pytest.MonkeyPatch.context() as patch:
+    with process_environment() as environment, pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
         patch.delenv("JPY_SESSION_NAME", raising=False)
