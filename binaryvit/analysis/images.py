@@ -14,7 +14,7 @@ from torch import Tensor
 
 from binaryvit.analysis.stored import OpenStudy, StoredRun
 from binaryvit.config import TrainingConfig
-from binaryvit.data.batches import Data, load_data
+from binaryvit.data.data_set import Data, load_data
 from binaryvit.data.images import to_rgb
 from binaryvit.data.sampling import evenly_spaced_per_class
 from binaryvit.data.transforms import eval_transform, normalize

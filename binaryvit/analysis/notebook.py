@@ -16,7 +16,7 @@ from binaryvit.analysis.ladder.tables import Table
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.config import RECIPES, TrainingConfig, suggestion
-from binaryvit.data.batches import Data
+from binaryvit.data.data_set import Data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import Cost
 from binaryvit.records.run import RunRecord

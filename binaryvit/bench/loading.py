@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain, count
 
 import datasets
 import numpy as np
@@ -13,10 +14,11 @@ import pandas as pd
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data import IMAGENET_DEFAULT_MEAN
 
 from binaryvit.config import TrainingConfig
-from binaryvit.data.batches import Batch, Data, eval_batches, train_batches
+from binaryvit.data.batches import Batch, eval_loader, train_loader
+from binaryvit.data.data_set import Data
 from binaryvit.data.images import PIXEL_CACHE_BYTES, ImageSplit
 
 PHOTOGRAPH_SIZE = (500, 375)
@@ -58,7 +60,8 @@ def measure_loading(
     """Measures this process, with one thread, doing what one data-loading process of a training does.
 
     "student" and "teacher" are the paper's recipes: decoding, random resized crop, flip, for the teacher RandAugment
-    and random erasing, normalization. "evaluation" decodes, resizes and takes the centre. Mixup is the model's part.
+    and random erasing. "evaluation" decodes, resizes and takes the centre. Normalization and mixup follow on the
+    model's device.
 
     Args:
         image_size: pixels the model sees.
@@ -107,17 +110,14 @@ def _loader(pipeline: str, data: Data, image_size: int) -> Iterator[Batch]:
     """Endless batches; the first is loaded here, since it finds out that the images do not fit into memory."""
     recipe = TrainingConfig.for_teacher if pipeline == "teacher" else TrainingConfig.for_student
     config = recipe(variant="deit_small_patch16_224", batch_size=_BATCH_SIZE, warmup_epochs=0, workers=0)
-    arguments = (data, config, (3, image_size, image_size), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-
-    def endless() -> Iterator[Batch]:
-        epoch = 0
-        while True:
-            yield from eval_batches(*arguments) if pipeline == "evaluation" else train_batches(*arguments, epoch)
-            epoch += 1
-
-    loader = endless()
-    next(loader)
-    return loader
+    size = (3, image_size, image_size)
+    if pipeline == "evaluation":
+        loader = eval_loader(data, config, size)
+    else:
+        loader = train_loader(data, config, size, IMAGENET_DEFAULT_MEAN)
+    batches = chain.from_iterable(map(loader.epoch, count()))
+    next(batches)
+    return batches
 
 
 @contextmanager

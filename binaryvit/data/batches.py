@@ -1,233 +1,224 @@
-"""Data sets by name, checked and fingerprinted, and the batches that training and evaluation read from them."""
+"""The batches that training and evaluation read, loaded by processes that live through all epochs."""
 
-import hashlib
-import json
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterator
+from typing import NamedTuple
 
-import datasets
 import numpy as np
 import torch
 from timm.data.random_erasing import RandomErasing
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from binaryvit.config import TrainingConfig
+from binaryvit.data.data_set import Data
 from binaryvit.data.images import ImageSplit
 from binaryvit.data.sampling import (
     derived_seed,
     epoch_order,
-    evenly_spaced_per_class,
     scoped_random_state,
     seed_everything,
     train_positions,
 )
-from binaryvit.data.sources import EVAL_SPLITS, open_source
 from binaryvit.data.transforms import Transform, eval_transform, normalize, random_erasing, train_transform
 from binaryvit.errors import BinaryViTError
-from binaryvit.records.provenance import available_cores
+from binaryvit.records.provenance import available_cores, local_processes
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-FINGERPRINT_IMAGES = 4096
 MAX_WORKERS = 8
 
 
-@dataclass(frozen=True, eq=False)
-class Data:
-    """A data set ready for training.
+class Noise(NamedTuple):
+    """What random erasing writes into normalized images: `values` (n,) float32 at the flat indices `places` (n,)."""
 
-    Attributes:
-        name: of the data set; for a folder, the last part of its path.
-        label: its name in tables.
-        source: where it came from, without paths of this machine.
-        class_names: by class index.
-        train, eval: the two splits that are used; never the same one.
-        fingerprint: sha256 (hexadecimal) of the content, see `fingerprint`.
-    """
-
-    name: str
-    label: str
-    source: str
-    class_names: tuple[str, ...]
-    train: ImageSplit
-    eval: ImageSplit
-    fingerprint: str
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def splits(self) -> dict[str, tuple[str, int]]:
-        """Name and number of images of what is trained on and what is evaluated on."""
-        return {"train": (self.train.name, len(self.train)), "eval": (self.eval.name, len(self.eval))}
+    places: Tensor
+    values: Tensor
 
 
-def load_data(config: TrainingConfig) -> Data:
-    """Finds, checks and fingerprints the data set of a training configuration; images are decoded later.
+class Batch(NamedTuple):
+    """Images as they travel to the model's device: a byte per value, normalized only there (see `ToDevice`)."""
 
-    Unless given, the training split is `train`, and the evaluation split is the first of `EVAL_SPLITS` that exists.
-    With holdout_images, the evaluation images are a part of the training split, which then trains without them. Unless
-    given, the image column is the only column of images, else the one called "image"; the label column is the only one
-    of class labels, else the one called "label". Labels without names are 0, 1, ..., or strings in alphabetical order.
-    max_train_images and max_eval_images choose a fixed part that keeps the classes' proportions.
+    images: Tensor  # uint8 (batch, 3, height, width)
+    labels: Tensor  # int64 (batch,)
+    rows: Tensor  # int64 (batch,), which rows of the split they are
+    noise: Noise | None = None
+
+
+class ToDevice:
+    """Brings a batch to a device and makes it what a model takes: `(images, labels)`, images normalized.
+
+    Nothing here waits for the device or, after the first call, makes a tensor on the host.
 
     Args:
-        config: data, data_dir, data_label, data_config, image_column, label_column, train_split, eval_split,
-            max_train_images, max_eval_images and holdout_images of a training configuration.
-
-    Raises:
-        BinaryViTError: no such data set, split or column; the two splits are one; a label outside the classes;
-            fewer than two classes; an empty split.
+        mean, std: per channel, of values in 0..1; what the model was or will be trained with.
+        dtype: of the images. The normalization itself computes in float32.
     """
-    source = open_source(config.data, config.data_dir, config.data_config)
-    train_name, eval_name = _split_names(config, source.splits)
-    image_column, label_column = _column_names(config, source.splits[train_name])
-    class_names = _class_names(source.splits[train_name], label_column)
 
-    def split(name: str, limit: int | None) -> ImageSplit:
-        table = source.splits[name]
-        labels = _labels(name, table, label_column, class_names)
-        rows = np.arange(len(labels))
-        if limit is not None and limit < len(labels):
-            rows = evenly_spaced_per_class(labels, limit)
-        return ImageSplit(
-            name, _encoded_table(name, table, image_column), image_column, labels[rows], rows, source.folder
+    def __init__(
+        self,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.mean, self.std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+        self.device, self.dtype = device, dtype
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        images = normalize(batch.images.to(self.device, non_blocking=True), self.mean, self.std)
+        if batch.noise is not None:
+            places, values = (part.to(self.device, non_blocking=True) for part in batch.noise)
+            images.view(-1).index_copy_(0, places, values)
+        return images.to(self.dtype), batch.labels.to(self.device, non_blocking=True)
+
+
+class Loader:
+    """Batches of one split, for one process of a training, epoch after epoch.
+
+    Its worker processes start with the first epoch and live until `close`. What a batch holds is a function of what
+    `order` says alone: not of the number of workers, nor of where an epoch was entered. Global random generators
+    keep their state.
+
+    Args:
+        prepared: the images; each is asked for as (epoch, position, index).
+        order: gives the batches of an epoch from an optimizer step on, as arrays (batch, 3) of such triples.
+        workers: None: `useful_workers`.
+    """
+
+    def __init__(
+        self,
+        prepared: "_PreparedImages",
+        order: Callable[[int, int], list[np.ndarray]],
+        workers: int | None,
+    ):
+        self._prepared, self._order, self._workers = prepared, order, workers
+        self._batches: list[np.ndarray] = []  # of the epoch that is being loaded; the loader's sampler
+        self._loader: DataLoader | None = None
+        self._running: Generator[Batch] | None = None
+
+    def epoch(self, epoch: int = 0, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from optimizer step `start_step` on, both from 0; one epoch at a time.
+
+        Raises BinaryViTError, while iterating, on an image that cannot be used.
+        """
+        self._batches[:] = self._order(epoch, start_step)
+        self._running = self._iterate()
+        return self._running
+
+    def close(self) -> None:
+        """Ends the worker processes, also in the midst of an epoch; another epoch would start new ones."""
+        if self._running is not None:
+            self._running.close()
+        self._running = self._loader = None
+
+    def _iterate(self) -> Generator[Batch]:
+        if not self._batches:
+            return
+        if self._loader is None:
+            self._loader = self._start()
+        try:
+            for batch in self._loader:
+                if isinstance(batch, BinaryViTError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise BinaryViTError(
+                "A data-loading process was ended from outside, as happens when memory runs out: set workers to a "
+                "smaller number than it was."
+            ) from error
+
+    def _start(self) -> DataLoader:
+        in_memory = self._prepared.split.pixels is not None  # decoded here, before workers start, so that they share it
+        workers = useful_workers(in_memory) if self._workers is None else self._workers
+        return DataLoader(
+            self._prepared,
+            batch_sampler=self._batches,
+            collate_fn=_as_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=_ignore_interrupt,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else the loader draws from the global one
         )
 
-    train = split(train_name, config.max_train_images)
-    if config.holdout_images is None:
-        evaluation = split(eval_name, config.max_eval_images)
-    else:
-        train, evaluation = _hold_out(train, config.holdout_images)
-    name = _name_of(config.data)
-    return Data(
-        name=name,
-        label=config.data_label or name,
-        source=source.description,
-        class_names=class_names,
-        train=train,
-        eval=evaluation,
-        fingerprint=fingerprint(class_names, [train, evaluation]),
-    )
 
-
-def fingerprint(class_names: Sequence[str], splits: Sequence[ImageSplit]) -> str:
-    """sha256 (hexadecimal) of the data that is used.
-
-    It covers the class names, the splits' sizes, every label in its order, and the encoded bytes of up to
-    FINGERPRINT_IMAGES evenly spaced images per split (all of them in smaller splits). It does not cover the other
-    images, nor where the files lie and what they, the splits and the columns are called.
-    """
-    digest = hashlib.sha256()
-    digest.update(json.dumps([list(class_names), [len(split) for split in splits]]).encode())
-    for split in splits:
-        digest.update(split.labels.astype("<i8").tobytes())
-        count = min(FINGERPRINT_IMAGES, len(split))
-        for indices in np.array_split(np.arange(count) * len(split) // count, -(-count // 256)):
-            for data in split.encoded(indices):
-                digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
-
-
-def train_batches(
+def train_loader(
     data: Data,
     config: TrainingConfig,
     input_size: tuple[int, ...],
     mean: tuple[float, ...],
-    std: tuple[float, ...],
-    epoch: int,
-    start_step: int = 0,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[Batch]:
-    """This process's augmented batches of an epoch, from optimizer step `start_step` on.
+) -> Loader:
+    """This process's augmented batches.
 
     A batch holds batch_size / world_size / accumulation_steps images; accumulation_steps of them in a row make one
-    optimizer step. What a batch holds depends on (seed, epoch, step) and the sharding alone: not on the number of
-    worker processes nor on where the epoch was resumed; the processes' batches together are the single process's ones.
-    Global random generators keep their state. Mixup is left to the caller.
+    optimizer step. What a batch holds depends on (seed, epoch, step) and the sharding alone; the processes' batches
+    together are the single process's ones. Mixup is left to the caller.
 
     Args:
         data: what `load_data` gave.
-        config: seed, batch_size, accumulation_steps, repeated_augmentation, workers (None: `useful_workers`), and the
-            augmentation's fields.
+        config: seed, batch_size, accumulation_steps, repeated_augmentation, workers, and the augmentation's fields.
         input_size: of the model, (3, height, width).
-        mean, std: per channel, of values in 0..1; what the model was or will be trained with.
-        epoch: from 0.
-        start_step: from 0.
+        mean: per channel, of values in 0..1; RandAugment fills with it.
         rank, world_size: this process among all.
 
-    Returns:
-        Tuples of images (batch, 3, height, width) float32, labels (batch,) int64 and the rows of the training split
-        they are (batch,) int64.
-
     Raises:
-        BinaryViTError: fewer images than a batch, a batch that cannot be split evenly; while
-            iterating, an image that cannot be used.
+        BinaryViTError: fewer images than a batch, a batch that cannot be split evenly.
     """
-    accumulation = config.accumulation_steps
-    positions = train_positions(len(data.train), config.batch_size, accumulation, start_step, rank, world_size)
-    order = epoch_order(len(data.train), config.seed, epoch, config.repeated_augmentation)
-    prepared = _PreparedImages(
-        data.train,
-        train_transform(config, input_size, mean),
-        random_erasing(config),
-        mean,
-        std,
-        (config.seed, epoch),
-    )
-    return _batches(prepared, list(np.stack([positions, order[positions]], axis=-1)), config.workers, world_size)
+    images, accumulation = len(data.train), config.accumulation_steps
+    train_positions(images, config.batch_size, accumulation, 0, rank, world_size)  # refuses what cannot be split
+
+    def order(epoch: int, start_step: int) -> list[np.ndarray]:
+        positions = train_positions(images, config.batch_size, accumulation, start_step, rank, world_size)
+        indices = epoch_order(images, config.seed, epoch, config.repeated_augmentation)
+        return list(np.stack([np.full_like(positions, epoch), positions, indices[positions]], axis=-1))
+
+    transform = train_transform(config, input_size, mean)
+    prepared = _PreparedImages(data.train, transform, random_erasing(config), input_size, config.seed)
+    return Loader(prepared, order, config.workers)
 
 
-def eval_batches(
-    data: Data,
-    config: TrainingConfig,
-    input_size: tuple[int, ...],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    rank: int = 0,
-    world_size: int = 1,
-) -> Iterator[Batch]:
+def eval_loader(
+    data: Data, config: TrainingConfig, input_size: tuple[int, ...], rank: int = 0, world_size: int = 1
+) -> Loader:
     """This process's part of the evaluation split: over all processes each image once, the last batch may be smaller.
 
-    Arguments, batches and errors as in `train_batches`; rows are those of the evaluation split.
+    Arguments as in `train_loader`; every epoch is the same one. Image i goes to process i modulo `world_size`.
     """
     batch_size = max(1, config.batch_size // (world_size * config.accumulation_steps))
     indices = np.arange(rank, len(data.eval), world_size)
-    pairs = np.stack([indices, indices], axis=-1)
-    prepared = _PreparedImages(data.eval, eval_transform(config, input_size), None, mean, std, (0, 0))
-    batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
-    return _batches(prepared, batches, config.workers, world_size)
+    triples = np.stack([np.zeros_like(indices), indices, indices], axis=-1)
+    batches = [triples[start : start + batch_size] for start in range(0, len(triples), batch_size)]
+    prepared = _PreparedImages(data.eval, eval_transform(config, input_size), None, input_size, seed=0)
+    return Loader(prepared, lambda epoch, start_step: batches[start_step:], config.workers)
 
 
-def useful_workers(in_memory: bool, world_size: int) -> int:
-    """Number of worker processes when none is asked for.
+def useful_workers(in_memory: bool) -> int:
+    """Number of worker processes of each training process when none is asked for.
 
     Zero for images in memory on a machine without a GPU, where workers would only take cores from the model; else as
-    many as the cores allow after one for each training process, up to MAX_WORKERS.
+    many as this machine's cores allow after one for each training process on it, up to MAX_WORKERS.
     """
     if in_memory and not torch.cuda.is_available():
         return 0
-    return max(0, min(MAX_WORKERS, available_cores() // world_size - 1))
+    return max(0, min(MAX_WORKERS, available_cores() // local_processes() - 1))
 
 
 class _PreparedImages(Dataset):
-    """Transformed images; a whole batch is asked for at once, as an array (batch, 2) of (position, index)."""
+    """Transformed images; a whole batch is asked for at once, as an array (batch, 3) of (epoch, position, index)."""
 
     def __init__(
         self,
         split: ImageSplit,
         transform: Transform,
         erasing: RandomErasing | None,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        seed: tuple[int, int],
+        input_size: tuple[int, ...],
+        seed: int,
     ):
         self.split, self.transform, self.erasing = split, transform, erasing
-        self.mean, self.std, self.seed = mean, std, seed
+        self.input_size, self.seed = input_size, seed
 
     def __getitems__(self, batch: np.ndarray) -> Batch | BinaryViTError:
         try:
@@ -235,50 +226,29 @@ class _PreparedImages(Dataset):
         except BinaryViTError as error:  # a worker's exception would reach the user as a traceback
             return error
 
-    def _batch(self, positions: np.ndarray, indices: np.ndarray) -> Batch:
+    def _batch(self, epochs: np.ndarray, positions: np.ndarray, indices: np.ndarray) -> Batch:
         images = self.split.images(indices)
         with scoped_random_state():
             tensors = []
-            for position, image in zip(positions, images, strict=True):
-                seed_everything(derived_seed(*self.seed, position, 0))
+            for epoch, position, image in zip(epochs, positions, images, strict=True):
+                seed_everything(derived_seed(self.seed, epoch, position, 0))
                 tensors.append(self.transform(image))
-            prepared = normalize(torch.stack(tensors), self.mean, self.std)
-            if self.erasing:
-                for position, image in zip(positions, prepared, strict=True):
-                    seed_everything(derived_seed(*self.seed, position, 1))
-                    self.erasing(image)
-        return prepared, torch.from_numpy(self.split.labels[indices]), torch.from_numpy(self.split.rows[indices])
+            noise = self._noise(epochs, positions) if self.erasing else None
+        labels, rows = (torch.from_numpy(values[indices]) for values in (self.split.labels, self.split.rows))
+        return Batch(torch.stack(tensors), labels, rows, noise)
 
-
-def _batches(
-    prepared: _PreparedImages, batches: list[np.ndarray], workers: int | None, world_size: int
-) -> Iterator[Batch]:
-    if not batches:
-        return
-    in_memory = prepared.split.pixels is not None  # decoded here, before workers start, so that they share it
-    if workers is None:
-        workers = useful_workers(in_memory, world_size)
-    loader = DataLoader(
-        prepared,
-        batch_sampler=batches,
-        collate_fn=_as_is,
-        num_workers=workers,
-        worker_init_fn=_ignore_interrupt,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else the loader draws from the global one
-    )
-    try:
-        for batch in loader:
-            if isinstance(batch, BinaryViTError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise BinaryViTError(
-            "A data-loading process was ended from outside, as happens when memory runs out: set workers to a smaller "
-            "number than it was."
-        ) from error
+    def _noise(self, epochs: np.ndarray, positions: np.ndarray) -> Noise:
+        """What timm's random erasing writes into each image, which does not depend on the image."""
+        places, values = [], []
+        for number, (epoch, position) in enumerate(zip(epochs, positions, strict=True)):
+            seed_everything(derived_seed(self.seed, epoch, position, 1))
+            blank = torch.full(self.input_size, torch.nan)
+            self.erasing(blank)
+            blank = blank.view(-1)
+            [erased] = blank.isfinite().nonzero(as_tuple=True)
+            places.append(erased + number * len(blank))
+            values.append(blank[erased])
+        return Noise(torch.cat(places), torch.cat(values))
 
 
 def _as_is(batch: Batch) -> Batch:
@@ -288,113 +258,3 @@ def _as_is(batch: Batch) -> Batch:
 def _ignore_interrupt(worker: int) -> None:
     """Ctrl-C reaches the whole process group; the main process alone answers it and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _hold_out(split: ImageSplit, images: int) -> tuple[ImageSplit, ImageSplit]:
-    """A split without `images` of its images, each class in its proportion, and these; the same ones always."""
-    if images >= len(split):
-        raise BinaryViTError(
-            f"holdout_images={images} leaves nothing of the {len(split)} training images: make it smaller."
-        )
-    held = evenly_spaced_per_class(split.labels, images)
-    kept = np.setdiff1d(np.arange(len(split)), held)
-    return split.part(kept), replace(split.part(held), name=f"{split.name} (held out)")
-
-
-def _split_names(config: TrainingConfig, splits: dict[str, datasets.Dataset]) -> tuple[str, str | None]:
-    """The names of the splits to train and to evaluate on; no second one where training images are held out for it."""
-    train = config.train_split or "train"
-    evaluation = config.eval_split or next((name for name in EVAL_SPLITS if name in splits), None)
-    wanted = [("train_split", train)] + [("eval_split", evaluation)] * (config.holdout_images is None)
-    there = ", ".join(splits)
-    for field, name in wanted:
-        if name is None:
-            raise BinaryViTError(
-                f"The data set '{config.data}' has no split named {', '.join(EVAL_SPLITS[:-1])} or {EVAL_SPLITS[-1]} "
-                f"to evaluate on: set {field} to one of those it has: {there}."
-            )
-        if name not in splits:
-            raise BinaryViTError(
-                f"The data set '{config.data}' has no split '{name}': set {field} to one of those it has: {there}."
-            )
-        if not len(splits[name]):
-            raise BinaryViTError(f"The split '{name}' of the data set '{config.data}' has no images.")
-    if train == evaluation and config.holdout_images is None:
-        raise BinaryViTError(f"The split '{train}' is trained on, so it cannot be evaluated on: set eval_split.")
-    return train, evaluation
-
-
-def _column_names(config: TrainingConfig, table: datasets.Dataset) -> tuple[str, str]:
-    found = []
-    for field, given, kind in (
-        ("image_column", config.image_column, datasets.Image),
-        ("label_column", config.label_column, datasets.ClassLabel),
-    ):
-        usual = field.removesuffix("_column")
-        of_kind = [name for name, feature in table.features.items() if isinstance(feature, kind)]
-        name = given or (of_kind[0] if len(of_kind) == 1 else usual)
-        if name not in table.features:
-            raise BinaryViTError(
-                f"Which column of the data set '{config.data}' holds the {usual}s is not clear: set {field} to one of "
-                f"{', '.join(table.features)}."
-            )
-        found.append(name)
-    return found[0], found[1]
-
-
-def _encoded_table(split: str, table: datasets.Dataset, column: str) -> datasets.Dataset:
-    feature = table.features.get(column)
-    is_struct = isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
-    is_binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
-    if not (isinstance(feature, datasets.Image) or is_struct or is_binary):
-        raise BinaryViTError(f"The column '{column}' of split '{split}' does not hold images: set image_column.")
-    return table.cast_column(column, datasets.Image(decode=False))
-
-
-def _class_names(table: datasets.Dataset, column: str) -> tuple[str, ...]:
-    feature = table.features[column]
-    is_plain = isinstance(feature, datasets.Value)
-    values = [value for value in table.unique(column) if value is not None] if is_plain else []
-    if isinstance(feature, datasets.ClassLabel):
-        names = tuple(feature.names)
-    elif values and all(isinstance(value, str) for value in values):
-        names = tuple(sorted(values))
-    elif values and all(isinstance(value, int) for value in values) and max(values) < len(table):
-        names = tuple(str(index) for index in range(max(values) + 1))
-    else:
-        raise BinaryViTError(
-            f"The column '{column}' holds neither class names nor class indices 0, 1, ...: set label_column."
-        )
-    if len(names) < 2:
-        raise BinaryViTError(f"The data have only one class ({', '.join(names)}): training needs at least two.")
-    return names
-
-
-def _labels(split: str, table: datasets.Dataset, column: str, class_names: tuple[str, ...]) -> np.ndarray:
-    """Class indices of all rows; labels with names go by their names, so splits may number them differently."""
-    if column not in table.features:
-        raise BinaryViTError(
-            f"The split '{split}' has no column '{column}' with labels: it has {', '.join(table.features)}."
-        )
-    feature = table.features[column]
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else class_names
-    index_of: dict[str | int, int] = {name: index for index, name in enumerate(class_names)}
-    index_of |= {number: index_of[name] for number, name in enumerate(names) if name in index_of}
-    values = table.select_columns([column])[:][column]
-    labels = [index_of.get(value, -1) for value in values]
-    if min(labels) < 0:
-        row = labels.index(-1)
-        value = values[row]
-        if isinstance(value, int) and 0 <= value < len(names):
-            value = names[value]
-        raise BinaryViTError(
-            f"Image {row} of split '{split}' has the label {value!r}, which is none of the {len(class_names)} classes "
-            f"of the training split: correct the data, or choose other splits (labels of -1 mean they are kept secret)."
-        )
-    return np.array(labels, dtype=np.int64)
-
-
-def _name_of(data: str) -> str:
-    """A data set's name; for a folder, the last part of its path, because paths belong to one machine."""
-    folder = Path(data).expanduser()
-    return folder.resolve().name if folder.is_dir() else data

@@ -1,7 +1,7 @@
 """timm's image transforms as a training configuration asks for them.
 
 All interpolation is bicubic. The transforms here map a PIL image to a uint8 tensor (3, height, width); conversion to
-float, normalization and random erasing then work on whole batches, which for small images is several times faster.
+float, normalization and random erasing come on the model's device, for whole batches (`data.batches`).
 """
 
 from collections.abc import Callable
@@ -67,7 +67,12 @@ def random_erasing(config: TrainingConfig) -> RandomErasing | None:
     return RandomErasing(config.random_erasing, mode="pixel", max_count=1, device="cpu")
 
 
-def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """uint8 images (batch, 3, height, width) to float32 (x / 255 - mean) / std, as torchvision's two steps do."""
-    mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+def normalize(
+    images: torch.Tensor, mean: torch.Tensor | tuple[float, ...], std: torch.Tensor | tuple[float, ...]
+) -> torch.Tensor:
+    """uint8 images (batch, 3, height, width) to float32 (x / 255 - mean) / std, as torchvision's two steps do.
+
+    Mean and deviation are given per channel; as tensors they must be on the images' device.
+    """
+    mean, std = (torch.as_tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
     return images.float().div_(255).sub_(mean).div_(std)

@@ -37,7 +37,8 @@ class TokenBatchNorm(nn.Module):
         self.batch_norm = nn.BatchNorm1d(channels, eps=1e-5, momentum=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.batch_norm(at_least_float32(x).flatten(0, -2)).reshape(x.shape)
+        # Contiguous also for a single image, which PyTorch would normalize by a kernel with other roundings.
+        return self.batch_norm(at_least_float32(x).flatten(0, -2).contiguous()).reshape(x.shape)
 
     @torch.no_grad()
     def track(self, mean: Tensor, variance: Tensor, tokens: int) -> None:

@@ -81,6 +81,11 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def local_processes() -> int:
+    """How many processes of this training run on this machine, as torchrun and `accelerate launch` tell each."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:

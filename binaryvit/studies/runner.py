@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from binaryvit.config import suggestion
-from binaryvit.data.batches import load_data
+from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
 from binaryvit.locks import hold

@@ -37,22 +37,21 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
     precision: str = "fp32",
 ) -> Evaluation:
-    """Evaluates `model` on batches of (images, labels, indices), and restores its mode.
+    """Evaluates `model` on batches of (images, labels) on its device, and restores its mode.
 
     With several processes, each passes its own batches and gets the result over all of them; images are dealt to the
-    processes in turn, as `eval_batches` does.
+    processes in turn, as `eval_loader` does.
     """
     was_training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, right first, right among five, images
     predicted = []
     classes = full = 0
-    for images, labels, _ in batches:
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    for images, labels in batches:
         count = len(images)
         full = max(full, count)
         # The last batch is filled up, so that compiled blocks keep their one shape.

@@ -6,27 +6,25 @@ goes on from a checkpoint sees what it would have seen without the interruption.
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast, gather_object, reduce
-from timm.data import Mixup
+from accelerate.utils import broadcast, gather_object
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from binaryvit.config import TrainingConfig
-from binaryvit.data.batches import Data, eval_batches, train_batches
+from binaryvit.data.batches import Batch, ToDevice, eval_loader, train_loader
+from binaryvit.data.data_set import Data
 from binaryvit.data.sampling import derived_seed, steps_per_epoch
 from binaryvit.errors import BinaryViTError
-from binaryvit.files import write_text_atomically
 from binaryvit.models.quantizers import MINIMUM_ATTENTION_LEVEL
 from binaryvit.records.provenance import git_state
 from binaryvit.records.run import METRICS_FILE
@@ -35,16 +33,12 @@ from binaryvit.training.build import compile_blocks, create_model, input_setting
 from binaryvit.training.evaluation import Evaluation, autocast, evaluate
 from binaryvit.training.interruption import Interruption
 from binaryvit.training.latent import flip_rates, weight_signs
-from binaryvit.training.layer_tables import COLUMNS, append_epoch
-from binaryvit.training.losses import training_loss
+from binaryvit.training.losses import create_mixup, training_loss
 from binaryvit.training.progress import Progress
 from binaryvit.training.schedule import LearningRate
+from binaryvit.training.step_log import StepLog, StepResult
+from binaryvit.training.tables import append_layers, write_tables
 from binaryvit.training.teacher import Teacher, load_teacher
-
-METRICS = (
-    "epoch", "lr", "train_loss", "distillation_loss", "label_loss", "train_top1",
-    "eval_loss", "top1", "top5", "images_per_second", "flip_rate", "seconds",
-)  # fmt: skip
 
 
 class Trainer:
@@ -63,20 +57,17 @@ class Trainer:
         self.device = process.device
         self.steps = steps_per_epoch(len(data.train), config.batch_size)
         model = create_model(config, data.num_classes).to(self.device)
-        self.input = input_settings(model, config.image_size)
+        size, mean, std = self.input = input_settings(model, config.image_size)
+        shard = process.process_index, process.num_processes
+        self.train_loader = train_loader(data, config, size, mean, *shard)
+        self.eval_loader = eval_loader(data, config, size, *shard)
+        self.to_device = ToDevice(mean, std, self.device, next(model.parameters()).dtype)
         self.ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay else None
         self.teacher = None
         if config.teacher is not None:
             teacher = load_teacher(config.teacher, config.teacher_variant, data.num_classes)
-            self.teacher = Teacher(teacher, *self.input[1:]).to(self.device)
-        self.mixup = None
-        if config.mixing:
-            self.mixup = Mixup(
-                config.mixup_alpha,
-                config.cutmix_alpha,
-                label_smoothing=config.label_smoothing,
-                num_classes=data.num_classes,
-            )
+            self.teacher = Teacher(teacher, mean, std).to(self.device)
+        self.mixup = create_mixup(config, data.num_classes)
         synchronized = process.num_processes > 1 and self.device.type == "cuda"
         self.model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if synchronized else model
         self.optimizer = create_optimizer_v2(
@@ -89,24 +80,11 @@ class Trainer:
         self.learning_rate = LearningRate(config, self.optimizer, self.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.signs = weight_signs(self.model)
-        self.state: dict[str, Any] = {
-            "identity": identity,
-            "sources": [],  # the commits it was trained at, in order
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "epoch": 0,
-            "step": 0,
-            "sums": {},
-            "epoch_seconds": 0.0,
-            "timed_steps": 0,  # of this epoch: those after the first of each process, which compiles
-            "timed_seconds": 0.0,
-            "seconds": 0.0,
-            "history": [],
-            "layers": {},  # the tables of layer_tables, by file
-        }
+        self.state = resume.initial_state(identity)
         self.interruption = Interruption()
-        self._stopping = False  # whether a process was asked to stop
+        self.log = StepLog(process, config.batch_size)
+        self._last: StepResult | None = None  # of this process's steps the last one that was read
         self._warm = False  # whether this process has done a step
-        self._last_indices: list[int] = []
         self._restore()
         source = git_state().model_dump()
         if source not in self.state["sources"]:
@@ -154,45 +132,64 @@ class Trainer:
 
     def evaluate(self, model: nn.Module, precision: str) -> Evaluation:
         """Evaluates `model` on the whole evaluation split."""
-        process = self.process
-        if process.num_processes > 1:  # without synchronized batch norm the statistics of the first process count
+        if self.process.num_processes > 1:  # without synchronized batch norm the first process's statistics count
             broadcast(list(model.buffers()))
-        batches = eval_batches(self.data, self.config, *self.input, process.process_index, process.num_processes)
-        return evaluate(model, batches, self.device, precision)
+        return evaluate(model, map(self.to_device, self.eval_loader.epoch()), self.device, precision)
+
+    def close(self) -> None:
+        """Ends the data-loading processes."""
+        self.train_loader.close()
+        self.eval_loader.close()
 
     def write_tables(self) -> None:
         """Writes the metrics so far as CSV; the checkpoint is where they are kept."""
         if self.process.is_main_process:
-            tables = {METRICS_FILE: (METRICS, self.state["history"])}
-            tables |= {file: (COLUMNS[file], rows) for file, rows in self.state["layers"].items() if rows}
-            for file, (columns, rows) in tables.items():
-                table = pd.DataFrame(rows, columns=list(columns))
-                write_text_atomically(self.run_dir / file, table.to_csv(index=False))
+            write_tables(self.run_dir, self.state["history"], self.state["layers"])
 
     def _train_epoch(self, progress: Progress) -> None:
-        state, config = self.state, self.config
+        state = self.state
         epoch = state["epoch"]
         then = time.monotonic()
-        batches = train_batches(
-            self.data, config, *self.input, epoch, state["step"], self.process.process_index, self.process.num_processes
-        )
+        batches = self.train_loader.epoch(epoch, state["step"])
         while state["step"] < self.steps:
             step = state["step"]
             state["lr"] = self.learning_rate.set(epoch, step)
-            loss = self._step(epoch, step, batches)
+            self._step(epoch, step, batches)
             state["step"] = step + 1
+            stop, save = self._exchange(at_once=state["step"] == self.steps)
             now = time.monotonic()
             state["epoch_seconds"] += now - then
             if self._warm:
                 state["timed_steps"] += 1
                 state["timed_seconds"] += now - then
             self._warm, then = True, now
-            progress.step(epoch, step, loss, self._images_per_second())
-            if self._stopping:
+            progress.step(epoch, step, self._last and self._last.loss, self._images_per_second())
+            if stop or (save and state["step"] < self.steps):
                 self._save()
+            if stop:
                 raise KeyboardInterrupt
-            if now - self._saved >= 60 * config.checkpoint_minutes and state["step"] < self.steps:
-                self._save()
+
+    def _exchange(self, at_once: bool) -> tuple[bool, bool]:
+        """Takes in what steps measured; returns whether the processes agree to stop, and to save a checkpoint.
+
+        Whichever process is asked to stop, all stop after the same step: none waits for one that has left. When to save
+        is up to the first process's clock. Before either, every step is read, so that no checkpoint holds one whose
+        loss is not finite.
+        """
+        overdue = time.monotonic() - self._saved >= 60 * self.config.checkpoint_minutes
+        wishes = [self.interruption.requested, overdue and self.process.is_main_process]
+        alone = self.process.num_processes == 1
+        results, agreed = self.log.exchange(wishes, at_once or (alone and any(wishes)))
+        if any(agreed):
+            results += self.log.exchange(wishes, at_once=True)[0]
+        for result in results:
+            if not math.isfinite(result.loss):
+                raise self._not_finite(f"The loss became {result.loss}", result.epoch, result.step, result.rows)
+            self._last = result
+            for name, value in result.measured().items():
+                self.state["sums"][name] = self.state["sums"].get(name, 0.0) + value
+        stop, save = agreed
+        return stop, save
 
     def _images_per_second(self) -> float:
         """Of this epoch's training, compilation aside where there was more than one step."""
@@ -202,29 +199,21 @@ class Trainer:
             steps, seconds = state["step"], state["epoch_seconds"]
         return steps * self.config.batch_size / seconds
 
-    def _step(self, epoch: int, step: int, batches: Any) -> float:
-        """One optimizer step; returns its loss, the mean over all processes' images."""
+    def _step(self, epoch: int, step: int, batches: Iterator[Batch]) -> None:
+        """One optimizer step. Nothing in it waits for the device; what it measured goes to the log."""
         config = self.config
-        parts, indices = [], []
+        parts, rows = [], []
         for part in range(config.accumulation_steps):
-            images, labels, rows = next(batches)
+            batch = next(batches)
             if part == 0:
                 seed = derived_seed(config.seed, epoch, step, self.process.process_index, 2)
                 torch.manual_seed(seed)
                 np.random.seed(seed & 0xFFFFFFFF)  # timm's mixup draws from it
-            indices += rows.tolist()
+            rows.append(batch.rows)
             last = part == config.accumulation_steps - 1
             with nullcontext() if last or self.network is self.model else self.network.no_sync():
-                parts.append(self._backward(images, labels))
-        sums = torch.stack(parts).sum(dim=0)
-        # Whichever process is asked to stop, all stop after the same step: none waits for one that has left.
-        asked = sums.new_tensor([self.interruption.requested])
-        *sums, asked = reduce(torch.cat([sums, asked]), reduction="sum").tolist()
-        total, distillation, label, right = (value / config.batch_size for value in sums)
-        self._stopping = asked > 0
-        if not math.isfinite(total):
-            raise self._not_finite(f"The loss became {total}", epoch, step, indices)
-        self._last_indices = indices
+                parts.append(self._backward(*self.to_device(batch)))
+        self.log.append(epoch, step, rows, torch.stack(parts).sum(dim=0))
         if config.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad_norm)
@@ -233,15 +222,10 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.model)
-        measured = {"train_loss": total, "distillation_loss": distillation, "label_loss": label, "train_top1": right}
-        for name, value in measured.items():
-            self.state["sums"][name] = self.state["sums"].get(name, 0.0) + value
-        return total
 
     def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Adds a micro-batch's gradient; returns sums over its images: the loss and its parts, the right answers."""
         config = self.config
-        images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         targets = labels
         if self.mixup is not None:
             images, targets = self.mixup(images, labels)
@@ -285,7 +269,7 @@ class Trainer:
             "seconds": seconds,
         }
         state["history"].append(row)
-        switched_off = append_epoch(state["layers"], epoch, self.model, rates)
+        switched_off = append_layers(state["layers"], epoch, self.model, rates)
         self.signs = weight_signs(self.model)
         state.update(epoch=epoch, step=0, sums={}, seconds=state["seconds"] + seconds)
         state.update(epoch_seconds=0.0, timed_steps=0, timed_seconds=0.0)
@@ -298,11 +282,7 @@ class Trainer:
         self._saved = time.monotonic()
         if not self.process.is_main_process:
             return
-        tensors = resume.with_prefix("model", self.model.state_dict())
-        tensors |= resume.with_prefix("optimizer", resume.optimizer_tensors(self.optimizer))
-        tensors |= resume.with_prefix("signs", self.signs)
-        if self.ema is not None:
-            tensors |= resume.with_prefix("ema", self.ema.module.state_dict())
+        tensors = resume.training_tensors(self.model, self.ema and self.ema.module, self.optimizer, self.signs)
         state = self.state | {"scaler": self.scaler.state_dict()}
         resume.save_state(self.run_dir / resume.CHECKPOINT_FILE, tensors, state)
 
@@ -318,11 +298,7 @@ class Trainer:
                 )
             return
         tensors, state = resume.load_state(path, self.identity)
-        resume.restore_module(self.model, resume.of_prefix("model", tensors), path)
-        resume.restore_optimizer(self.optimizer, resume.of_prefix("optimizer", tensors))
-        self.signs = resume.of_prefix("signs", tensors)
-        if self.ema is not None:
-            resume.restore_module(self.ema.module, resume.of_prefix("ema", tensors), path)
+        self.signs = resume.restore_training(path, tensors, self.model, self.ema and self.ema.module, self.optimizer)
         self.scaler.load_state_dict(state.pop("scaler"))
         self.state = state
         if len(set(gather_object([(state["epoch"], state["step"])]))) > 1:
@@ -331,15 +307,16 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """Keeps weights that a finite loss made not finite (an overflow of its gradient) out of the checkpoint."""
-        if not all(value.isfinite().all() for value in self.model.state_dict().values()):
-            step = self.state["step"] - 1
-            raise self._not_finite("The weights became infinite or NaN", self.state["epoch"], step, self._last_indices)
+        if not torch.stack([value.isfinite().all() for value in self.model.state_dict().values()]).all():
+            rows = self._last.rows if self._last else []
+            what = "The weights became infinite or NaN"
+            raise self._not_finite(what, self.state["epoch"], self.state["step"] - 1, rows)
 
-    def _not_finite(self, what: str, epoch: int, step: int, indices: list[int]) -> BinaryViTError:
+    def _not_finite(self, what: str, epoch: int, step: int, rows: list[int]) -> BinaryViTError:
         path = self.run_dir / resume.CHECKPOINT_FILE
         kept = f"The last good checkpoint stays in {path}" if path.exists() else "There is no checkpoint yet"
         return BinaryViTError(
-            f"{what} at step {step + 1} of {self.steps} in epoch {epoch + 1}, on the training images {indices}. "
+            f"{what} at step {step + 1} of {self.steps} in epoch {epoch + 1}, on the training images {rows}. "
             f"{kept}. Try a lower learning_rate, more warmup_epochs, clip_grad_norm=1.0 or precision='fp32', and look "
             "at these images."
         )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from timm.data import Mixup
 from torch import Tensor
 
 from binaryvit.config import TrainingConfig
@@ -16,6 +17,14 @@ class Loss:
     total: Tensor
     distillation: Tensor | None
     label: Tensor | None
+
+
+def create_mixup(config: TrainingConfig, num_classes: int) -> Mixup | None:
+    """timm's mixup and cutmix of a batch's images and labels, as DeiT uses them; None when both are off."""
+    if not config.mixing:
+        return None
+    alphas = config.mixup_alpha, config.cutmix_alpha
+    return Mixup(*alphas, label_smoothing=config.label_smoothing, num_classes=num_classes)
 
 
 def training_loss(

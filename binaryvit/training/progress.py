@@ -47,17 +47,18 @@ class Progress:
         else:
             print(text, flush=True)
 
-    def step(self, epoch: int, step: int, loss: float, images_per_second: float) -> None:
-        """Counts optimizer step `step` of `epoch` (from 0) as done."""
+    def step(self, epoch: int, step: int, loss: float | None, images_per_second: float) -> None:
+        """Counts optimizer step `step` of `epoch` (from 0) as done; `loss` is the last that is known, if any."""
         now = time.monotonic()
         self.done += 1
         if self.begun is None:  # compilation makes the first step slow: it says nothing about the others
             self.begun = now, self.done
         if not self.enabled:
             return
+        known = "-" if loss is None else f"{loss:.4f}"
         if self.bar is not None:
             self.bar.set_postfix_str(
-                f"epoch {epoch + 1}/{self.epochs}, loss {loss:.4f}, {images_per_second:.0f} images/s", refresh=False
+                f"epoch {epoch + 1}/{self.epochs}, loss {known}, {images_per_second:.0f} images/s", refresh=False
             )
             self.bar.update()
             return
@@ -65,7 +66,7 @@ class Progress:
         if now - self.last_line >= interval:
             self.last_line = now
             print(
-                f"epoch {epoch + 1}/{self.epochs}  step {step + 1}/{self.steps_per_epoch}  loss {loss:.4f}  "
+                f"epoch {epoch + 1}/{self.epochs}  step {step + 1}/{self.steps_per_epoch}  loss {known}  "
                 f"{images_per_second:.0f} images/s  {self.expected_end()}",
                 flush=True,
             )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,24 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 PROCESSES = "processes"  # the entry of an identity that is a number; the others say less about what differs
 _FORMAT = 2
 _METADATA = "binaryvit_training_state"
+
+
+def initial_state(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds beside tensors, before the first step of the run that `identity` describes."""
+    return {
+        "identity": identity,
+        "sources": [],  # the commits it was trained at, in their order
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "epoch": 0,
+        "step": 0,
+        "sums": {},  # of this epoch's steps so far
+        "epoch_seconds": 0.0,
+        "timed_steps": 0,  # of this epoch: those after the first of each process, which compiles
+        "timed_seconds": 0.0,
+        "seconds": 0.0,
+        "history": [],  # the rows of metrics
+        "layers": {},  # the rows of the tables per layer, by file
+    }
 
 
 def save_state(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -71,6 +90,26 @@ def stored_identity(path: str | Path) -> dict[str, Any] | None:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None
     return identity if isinstance(identity, dict) else None
+
+
+def training_tensors(
+    model: nn.Module, ema: nn.Module | None, optimizer: Optimizer, signs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """All tensors of a training, each part under its own prefix; the reverse is `restore_training`."""
+    tensors = with_prefix("model", model.state_dict()) | with_prefix("signs", signs)
+    tensors |= with_prefix("optimizer", optimizer_tensors(optimizer))
+    return tensors | with_prefix("ema", ema.state_dict() if ema is not None else {})
+
+
+def restore_training(
+    path: str | Path, tensors: Mapping[str, Tensor], model: nn.Module, ema: nn.Module | None, optimizer: Optimizer
+) -> dict[str, Tensor]:
+    """Puts the tensors of the checkpoint `path` back where they were, and returns the signs."""
+    restore_module(model, of_prefix("model", tensors), path)
+    if ema is not None:
+        restore_module(ema, of_prefix("ema", tensors), path)
+    restore_optimizer(optimizer, of_prefix("optimizer", tensors))
+    return of_prefix("signs", tensors)
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -1,10 +1,7 @@
 """Training a model from a configuration to a run record."""
 
-import os
-import platform
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,18 +10,16 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from binaryvit.config import TrainingConfig, without_place
-from binaryvit.data.batches import Data, load_data
+from binaryvit.data.data_set import Data
 from binaryvit.data.sampling import scoped_random_state
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
-from binaryvit.locks import hold
 from binaryvit.models.ops import native
 from binaryvit.models.ops.compiler import require_compiler
 from binaryvit.models.weights_file import load_inference_weights, save_inference_weights
 from binaryvit.records.predictions import write_predictions
 from binaryvit.records.provenance import describe_hardware, package_versions
 from binaryvit.records.run import (
-    LOCK_FILE,
     TRAINING_VERSION,
     DataRecord,
     GitState,
@@ -40,14 +35,13 @@ from binaryvit.training.latent import latent_histograms, latent_layers
 from binaryvit.training.loop import Trainer
 from binaryvit.training.memory import keep_freed_memory
 from binaryvit.training.numerics import chosen_numerics, current_numerics
+from binaryvit.training.processes import check_launch, load_data_once_a_machine, locked
 from binaryvit.training.resume import PROCESSES
 from binaryvit.training.teacher import key_of
 
 WEIGHTS_FILE = "weights.safetensors"
 HISTOGRAM_FILE = "latent_weights.csv"
 LATENT_LAYERS_FILE = "latent_layers.csv"
-# What a network file system may take to show a machine a file that another one made.
-_VISIBLE_SECONDS = 90.0
 
 
 def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_id: str = "") -> RunRecord:
@@ -70,11 +64,10 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
             checkpoint; another process trains in it; a machine does not see it; the loss is not finite.
     """
     run_dir = Path(run_dir)
-    # The others wait while the first process prepares the data; a large set seen for the first time takes long.
+    # The others wait while the first process of a machine prepares the data, which may take long.
     process = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=2))
-    _check_launch(config, process)
-    with process.main_process_first():
-        data = load_data(config)
+    check_launch(config, process)
+    data = load_data_once_a_machine(config, process)
     key = RunKey(config=key_of(config), data=data.fingerprint, training_version=TRAINING_VERSION)
     if (record := _finished(run_dir, key, process)) is not None:
         return record
@@ -82,33 +75,16 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
         if config.compile:
             require_compiler("compile: true on a CPU")
         keep_freed_memory()
-    with _locked(run_dir, process), _threads(config.threads), scoped_random_state(), chosen_numerics():
+    with locked(run_dir, process), _threads(config.threads), scoped_random_state(), chosen_numerics():
         identity = {"configuration": key.config, "data": key.data, "training version": key.training_version}
         identity[PROCESSES] = config.processes
-        trainer = Trainer(config, data, run_dir, identity, process)
-        trainer.run()
-        measured = _store_weights(trainer)
+        with closing(Trainer(config, data, run_dir, identity, process)) as trainer:
+            trainer.run()
+            measured = _store_weights(trainer)
         if process.is_main_process:
             _record(trainer, key, measured, study, run_id or run_dir.resolve().name).write(run_dir)
         process.wait_for_everyone()
     return read_record(run_dir)
-
-
-def _check_launch(config: TrainingConfig, process: PartialState) -> None:
-    if config.processes != process.num_processes:
-        raise BinaryViTError(
-            f"processes={config.processes}, but {process.num_processes} were started: run it with "
-            f"`accelerate launch --num_processes {config.processes}` (on CPUs `torchrun --nproc_per_node "
-            f"{config.processes}`), or set processes to {process.num_processes}."
-        )
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if process.device.type == "cuda" and here > torch.cuda.device_count():
-        raise BinaryViTError(
-            f"{here} processes were started on a machine with {torch.cuda.device_count()} GPUs: each needs one of its "
-            f"own. Set processes to at most {torch.cuda.device_count()}; accumulation_steps keeps the batch."
-        )
-    if config.precision == "fp16" and process.device.type == "cpu":
-        raise BinaryViTError("precision='fp16' needs a GPU: on a CPU set it to 'bf16' or 'fp32'.")
 
 
 def _finished(run_dir: Path, key: RunKey, process: PartialState) -> RunRecord | None:
@@ -121,25 +97,6 @@ def _finished(run_dir: Path, key: RunKey, process: PartialState) -> RunRecord | 
         f"{run_dir} holds a finished run that differs in its {' and '.join(changed)}; it is left as it is. Choose "
         "another folder, or move that one away."
     )
-
-
-@contextmanager
-def _locked(run_dir: Path, process: PartialState) -> Iterator[None]:
-    """Keeps a second training out of the folder; the lock goes with the first process, however that ends."""
-    lock = run_dir / LOCK_FILE
-    with hold(lock) if process.is_main_process else nullcontext() as descriptor:
-        [held] = broadcast_object_list([descriptor is not None])
-        if not held:
-            raise BinaryViTError(f"Another process is training in {run_dir}: wait for it, or choose another folder.")
-        until = time.monotonic() + _VISIBLE_SECONDS
-        while not lock.exists():
-            if time.monotonic() > until:
-                raise BinaryViTError(
-                    f"{run_dir} on {platform.node()} is not the folder that the first process writes to: give all "
-                    "machines an output folder that they share."
-                )
-            time.sleep(0.2)
-        yield
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits, load_sample_image
 from binaryvit.analysis import images as image_files
 from binaryvit.analysis.images import evaluation_batches, example_images
 from binaryvit.analysis.stored import OpenStudy, open_study, stored_runs
-from binaryvit.data.batches import load_data
+from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.records.run import read_record

@@ -5,6 +5,7 @@ import random
 import signal
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,8 @@ from timm.data import create_transform
 from torchvision.transforms import functional
 
 from binaryvit.config import TrainingConfig
-from binaryvit.data.batches import eval_batches, load_data, train_batches, useful_workers
+from binaryvit.data.batches import Batch, ToDevice, eval_loader, train_loader, useful_workers
+from binaryvit.data.data_set import load_data
 from binaryvit.data.sampling import (
     derived_seed,
     epoch_order,
@@ -24,7 +26,7 @@ from binaryvit.data.sampling import (
     steps_per_epoch,
     train_positions,
 )
-from binaryvit.data.transforms import eval_transform, normalize, train_transform
+from binaryvit.data.transforms import eval_transform, normalize, random_erasing, train_transform
 from binaryvit.errors import BinaryViTError
 
 MODEL = ((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -41,8 +43,22 @@ def config(recipe: str = "student", **fields) -> TrainingConfig:
     return make(**{**given, "batch_size": 16, "epochs": 10, "learning_rate": 1.0, "workers": 0, **fields})
 
 
-def epoch_of(data, configuration, epoch=0, **where):
-    return list(train_batches(data, configuration, *MODEL, epoch, **where))
+def loader_of(data, configuration, **where):
+    return train_loader(data, configuration, *MODEL[:2], **where)
+
+
+def epoch_of(data, configuration, epoch=0, start_step=0, **where):
+    """The batches of an epoch as a model sees them: (images, labels, rows)."""
+    return seen(loader_of(data, configuration, **where).epoch(epoch, start_step))
+
+
+def evaluation_of(data, configuration, **where):
+    return seen(eval_loader(data, configuration, MODEL[0], **where).epoch())
+
+
+def seen(batches):
+    prepare = ToDevice(*MODEL[1:], torch.device("cpu"))
+    return [(*prepare(batch), batch.rows) for batch in batches]
 
 
 def assert_equal(batches, others):
@@ -175,6 +191,44 @@ def test_two_processes_see_the_batches_of_one(digits, recipe, accumulation):
     assert_equal(whole, dealt)
 
 
+def test_a_loader_and_its_workers_live_through_epochs_also_unfinished_ones(digits):
+    fresh = {epoch: epoch_of(digits, config("teacher"), epoch) for epoch in (0, 1, 2)}
+    loader = loader_of(digits, config("teacher", workers=2))
+    assert_equal(seen(loader.epoch(0)), fresh[0])
+    workers = set(psutil.Process().children())
+    assert len(workers) == 2
+    interrupted = loader.epoch(1)
+    next(interrupted)
+    interrupted.close()
+    assert_equal(seen(loader.epoch(2, 1)), fresh[2][1:])
+    assert_equal(seen(loader.epoch(1)), fresh[1])
+    assert set(psutil.Process().children()) == workers
+    next(loader.epoch(0))
+    loader.close()
+    assert not workers & set(psutil.Process().children())
+    assert_equal(seen(loader.epoch(2)), fresh[2])
+    loader.close()
+
+
+def test_a_byte_per_value_travels_and_the_noise_beside_it(digits):
+    batch = next(loader_of(digits, config("teacher", random_erasing=0.5)).epoch())
+    assert isinstance(batch, Batch) and batch.images.dtype == torch.uint8
+    assert 0 < len(batch.noise.places) == len(batch.noise.values) < batch.images.numel() / 4
+    images, labels = ToDevice(*MODEL[1:], torch.device("cpu"), torch.float64)(batch)
+    assert images.dtype == torch.float64 and torch.equal(labels, batch.labels)
+    assert torch.equal(images.flatten()[batch.noise.places], batch.noise.values.double())
+
+
+def test_erasing_is_timms_own_of_normalized_images(digits):
+    """As if it were done to the image itself, by the same random numbers."""
+    configuration = config(random_erasing=0.9)
+    plain, erased = (epoch_of(digits, one)[0][0] for one in (config(), configuration))
+    for position, (image, expected) in enumerate(zip(plain, erased, strict=True)):
+        with scoped_random_state():
+            seed_everything(derived_seed(0, 0, position, 1))
+            assert torch.equal(random_erasing(configuration)(image), expected)
+
+
 def test_global_random_generators_are_left_alone(digits):
     seed_everything(5)
     expected = random.random(), np.random.rand(), torch.rand(()).item()
@@ -205,15 +259,16 @@ def test_an_image_is_augmented_differently_in_each_epoch(digits):
 @pytest.mark.parametrize("world_size", [1, 2, 7, 40])
 def test_evaluation_sees_every_image_once(digits, world_size):
     configuration = config(batch_size=80)
-    shards = [list(eval_batches(digits, configuration, *MODEL, rank, world_size)) for rank in range(world_size)]
+    shards = [evaluation_of(digits, configuration, rank=rank, world_size=world_size) for rank in range(world_size)]
     rows = torch.cat([batch[2] for shard in shards for batch in shard])
     assert sorted(rows.tolist()) == digits.eval.rows.tolist()
-    assert_equal(shards[0], list(eval_batches(digits, config(batch_size=80, workers=1), *MODEL, 0, world_size)))
+    one_worker = config(batch_size=80, workers=1)
+    assert_equal(shards[0], evaluation_of(digits, one_worker, rank=0, world_size=world_size))
 
 
 def test_fewer_images_than_a_batch(digits):
     with pytest.raises(BinaryViTError, match=r"100 images, fewer than one batch of 128 .*: set batch_size to 100"):
-        train_batches(digits, config(batch_size=128), *MODEL, 0)
+        loader_of(digits, config(batch_size=128))
 
 
 # What a worker process meets
@@ -244,7 +299,7 @@ def test_a_corrupt_image_is_a_sentence_from_a_worker_too(tmp_path, monkeypatch, 
 
 
 def test_a_worker_that_is_killed(digits, monkeypatch):
-    monkeypatch.setattr("binaryvit.data.batches.normalize", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("binaryvit.data.batches.seed_everything", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(BinaryViTError, match=r"ended from outside.*set workers to a smaller"):
         epoch_of(digits, config(workers=1))
 
@@ -252,10 +307,17 @@ def test_a_worker_that_is_killed(digits, monkeypatch):
 def test_useful_workers(monkeypatch):
     monkeypatch.setattr("binaryvit.data.batches.available_cores", lambda: 6)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [useful_workers(True, 1), useful_workers(False, 1), useful_workers(False, 2)] == [0, 5, 2]
+    assert [useful_workers(True), useful_workers(False)] == [0, 5]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert useful_workers(False) == 2
     monkeypatch.setattr("binaryvit.data.batches.available_cores", lambda: 64)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [useful_workers(True, 1), useful_workers(False, 8), useful_workers(False, 64)] == [8, 7, 0]
+    workers = []
+    for here in (1, 8, 64):  # 64 processes on eight such machines are eight on each
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+        monkeypatch.setenv("WORLD_SIZE", "64")
+        workers.append(useful_workers(True))
+    assert workers == [8, 7, 0]
 
 
 # Transforms

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 import binaryvit.data.images
 from binaryvit.config import TrainingConfig
-from binaryvit.data.batches import load_data
+from binaryvit.data.data_set import load_data
 from binaryvit.data.images import to_rgb
 from binaryvit.errors import BinaryViTError
 

@@ -3,7 +3,7 @@
 import nbformat
 from helpers.records import record_of
 
-from binaryvit.data.batches import load_data
+from binaryvit.data.data_set import load_data
 
 _PARAMETERS = """
 variant = None

@@ -5,7 +5,7 @@ from pathlib import Path
 import timm
 from helpers.records import record_of
 
-from binaryvit.data.batches import load_data
+from binaryvit.data.data_set import load_data
 from binaryvit.models.weights_file import save_inference_weights
 from binaryvit.studies.study import Study, load_study
 from binaryvit.training.build import model_arguments

@@ -20,9 +20,10 @@ from helpers.training_setup import student
 from safetensors.torch import save_file
 
 from binaryvit.config import TrainingConfig
-from binaryvit.data.batches import eval_batches, load_data, train_batches
+from binaryvit.data.batches import eval_loader
+from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
-from binaryvit.training import loop, run
+from binaryvit.training import loop, processes
 from binaryvit.training.build import create_model
 from binaryvit.training.loop import Trainer
 from binaryvit.training.run import train
@@ -35,14 +36,9 @@ TOGETHER = student(processes=2, max_eval_images=51)
 def in_float64() -> Iterator[None]:
     """Lets a Trainer compute in float64, where sums in another order move no sign."""
 
-    def doubled(batches):
-        return lambda *args: ((images.double(), *rest) for images, *rest in batches(*args))
-
     replacements = {
         "create_model": lambda *args: create_model(*args).double(),
         "load_teacher": lambda *args: load_teacher(*args).double(),
-        "train_batches": doubled(train_batches),
-        "eval_batches": doubled(eval_batches),
     }
     before = {name: getattr(loop, name) for name in replacements}
     vars(loop).update(replacements)
@@ -60,13 +56,9 @@ def step(run: Trainer, frozen: bool) -> dict[str, torch.Tensor]:
     """Gradients of the first optimizer step by parameter, from AdamW's first moment, which is a tenth of them."""
     run.network.train(not frozen)  # in evaluation mode batch norm takes its running statistics
     run.learning_rate.set(0, 0)
-    run._step(0, 0, loop.train_batches(run.data, run.config, *run.input, 0, 0, *ranks(run)))
+    run._step(0, 0, run.train_loader.epoch())
     moments = [state["exp_avg"] / 0.1 for state in run.optimizer.state.values()]
     return {str(number): moment for number, moment in enumerate(moments)}
-
-
-def ranks(run: Trainer) -> tuple[int, int]:
-    return run.process.process_index, run.process.num_processes
 
 
 def gradients(folder: Path, rank: int) -> None:
@@ -78,7 +70,8 @@ def gradients(folder: Path, rank: int) -> None:
         save_file(step(run, frozen=False), folder / f"local-{rank}.safetensors")
         results = [run.evaluate(run.trained_model, "fp32")]
         save_file(dict(run.model.named_buffers()), folder / f"buffers-{rank}.safetensors")
-        run.data = load_data(TOGETHER.model_copy(update={"max_eval_images": 1}))  # one process has none
+        one_image = load_data(TOGETHER.model_copy(update={"max_eval_images": 1}))  # one process has none
+        run.eval_loader = eval_loader(one_image, TOGETHER, run.input[0], rank, 2)
         results.append(run.evaluate(run.trained_model, "fp32"))
     (folder / f"evaluations-{rank}.json").write_text(
         json.dumps([vars(result) | {"predicted": result.predicted.tolist()} for result in results])
@@ -123,7 +116,7 @@ def interrupted_run(folder: Path, rank: int) -> None:
 
 def folder_of_its_own(folder: Path, rank: int) -> None:
     """The second process does not see the first one's folder, as on another machine."""
-    run._VISIBLE_SECONDS = 0.1
+    processes._VISIBLE_SECONDS = 0.1
     try:
         train(TOGETHER, folder / f"machine-{rank}" / "run")
     except BinaryViTError as error:

@@ -13,7 +13,7 @@ from helpers.places import ROOT
 from helpers.records import record_of
 
 from binaryvit.cli import main
-from binaryvit.data.batches import load_data
+from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold, is_locked
 from binaryvit.records.run import read_record

@@ -15,7 +15,8 @@ from helpers.two_processes import TOGETHER, in_float64, step, trainer_of
 from safetensors.torch import load_file
 from torch import nn
 
-from binaryvit.data.batches import eval_batches, load_data, train_batches
+from binaryvit.data.batches import ToDevice, eval_loader, train_loader
+from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.run import read_record
 from binaryvit.training.build import create_model, input_settings
@@ -56,9 +57,11 @@ def test_with_local_statistics_gradients_are_the_mean_of_the_processes(left):
     halves = []
     for rank in range(2):
         model = create_model(TOGETHER, 10).double().train()
-        images, labels, _ = next(train_batches(data, TOGETHER, *input_settings(model), 0, 0, rank, 2))
+        size, mean, std = input_settings(model)
+        batch = next(train_loader(data, TOGETHER, size, mean, rank, 2).epoch())
+        images, labels = ToDevice(mean, std, torch.device("cpu"), torch.float64)(batch)
         assert len(images) == 16
-        F.cross_entropy(model(images.double()), labels).backward()
+        F.cross_entropy(model(images), labels).backward()
         halves.append([parameter.grad for parameter in model.parameters()])
     # The optimizer sorts parameters by weight decay, which is 0 here: the order is the model's.
     expected = {str(number): (one + other) / 2 for number, (one, other) in enumerate(zip(*halves, strict=True))}
@@ -83,9 +86,9 @@ def test_an_odd_number_of_images_is_evaluated_exactly(left):
             parameter.copy_(first_adamw_step(parameter, moment))
     run.model.load_state_dict(buffers[0], strict=False)
     predicted, right, loss = [], 0, 0.0
-    for images, labels, _ in eval_batches(data, TOGETHER, *run.input):
+    for images, labels in map(run.to_device, eval_loader(data, TOGETHER, run.input[0]).epoch()):
         with torch.no_grad():
-            logits = run.model.eval()(images.double())
+            logits = run.model.eval()(images)
         predicted += logits.argmax(1).tolist()
         right += (logits.argmax(1) == labels).sum().item()
         loss += F.cross_entropy(logits, labels, reduction="sum").item()

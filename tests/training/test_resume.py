@@ -188,7 +188,7 @@ def test_truncated_checkpoint_is_refused_and_kept(size, uninterrupted, tmp_path)
 )
 def test_foreign_file_is_refused(tensors, metadata, tmp_path):
     save_file(tensors, tmp_path / CHECKPOINT_FILE, metadata)
-    with pytest.raises(BinaryViTError, match="no training checkpoint of binaryvit"):
+    with pytest.raises(BinaryViTError, match="not a training checkpoint of binaryvit"):
         load_state(tmp_path / CHECKPOINT_FILE, {"configuration": "x"})
 
 
@@ -198,7 +198,7 @@ def test_pickled_checkpoint_is_refused_unopened(tmp_path):
             return (Path.touch, (tmp_path / "exploded",))
 
     torch.save({"bomb": Bomb()}, tmp_path / CHECKPOINT_FILE)
-    with pytest.raises(BinaryViTError, match="damaged or no checkpoint"):
+    with pytest.raises(BinaryViTError, match="damaged or not a checkpoint"):
         load_state(tmp_path / CHECKPOINT_FILE, {})
     assert not (tmp_path / "exploded").exists()
 

@@ -17,8 +17,10 @@ from accelerate import PartialState
 from helpers.places import TESTS
 from helpers.training_setup import PYRAMID, TIMING, VIT, student, teacher, write_teacher
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from binaryvit.data.batches import eval_batches, load_data, train_batches
+from binaryvit.data.batches import ToDevice, eval_loader
+from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers import binary_layers
 from binaryvit.models.weights_file import load_inference_weights
@@ -26,12 +28,14 @@ from binaryvit.records.predictions import read_predictions
 from binaryvit.records.run import TRAINING_VERSION, read_metrics, read_record, read_table
 from binaryvit.training import launch
 from binaryvit.training import loop as trainer_module
-from binaryvit.training.build import blocks_of, compile_blocks, create_model, input_settings
+from binaryvit.training.build import blocks_of, compile_blocks, create_model
 from binaryvit.training.evaluation import evaluate
-from binaryvit.training.loop import METRICS, Trainer
+from binaryvit.training.loop import Trainer
 from binaryvit.training.numerics import current_numerics
 from binaryvit.training.resume import CHECKPOINT_FILE
 from binaryvit.training.run import train
+from binaryvit.training.step_log import StepLog
+from binaryvit.training.tables import METRICS
 from binaryvit.training.teacher import Teacher, identity, key_of, load_teacher, run_identity
 
 VERSIONS = TESTS / "training_version.json"
@@ -46,18 +50,8 @@ def make_trainer(config, folder) -> Trainer:
 
 def in_float64(monkeypatch) -> None:
     """Lets training compute in float64, where rounding moves no sign and CPUs agree."""
-
-    def doubled(batches):
-        def iterate(*args):
-            for images, labels, rows in batches(*args):
-                yield images.double(), labels, rows
-
-        return iterate
-
     monkeypatch.setattr(trainer_module, "create_model", lambda *args: create_model(*args).double())
     monkeypatch.setattr(trainer_module, "load_teacher", lambda *args: load_teacher(*args).double())
-    monkeypatch.setattr(trainer_module, "train_batches", doubled(train_batches))
-    monkeypatch.setattr(trainer_module, "eval_batches", doubled(eval_batches))
 
 
 def numbers_of(trainer: Trainer) -> dict[str, list[float]]:
@@ -137,6 +131,12 @@ def test_record(finished):
     assert str(finished) not in (finished / "student" / "run.json").read_text()
 
 
+def evaluated(data, config) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The evaluation images and labels as a model of 32 pixels sees them."""
+    mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+    return list(map(ToDevice(mean, std, torch.device("cpu")), eval_loader(data, config, (3, 32, 32)).epoch()))
+
+
 def test_stored_weights_give_the_recorded_accuracy(finished):
     for run, dtype in (("student", "float32"), ("teacher", "float16")):
         weights = read_record(finished / run).weights
@@ -144,9 +144,8 @@ def test_stored_weights_give_the_recorded_accuracy(finished):
         assert weights.dtype == dtype and weights.bytes == path.stat().st_size
         data, config = load_data(student()), student()
         model = load_inference_weights(path).float()
-        mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
-        batches = list(eval_batches(data, config, (3, 32, 32), mean, std))
-        right = sum((model(images).argmax(1) == labels).sum().item() for images, labels, _ in batches)
+        batches = evaluated(data, config)
+        right = sum((model(images).argmax(1) == labels).sum().item() for images, labels in batches)
         assert weights.top1 == pytest.approx(100 * right / 50)
     assert read_record(finished / "student").weights.top1 == read_record(finished / "student").result.top1
 
@@ -206,10 +205,10 @@ def test_predictions_are_those_of_the_stored_weights(finished):
         assert list(table.columns) == ["predicted", "label"] and len(table) == 50
         assert 100 * (table["predicted"] == table["label"]).mean() == record.weights.top1
     model = load_inference_weights(finished / "teacher" / "weights.safetensors").float()
-    data, config = load_data(teacher()), teacher()
-    batches = list(eval_batches(data, config, *input_settings(model, 32)))
-    assert table["predicted"].tolist() == [best for images, *_ in batches for best in model(images).argmax(1).tolist()]
-    assert table["label"].tolist() == [label for _, labels, _ in batches for label in labels.tolist()]
+    images, labels = (torch.cat(parts) for parts in zip(*evaluated(load_data(teacher()), teacher()), strict=True))
+    assert (
+        table["predicted"].tolist() == model(images).argmax(1).tolist() and table["label"].tolist() == labels.tolist()
+    )
     assert (finished / "teacher" / record.predictions.file).stat().st_size < 500
 
 
@@ -310,8 +309,9 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
     ]
     for run in runs:
         run.learning_rate.set(1, 0)
-        run.loss = run._step(0, 0, train_batches(run.data, run.config, *run.input, 0))
-    assert runs[0].loss == pytest.approx(runs[1].loss, rel=1e-5)
+        run._step(0, 0, run.train_loader.epoch())
+    [[one], [other]] = (run.log.exchange([False], at_once=True)[0] for run in runs)
+    assert one.loss == pytest.approx(other.loss, rel=1e-5) and one.rows == other.rows and len(one.rows) == 32
     moments = [run.optimizer.state_dict()["state"] for run in runs]
     for number, state in moments[0].items():
         torch.testing.assert_close(state["exp_avg"], moments[1][number]["exp_avg"], rtol=1e-3, atol=1e-6)
@@ -321,14 +321,14 @@ def test_moving_average_is_what_is_kept(tmp_path):
     run = make_trainer(student(ema_decay=0.75), tmp_path)
     start = run.model.head.weight.detach().clone()
     run.learning_rate.set(0, 0)
-    run._step(0, 0, train_batches(run.data, run.config, *run.input, 0))
+    run._step(0, 0, run.train_loader.epoch())
     torch.testing.assert_close(run.trained_model.head.weight, 0.75 * start + 0.25 * run.model.head.weight)
 
 
 def test_gradient_is_clipped(tmp_path):
     run = make_trainer(student(clip_grad_norm=1e-3), tmp_path)
     run.learning_rate.set(0, 0)
-    run._step(0, 0, train_batches(run.data, run.config, *run.input, 0))
+    run._step(0, 0, run.train_loader.epoch())
     # After one step AdamW's first moment is 0.1 times the gradient.
     norms = [state["exp_avg"].norm() / 0.1 for state in run.optimizer.state_dict()["state"].values()]
     assert torch.stack(norms).norm() == pytest.approx(1e-3, rel=1e-3)
@@ -341,25 +341,81 @@ def test_bf16_trains(tmp_path):
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_loss_that_is_not_finite_stops_with_its_images(tmp_path, monkeypatch):
-    def with_nan(*args):
-        for number, (images, labels, rows) in enumerate(train_batches(*args)):
-            if number == 2:
-                images[3] = float("nan")
-                seen.extend(rows.tolist())
-            yield images, labels, rows
+@pytest.mark.parametrize("read_every", [1, 2, 10])
+def test_loss_that_is_not_finite_stops_with_its_images(read_every, tmp_path, monkeypatch):
+    """Also when later steps were done before it was read; a checkpoint only ever holds what was read."""
+    backward, step = Trainer._backward, Trainer._step
+    rows: list[list[int]] = []
 
-    seen: list[int] = []
-    monkeypatch.setattr(trainer_module, "train_batches", with_nan)
+    def with_nan(self, images, labels):
+        if len(rows) == 2:
+            images[3] = float("nan")
+        return backward(self, images, labels)
+
+    def noting(self, epoch, number, batches):
+        batch = next(batches)
+        rows.append(batch.rows.tolist())
+        return step(self, epoch, number, iter([batch]))
+
+    monkeypatch.setattr(Trainer, "_backward", with_nan)
+    monkeypatch.setattr(Trainer, "_step", noting)
+    monkeypatch.setattr(trainer_module, "StepLog", functools.partial(StepLog, read_every=read_every))
+    minutes = 0.0 if read_every == 1 else 60.0
+    config = student(checkpoint_minutes=minutes, epochs=2, max_train_images=32 * 7)
     with pytest.raises(BinaryViTError) as error:
-        train(student(checkpoint_minutes=0.0), tmp_path)
-    assert "loss became nan at step 3 of 3 in epoch 1" in str(error.value) and "clip_grad_norm" in str(error.value)
-    assert json.loads(re.search(r"\[.*\]", str(error.value)).group()) == seen and len(seen) == 32
-    kept = make_trainer(student(checkpoint_minutes=0.0), tmp_path / "fresh")
-    kept.run_dir, kept.identity = tmp_path, json.loads(_state_text(tmp_path))["identity"]
-    kept._restore()
-    assert kept.state["step"] == 2 and all(value.isfinite().all() for value in kept.model.state_dict().values())
-    assert not (tmp_path / "run.json").exists()
+        train(config, tmp_path)
+    assert "loss became nan at step 2 of 7 in epoch 1" in str(error.value) and "clip_grad_norm" in str(error.value)
+    assert json.loads(re.search(r"\[.*\]", str(error.value)).group()) == rows[1] and len(rows[1]) == 32
+    assert len(rows) == {1: 2, 2: 3, 10: 7}[read_every]
+    assert not (tmp_path / "run.json").exists() and (tmp_path / CHECKPOINT_FILE).exists() == (read_every == 1)
+    if read_every == 1:
+        kept = make_trainer(config, tmp_path / "fresh")
+        kept.run_dir, kept.identity = tmp_path, json.loads(_state_text(tmp_path))["identity"]
+        kept._restore()
+        assert kept.state["step"] == 1 and all(value.isfinite().all() for value in kept.model.state_dict().values())
+
+
+def test_when_losses_are_read_changes_no_number(tmp_path, monkeypatch):
+    config = student(max_train_images=32 * 5)
+    train(config, tmp_path / "each step")
+    monkeypatch.setattr(trainer_module, "StepLog", functools.partial(StepLog, read_every=3))
+    train(config, tmp_path / "every third")
+    one, other = (read_metrics(tmp_path / run).drop(columns=TIMING) for run in ("each step", "every third"))
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    one, other = ((tmp_path / run / "weights.safetensors").read_bytes() for run in ("each step", "every third"))
+    assert one == other
+
+
+class HostWork(TorchDispatchMode):
+    """Notes what makes a tensor on the host or waits for the device's numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name()
+        if any(word in name for word in ("_local_scalar_dense", "lift_fresh", "nonzero", "is_all_true", "equal")):
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_makes_no_tensor_on_the_host_and_reads_none(precision, tmp_path):
+    weights = str(write_teacher(tmp_path / "teacher.safetensors"))
+    config = student(teacher=weights, mixup_alpha=0.5, ema_decay=0.5, clip_grad_norm=1.0, precision=precision)
+    run = make_trainer(config, tmp_path)
+    run.learning_rate.set(0, 0)
+    batches = run.train_loader.epoch()
+    run._step(0, 0, batches)  # the first one makes the optimizer's state
+    prepared = iter([next(batches)])
+    with HostWork() as work:
+        run._step(0, 1, prepared)
+        assert work.seen == []
+        run.log.exchange([False], at_once=True)
+        torch.zeros(()).item()
+        torch.tensor([1.0])
+    assert work.seen == ["aten::_local_scalar_dense", "aten::lift_fresh"]
 
 
 def _state_text(folder: Path) -> str:
@@ -431,7 +487,7 @@ def test_teacher_identity_is_its_content(finished, tmp_path):
 
 
 def test_unfinished_teacher_is_refused(tmp_path):
-    with pytest.raises(BinaryViTError, match="no finished run: train it first"):
+    with pytest.raises(BinaryViTError, match="not a finished run: train it first"):
         identity(str(tmp_path))
 
 
@@ -468,7 +524,7 @@ def test_teacher_sees_images_in_its_own_size_and_normalization():
 def test_evaluation_counts_every_image_once(classes):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(12), torch.nn.Linear(12, classes)).train()
     images, labels = torch.randn(11, 3, 2, 2), torch.randint(classes, (11,))
-    batches = [(images[i : i + 4], labels[i : i + 4], labels[i : i + 4]) for i in range(0, 11, 4)]
+    batches = [(images[i : i + 4], labels[i : i + 4]) for i in range(0, 11, 4)]
     result = evaluate(model, batches, torch.device("cpu"))
     assert model.training
     logits = model.eval()(images)

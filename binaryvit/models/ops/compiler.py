@@ -29,16 +29,18 @@ _SECONDS = 120
 
 
 @lru_cache
-def load(source: Path) -> ctypes.CDLL | None:
+def load(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
     """The compiled functions of a source, or None where it can't be compiled; then a log message says why.
 
+    The source may include headers of its own folder; `flags` are added to the compiler's.
+
     The library is kept in the user's cache (XDG_CACHE_HOME, else ~/.cache) under a name that changes with the source,
-    the flags, the compiler and the processor, so that machines can share the folder. For Linux only.
+    its headers, the flags, the compiler and the processor, so that machines can share the folder. For Linux only.
     """
     if not sys.platform.startswith("linux"):
         return None
     try:
-        return _load(source, _compiler())
+        return _load(source, _compiler(), (*_FLAGS, *flags))
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         _logger.warning(
             "The C++ steps of %s could not be compiled or loaded, so slower ones of PyTorch take their place (%s). "
@@ -90,10 +92,11 @@ def _output(command: list[str], given: str = "") -> str:
     return done.stdout
 
 
-def _load(source: Path, compiler: list[str]) -> ctypes.CDLL:
+def _load(source: Path, compiler: list[str], flags: tuple[str, ...]) -> ctypes.CDLL:
     # All macros the compiler defines: its version, and what the processor has.
     target = _output([*compiler, "-march=native", "-x", "c++", "-E", "-dM", "-"])
-    key = hashlib.sha256("\0".join((source.read_text(), *_FLAGS, target)).encode()).hexdigest()[:16]
+    texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
+    key = hashlib.sha256("\0".join((*texts, *flags, target)).encode()).hexdigest()[:16]
     kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "binaryvit" / f"{source.stem}-{key}.so"
     if kept.exists():
         try:
@@ -102,7 +105,7 @@ def _load(source: Path, compiler: list[str]) -> ctypes.CDLL:
             kept.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=_writable(kept.parent)) as folder:
         made = Path(folder) / kept.name
-        _output([*compiler, *_FLAGS, "-o", str(made), str(source)])
+        _output([*compiler, *flags, "-o", str(made), str(source)])
         library = ctypes.CDLL(str(made))  # stays loaded when its name is gone
         with made.open("rb") as file:  # a library cut short by a crash would take down whoever loads it
             os.fsync(file.fileno())

@@ -14,7 +14,7 @@ from binaryvit.analysis.precision import findings as precision_findings
 from binaryvit.analysis.precision import measure as precision
 from binaryvit.analysis.precision.capture import layer_agreement
 from binaryvit.analysis.stored import OpenStudy, stored_runs
-from binaryvit.data.batches import load_data
+from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import cost
 from binaryvit.records.run import RunResult

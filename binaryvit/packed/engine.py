@@ -1,0 +1,155 @@
+"""Exact inference on single bits: images in, logits out, every binary product by XNOR or AND and popcount."""
+
+import copy
+import ctypes
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+import torch
+from torch import Tensor, nn
+
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.layers import FullPrecisionPatchMerging
+from binaryvit.models.ops.compiler import call, load
+from binaryvit.models.vision_transformer import BinaryVisionTransformer, Stage
+from binaryvit.packed.program import Program, write_program
+from binaryvit.packed.tensors import check_one_bit, packed_tensors, restored
+
+_SOURCE = Path(__file__).with_name("native") / "engine.cpp"
+# The engine rounds as the model's modules do, which fuse no multiplication with an addition but the norm's.
+_FLAGS = ("-ffp-contract=off",)
+
+
+def pack(model: BinaryVisionTransformer, threads: int | None = None) -> "PackedModel":
+    """The evaluation mode of a model with 1-bit weights and activations, for the CPU; later changes do not reach it."""
+    return PackedModel(model, packed_tensors(model), threads)
+
+
+class PackedModel:
+    """A binary vision transformer that computes on packed bits, on the CPU in float32.
+
+    Bit for bit the evaluation mode of the model on a processor with fused multiply-adds, but for attention
+    probabilities that round to exactly half the level. The stem, full-precision merges and the classifier are
+    PyTorch's; all between them is one call of C++. Without a compiler the modules compute the same, slowly.
+
+    Args:
+        structure: a model of the right shape; its numbers are not read, so it can be on the meta device.
+        tensors: the numbers, see `tensors.packed_tensors`.
+        threads: that compute; None: as many as PyTorch uses.
+
+    Raises:
+        BinaryViTError: weights or activations of `structure` have 32 bits.
+    """
+
+    def __init__(self, structure: BinaryVisionTransformer, tensors: Mapping[str, Tensor], threads: int | None = None):
+        check_one_bit(structure)
+        self.threads = threads
+        self.input_size = (structure.in_chans, structure.img_size, structure.img_size)
+        self._library = load(_SOURCE, _FLAGS)
+        self._programs: list[_LoadedProgram] = []
+        structure = copy.deepcopy(structure).to("meta")
+        if self._library is not None:
+            self._programs = _programs(self._library, structure, tensors)
+            _remove_blocks(structure)
+        self._modules = restored(structure, tensors)
+
+    @property
+    def instructions(self) -> str:
+        """What counts bits: the processor's instructions the engine was compiled for, or "PyTorch" without it."""
+        if self._library is None:
+            return "PyTorch"
+        self._library.instructions.restype = ctypes.c_char_p
+        return self._library.instructions().decode()
+
+    @torch.inference_mode()
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images (B, channels, size, size) to the final, normalized tokens (B, N, C); a CLS token is token 0.
+
+        Raises:
+            BinaryViTError: the images have another shape or are no floating-point numbers.
+        """
+        self._check(images)
+        x = images.float()
+        with _torch_threads(self.threads) as threads:
+            if not self._programs:
+                return self._modules.forward_features(x)
+            for stage, program in zip(self._modules.stages, self._programs, strict=True):
+                x = program.run(stage.embed_tokens(x, self._modules.cls_token), threads)
+        return x
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, channels, size, size) to logits (B, classes); raises as `forward_features`."""
+        return self._modules.forward_head(self.forward_features(images))
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.input_size or not images.is_floating_point():
+            raise BinaryViTError(
+                f"Images are floating-point numbers of shape (batch, {', '.join(map(str, self.input_size))}), "
+                f"and these are {images.dtype} of shape {tuple(images.shape)}."
+            )
+
+
+class _LoadedProgram:
+    """Stages in a row as the engine runs them, with the memory it needs."""
+
+    def __init__(self, library: ctypes.CDLL, program: Program):
+        self._library, self._program = library, program
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._lock = Lock()  # calls share the memory
+
+    def run(self, tokens: Tensor, threads: int) -> Tensor:
+        """Tokens (B, N, C) of the first stage to those of the last, (B, N', C')."""
+        program, tokens = self._program, tokens.contiguous()
+        described = (program.sizes, program.floats, program.words)
+        output = tokens.new_empty(len(tokens), program.tokens, program.channels)
+        with self._lock:
+            needed = torch.zeros((), dtype=torch.int64)
+            call(self._library.memory_needed, *described, threads, needed)
+            if len(self._memory) < needed:
+                self._memory = torch.empty(int(needed), dtype=torch.uint8)
+            call(self._library.forward, *described, tokens, output, len(tokens), threads, self._memory)
+        return output
+
+
+def _programs(
+    library: ctypes.CDLL, structure: BinaryVisionTransformer, tensors: Mapping[str, Tensor]
+) -> list[_LoadedProgram]:
+    """All stages as one program; stages between full-precision merges, which PyTorch computes, each as one."""
+    library.lanes.restype = ctypes.c_int64
+    lanes = library.lanes()
+    stages = {f"stages.{index}": stage for index, stage in enumerate(structure.stages)}
+    groups: list[dict[str, Stage]] = []
+    for name, stage in stages.items():
+        if not groups or isinstance(stage.embed, FullPrecisionPatchMerging):
+            groups.append({})
+        groups[-1][name] = stage
+    norms: list[str | None] = [None] * len(groups)
+    if not isinstance(structure.norm, nn.Identity):
+        norms[-1] = "norm"
+    return [
+        _LoadedProgram(library, write_program(group, norm, tensors, lanes))
+        for group, norm in zip(groups, norms, strict=True)
+    ]
+
+
+def _remove_blocks(structure: BinaryVisionTransformer) -> None:
+    """Leaves of a model what the programs do not compute: what brings tokens to a program, and the head."""
+    for stage in structure.stages:
+        stage.blocks = nn.ModuleList()
+    if not isinstance(structure.stages[-1].embed, FullPrecisionPatchMerging):
+        structure.stages = structure.stages[:1]
+    structure.norm = nn.Identity()
+
+
+@contextmanager
+def _torch_threads(threads: int | None) -> Iterator[int]:
+    """PyTorch uses so many threads here; gives their number (None: as many as it uses already)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield threads or before
+    finally:
+        torch.set_num_threads(before)
