@@ -1,0 +1,50 @@
+"""Paired differences: their coverage, their limits, and what they refuse."""
+
+import numpy as np
+import pytest
+
+from binaryvit.analysis.paired import paired_difference
+from binaryvit.errors import BinaryViTError
+
+
+def test_one_seed_is_the_paired_test_of_two_shares():
+    """With b images that only `after` gets right and c that only `before` does (McNemar's numbers)."""
+    n, b, c = 1000, 60, 40
+    before, after = np.zeros(n, bool), np.zeros(n, bool)
+    after[:b] = True
+    before[b : b + c] = True
+    before[500:] = after[500:] = True
+    found = paired_difference([before], [after])
+    variance = (b + c) / n - ((b - c) / n) ** 2
+    half = 1.9623 * np.sqrt(variance / (n - 1))  # Student's with 999 degrees of freedom
+    assert found.points == pytest.approx(2.0) and found.seeds == 1
+    assert (found.low, found.high) == pytest.approx((2 - 100 * half, 2 + 100 * half), abs=1e-3)
+    assert found.is_resolved == (100 * half < 2)
+
+
+def test_few_seeds_that_disagree_resolve_nothing():
+    rng = np.random.default_rng(0)
+    right = [rng.random(5000) < share for share in (0.50, 0.50, 0.50)]
+    better = [rng.random(5000) < share for share in (0.51, 0.55, 0.53)]
+    assert not paired_difference(right, better).is_resolved
+    assert paired_difference(right[:1], better[1:2]).is_resolved, "one pair alone does not know of the seeds"
+    equal = paired_difference(right, right)
+    assert (equal.points, equal.low, equal.high) == (0, 0, 0) and not equal.is_resolved
+
+
+def test_intervals_hold_what_they_promise():
+    """Models whose accuracy varies by seed and whose errors lie on the same hard images."""
+    rng, inside, trials = np.random.default_rng(1), 0, 400
+    for _ in range(trials):
+        hard = rng.normal(size=400)
+        sides = [[rng.normal(0, 0.1) + gain + hard + rng.normal(size=400) > 0 for _ in range(3)] for gain in (0.0, 0.0)]
+        found = paired_difference(*sides)
+        inside += found.low <= 0 <= found.high
+    assert 0.94 <= inside / trials <= 1.0
+
+
+def test_other_images_or_seeds_are_refused():
+    images = np.ones(5, bool)
+    for before, after in (([images], [images, images]), ([images], [images[:4]])):
+        with pytest.raises(BinaryViTError, match="same seeds and the same evaluation images"):
+            paired_difference(before, after)
