@@ -39,8 +39,8 @@ def paired_difference(before: Sequence[np.ndarray], after: Sequence[np.ndarray])
         var_s(mean_i d) / S + var_i(mean_s d) / N,
 
     the part of the seeds and that of the images; what belongs to a single seed and image is in both, which makes the
-    interval a little too wide. Its quantile is Student's, with Satterthwaite's (1946) degrees of freedom, which few seeds
-    leave few of.
+    interval a little too wide. Its quantile is Student's, with Satterthwaite's (1946) degrees of freedom: few, where
+    there are few seeds.
 
     Args:
         before, after: per seed, in the same order, whether each image was classified right: bool (N,).

@@ -1,0 +1,41 @@
+"""Compiled training is one graph a block, without breaks, and nothing is compiled again after the first epoch."""
+
+import pytest
+import timm
+import torch
+from torch._dynamo.utils import counters
+
+import binaryvit  # noqa: F401 - registers the models
+from binaryvit.models.ops import native
+from binaryvit.training.build import blocks_of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "arguments", "implementation"),
+    [
+        ("binaryvit_micro_patch2_32", {"depths": (2, 1, 1)}, "modules"),
+        ("reactdeit_micro_patch4_32", {"depths": 2}, "native"),
+        ("deit_micro_patch4_32", {}, "modules"),
+    ],
+)
+def test_blocks_are_whole_graphs_and_stay_compiled(name, arguments, implementation, monkeypatch) -> None:
+    if implementation == "modules":  # as on a GPU
+        monkeypatch.setattr(native, "fits", lambda *_: False)
+    torch._dynamo.reset()
+    counters.clear()
+    model = timm.create_model(name, img_size=16, **arguments)
+    for block in blocks_of(model):
+        block.compile(dynamic=False, fullgraph=True, backend="aot_eager")
+    images, compiled = torch.randn(4, 3, 16, 16), []
+    for _epoch in range(2):
+        for training in (True, True, False):
+            model.train(training)
+            with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
+                logits = model(images)
+            if training:
+                logits.sum().backward()
+        compiled.append(counters["stats"]["unique_graphs"])
+    assert not counters["graph_break"]
+    assert 0 < compiled[0] == compiled[1]
+    torch._dynamo.reset()
