@@ -63,7 +63,7 @@ def export_timm(
     _refuse_existing([folder / name for name in TIMM_FILES], overwrite)
     found = _find(run)
     if found.record is None:
-        raise BinaryViTError(f"{run} is no finished run, whose numbers the model card would show: give its folder.")
+        raise BinaryViTError(f"{run} is not the folder of a finished run, whose numbers the model card shows.")
     description, model = _complete(found, class_names), model_of(found.file)
     with tempfile.TemporaryDirectory() as made:
         save_for_hf(
@@ -96,7 +96,7 @@ def _find(path: str | Path) -> _Source:
     record = read_record(folder)
     if path.is_dir() and record is None:
         raise BinaryViTError(
-            f"{path} is no finished run, for it has no run.json: give a run's folder or a weights file."
+            f"{path} has no run.json, so it is not a finished run: give a run's folder or a weights file."
         )
     if path.is_dir():
         path = path / record.weights.file

@@ -95,4 +95,4 @@ def test_what_cannot_be_exported_gets_a_sentence(run, form, match, tmp_path, cap
     source = RUNS / run if match else tmp_path / "a run" / "weights.safetensors"
     assert main(["export", str(source), str(tmp_path / "target"), "--format", form]) == 2
     error = capsys.readouterr().err
-    assert (match or "is no finished run") in error and not (tmp_path / "target").exists()
+    assert (match or "is not the folder of a finished run") in error and not (tmp_path / "target").exists()

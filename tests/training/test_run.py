@@ -174,7 +174,7 @@ def test_the_weights_name_their_classes_and_how_images_were_prepared(finished):
     record = read_record(finished / "student")
     description = read_weights_file(finished / "student" / "weights.safetensors").description
     assert description.class_names == tuple("0123456789")
-    size = record.config["image_size"]
+    size = load_inference_weights(finished / "student" / "weights.safetensors").img_size
     assert description.preprocessing.input_size == (3, size, size)
     assert description.preprocessing.crop_pct == record.config["eval_crop"]
 
