@@ -42,7 +42,7 @@ format: install ## put code and notebooks into that form
 	$(BIN)/ruff format
 	$(BIN)/nbstripout notebooks/*.ipynb
 
-lock: install ## requirements.lock anew, after a change of the dependencies in pyproject.toml
+lock: install ## resolve requirements.lock again, after a change of the dependencies in pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --extra dev --no-annotate --custom-compile-command "make lock" \
 		--output-file requirements.lock pyproject.toml
 

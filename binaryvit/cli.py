@@ -1,6 +1,8 @@
-"""The command line: `binaryvit reproduce`, `status`, `figures`, `verify`, `commands`, `train` and `bench`.
+"""The command line: `binaryvit reproduce`, `status`, `figures`, `verify`, `commands`, `train`, `export`, `classify`
+and `bench`.
 
-Exit codes: 0 all is done, 1 something is not (a run failed, is stale or missing; a table or figure is not current),
+Exit codes: 0 all is done, 1 something is not (a run failed, is stale or missing; a table or figure is not current; a
+file is no image),
 2 a mistake in what was asked for, 130 interrupted.
 """
 
@@ -82,6 +84,21 @@ def _parser() -> argparse.ArgumentParser:
         "--run-id", default="", metavar="ID", help="the run's name in the record (default: the folder's)"
     )
     train.set_defaults(command=_train)
+
+    export = commands.add_parser("export", help="write a trained model for deployment: one packed file, or for timm")
+    export.add_argument("source", metavar="RUN_OR_WEIGHTS", help="the folder of a finished run, or a weights file")
+    export.add_argument("target", metavar="TARGET", help="the file to write, such as model.bvit; for timm a folder")
+    export.add_argument("--format", choices=["packed", "timm"], default="packed", help="default: packed")
+    export.add_argument("--class-names", metavar="FILE", help="one name a line, where the weights do not name them")
+    export.add_argument("--overwrite", action="store_true", help="replace what is there")
+    export.set_defaults(command=_export)
+
+    classify = commands.add_parser("classify", help="say what is on images, by a packed model")
+    classify.add_argument("model", metavar="MODEL", help="a packed file, or a run's weights file")
+    classify.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    classify.add_argument("--top", type=int, default=5, metavar="N", help="classes an image (default: 5)")
+    classify.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
+    classify.set_defaults(command=_classify)
 
     bench = commands.add_parser("bench", help="measure this machine's speed")
     measurements = bench.add_subparsers(required=True, metavar="WHAT")
@@ -215,6 +232,35 @@ def _train(options: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0":  # one of the processes that a launcher started
         print(f"{options.output}: top-1 {record.result.top1:.2f} % after {record.result.epochs} epochs")
     return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from binaryvit.packed.export import export_packed, export_timm
+
+    export = {"packed": export_packed, "timm": export_timm}[options.format]
+    print(export(options.source, options.target, options.class_names, options.overwrite))
+    return 0
+
+
+def _classify(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from binaryvit.packed.classify import Classifier, image_files
+
+    if options.top < 1:
+        raise BinaryViTError("--top is a positive number.")
+    classifier, files = Classifier(options.model), image_files(options.images)
+    problems = 0
+    # A bar for many files, and only where someone watches.
+    for answer in tqdm(classifier.classify(files, options.top), total=len(files), disable=None if files[1:] else True):
+        problems += answer.problem is not None
+        if options.json:
+            tqdm.write(answer.as_json())
+        elif answer.problem is None:
+            tqdm.write(answer.as_text())
+        else:
+            tqdm.write(f"binaryvit: {answer.problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _bench_load(options: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from binaryvit.errors import BinaryViTError
@@ -60,6 +61,20 @@ class Preprocessing(_Strict):
         if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
             raise ValueError("mean and std need one number per channel, std a positive one")
         return self
+
+    @classmethod
+    def of(cls, model: nn.Module, crop_pct: float | None = None) -> Self:
+        """What timm knows of a model's images, at the size it was built for; `crop_pct` None: timm's."""
+        settings = resolve_data_config({}, model=model)
+        size = getattr(getattr(model, "patch_embed", model), "img_size", None) or settings["input_size"][1:]
+        height, width = (size, size) if isinstance(size, int) else size
+        return cls(
+            input_size=(settings["input_size"][0], height, width),
+            mean=settings["mean"],
+            std=settings["std"],
+            crop_pct=settings["crop_pct"] if crop_pct is None else crop_pct,
+            interpolation=settings["interpolation"],
+        )
 
 
 class Description(_Strict):
@@ -106,7 +121,7 @@ class WeightsFile:
         """
         variant, arguments = self.description.variant, self.description.model_args
         try:
-            if variant not in timm.list_models():
+            if not timm.is_model(variant):
                 raise ValueError("no model of this library or timm has that name")
             if loading := sorted(LOADING_ARGS & arguments.keys()):
                 raise ValueError(f"its arguments {', '.join(loading)} would load other files")
@@ -117,7 +132,7 @@ class WeightsFile:
                 return timm.create_model(variant, **arguments).eval()
         except Exception as error:  # whatever a constructor makes of arguments that nobody meant
             raise BinaryViTError(
-                f"{self.path} describes a model that can't be built here, {variant!r}: {error}"
+                f"{self.path} describes a model that can't be built here, {_brief(f'{variant!r}: {error}')}"
             ) from error
 
     def check(self, skeleton: nn.Module, shapes: dict[str, torch.Size], floats: set[torch.dtype]) -> None:
@@ -140,7 +155,8 @@ class WeightsFile:
 
     def misfit(self, error: Exception) -> BinaryViTError:
         """The sentence for content that contradicts the description."""
-        return BinaryViTError(f"{self.path} does not fit the {self.description.variant} it describes: {error}.")
+        described = f"{self.description.variant} it describes: {error}"
+        return BinaryViTError(f"{self.path} does not fit the {_brief(described)}.")
 
 
 def save_inference_weights(
@@ -246,9 +262,14 @@ def _parse(path: Path, text: str) -> Description:
                 f"{path} is not of a version that this library reads (1 to {VERSION}); "
                 "use the version of the library that wrote it."
             ) from error
-        raise BinaryViTError(
-            f"The description in {path} is damaged ({where}: {first['msg']}); write the file again."
-        ) from error
+        reason = _brief(f"{where}: {first['msg']}")
+        raise BinaryViTError(f"The description in {path} is damaged ({reason}); write the file again.") from error
+
+
+def _brief(text: str) -> str:
+    """What a file says, as much of it as goes into a sentence."""
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _check_bounds(model_args: dict[str, Any], largest: int, deepest: int) -> None:

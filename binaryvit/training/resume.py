@@ -21,7 +21,7 @@ _METADATA = "binaryvit_training_state"
 
 
 def initial_state(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint holds beside tensors, before the first step of the run that `identity` describes."""
+    """What a checkpoint holds besides tensors, before the first step of the run that `identity` describes."""
     return {
         "identity": identity,
         "sources": [],  # the commits it was trained at, in their order

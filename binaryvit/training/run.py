@@ -16,7 +16,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
 from binaryvit.models.ops import native
 from binaryvit.models.ops.compiler import require_compiler
-from binaryvit.models.weights_file import load_inference_weights, save_inference_weights
+from binaryvit.models.weights_file import Preprocessing, load_inference_weights, save_inference_weights
 from binaryvit.records.predictions import write_predictions
 from binaryvit.records.provenance import describe_hardware, package_versions
 from binaryvit.records.run import (
@@ -118,7 +118,15 @@ def _store_weights(trainer: Trainer) -> Evaluation:
         arguments = model_arguments(config, trainer.data.num_classes)
         write_text_atomically(run_dir / HISTOGRAM_FILE, latent_histograms(model).to_csv(index=False))
         write_text_atomically(run_dir / LATENT_LAYERS_FILE, latent_layers(model).to_csv(index=False))
-        save_inference_weights(model, path, config.variant, arguments, getattr(torch, config.weights_dtype))
+        save_inference_weights(
+            model,
+            path,
+            config.variant,
+            arguments,
+            getattr(torch, config.weights_dtype),
+            class_names=trainer.data.class_names,
+            preprocessing=Preprocessing.of(model, config.eval_crop),
+        )
     trainer.process.wait_for_everyone()
     stored = load_inference_weights(path).float().to(trainer.device)
     return trainer.evaluate(stored, "fp32")

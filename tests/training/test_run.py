@@ -23,7 +23,7 @@ from binaryvit.data.batches import ToDevice, eval_loader
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers import binary_layers
-from binaryvit.models.weights_file import load_inference_weights
+from binaryvit.models.weights_file import load_inference_weights, read_weights_file
 from binaryvit.records.predictions import read_predictions
 from binaryvit.records.run import TRAINING_VERSION, read_metrics, read_record, read_table
 from binaryvit.training import launch
@@ -168,6 +168,15 @@ def test_flips_and_histograms_describe_the_latent_weights(tmp_path):
     assert last["flip_rate"] == pytest.approx(
         (flips.set_index("layer")["flip_rate"][-len(sizes) :] * sizes).sum() / sizes.sum()
     )
+
+
+def test_the_weights_name_their_classes_and_how_images_were_prepared(finished):
+    record = read_record(finished / "student")
+    description = read_weights_file(finished / "student" / "weights.safetensors").description
+    assert description.class_names == tuple("0123456789")
+    size = load_inference_weights(finished / "student" / "weights.safetensors").img_size
+    assert description.preprocessing.input_size == (3, size, size)
+    assert description.preprocessing.crop_pct == record.config["eval_crop"]
 
 
 def test_levels_and_shifts_are_recorded_each_epoch(finished):

@@ -23,11 +23,14 @@ _BEGIN, _END = "<!-- made by binaryvit.analysis.ladder.headline -->", "<!-- unti
 
 
 def headline(study: Study) -> str:
-    """The short table and its sentences, in Markdown. Raises BinaryViTError when a run of the ladder is missing."""
+    """The short table and its sentences, in Markdown. Raises BinaryViTError while a run is missing or stale."""
     rows = read_ladder(study)
     unfinished = [row.label for row in rows if row.stale or row.missing]
     if unfinished:
-        raise BinaryViTError(f"The study {study.name} is not finished, so there is no headline: {unfinished}.")
+        raise BinaryViTError(
+            f"The study {study.name} has no headline yet, because these rows are missing or stale: "
+            f"{', '.join(unfinished)}. `binaryvit status` says why."
+        )
     sentences = "\n".join(f"- {sentence}" for sentence in take_away(rows))
     return f"{_table(rows)}\n\n{describe_scale(rows)}.\n\n{sentences}"
 

@@ -1,0 +1,98 @@
+"""Exports of a run: a packed file, and a folder that timm opens; nothing of a user's is replaced unasked."""
+
+import json
+import shutil
+
+import pytest
+import timm
+import torch
+import yaml
+from helpers.places import ROOT
+
+from binaryvit.cli import main
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.weights_file import load_inference_weights
+from binaryvit.packed.export import TIMM_FILES, export_packed, export_timm
+from binaryvit.packed.file import read_packed
+
+RUNS = ROOT / "results/smoke/runs"
+RUN = RUNS / "binaryvit_micro_patch2_32-seed0"
+IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("source", [RUN, RUN / "weights.safetensors"], ids=["run", "weights"])
+def test_a_packed_run_gives_its_logits_and_knows_its_images(source, tmp_path):
+    packed = read_packed(export_packed(source, tmp_path / "new" / "model.bvit"))
+    with torch.no_grad():
+        assert torch.equal(packed.model()(IMAGES), load_inference_weights(RUN / "weights.safetensors")(IMAGES))
+    # The run was evaluated on the whole image, unlike its variant's default.
+    prepared = packed.description.preprocessing
+    assert (prepared.input_size, prepared.crop_pct, prepared.interpolation) == ((3, 16, 16), 1.0, "bicubic")
+
+
+def test_class_names_come_from_a_file_where_the_weights_have_none(tmp_path):
+    names = [f"the {number}" for number in range(10)]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    exported = export_packed(RUN, tmp_path / "model.bvit", class_names=tmp_path / "names.txt")
+    assert read_packed(exported).description.class_names == tuple(names)
+    (tmp_path / "names.txt").write_text("only one\n")
+    with pytest.raises(BinaryViTError, match="names 1 classes, and the model distinguishes 10"):
+        export_packed(RUN, tmp_path / "other.bvit", class_names=tmp_path / "names.txt")
+
+
+@pytest.mark.parametrize(
+    "run", ["binaryvit_micro_patch2_32", "binaryvit_micro_patch2_32_w32a1", "deit_micro_patch4_32"]
+)
+def test_timm_opens_the_folder_and_gives_the_runs_logits(run, tmp_path):
+    folder = export_timm(RUNS / f"{run}-seed0", tmp_path / "model")
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        stored = load_inference_weights(RUNS / f"{run}-seed0" / "weights.safetensors")
+        assert torch.equal(model(IMAGES), stored(IMAGES))
+    settings = timm.data.resolve_data_config(model=model)
+    assert (tuple(settings["input_size"]), settings["crop_pct"]) == ((3, 16, 16), 1.0)
+
+
+def test_the_model_card_has_the_runs_numbers(tmp_path):
+    card = (export_timm(RUN, tmp_path / "model") / "README.md").read_text()
+    _, metadata, text = card.split("---\n", 2)
+    record = json.loads((RUN / "run.json").read_text())
+    [result] = yaml.safe_load(metadata)["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == pytest.approx(record["weights"]["top1"], abs=1e-4)
+    assert result["dataset"]["name"] == "digits"
+    assert "92.22 % of 360 images" in text and record["git"]["commit"] in text and "learning_rate: 0.002" in text
+
+
+@pytest.mark.parametrize("form", ["packed", "timm"])
+def test_a_users_file_is_left_alone_unless_told(form, tmp_path, capsys):
+    target = tmp_path / "target"
+    existing = target / "README.md" if form == "timm" else target
+    existing.parent.mkdir(exist_ok=True)
+    existing.write_text("mine")
+    command = ["export", str(RUN), str(target), "--format", form]
+    assert main(command) == 2
+    assert "left as it is" in capsys.readouterr().err
+    assert existing.read_text() == "mine" and [path for path in tmp_path.rglob("*") if path.is_file()] == [existing]
+    assert main([*command, "--overwrite"]) == 0
+    assert existing.read_bytes() != b"mine"
+    if form == "timm":
+        assert {path.name for path in target.iterdir()} == set(TIMM_FILES)
+
+
+@pytest.mark.parametrize(
+    ("run", "form", "match"),
+    [
+        ("deit_micro_patch4_32-seed0", "packed", "Only a BinaryVisionTransformer"),
+        ("binaryvit_micro_patch2_32_w1a32-seed0", "packed", "32-bit activations"),
+        ("no_such_run", "packed", "There is no file"),
+        ("", "packed", "no run.json"),
+        ("binaryvit_micro_patch2_32-seed0/weights.safetensors", "timm", None),
+    ],
+)
+def test_what_cannot_be_exported_gets_a_sentence(run, form, match, tmp_path, capsys):
+    shutil.copytree(RUNS / "binaryvit_micro_patch2_32-seed0", tmp_path / "a run")
+    (tmp_path / "a run" / "run.json").unlink()
+    source = RUNS / run if match else tmp_path / "a run" / "weights.safetensors"
+    assert main(["export", str(source), str(tmp_path / "target"), "--format", form]) == 2
+    error = capsys.readouterr().err
+    assert (match or "is not the folder of a finished run") in error and not (tmp_path / "target").exists()
