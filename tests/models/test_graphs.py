@@ -14,7 +14,17 @@ from binaryvit.training.build import blocks_of
 @pytest.mark.parametrize(
     ("name", "arguments", "implementation"),
     [
-        ("binaryvit_micro_patch2_32", {"depths": (2, 1, 1)}, "modules"),
+        (
+            "binaryvit_micro_patch2_32",
+            {
+                "embed_dims": (64, 128),
+                "depths": (1, 1),
+                "num_heads": (1, 2),
+                "mlp_ratios": (2, 2),
+                "reductions": (2, 1),
+            },
+            "modules",
+        ),
         ("reactdeit_micro_patch4_32", {"depths": 2}, "native"),
         ("deit_micro_patch4_32", {}, "modules"),
     ],
