@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from binaryvit.analysis.training_curves import training_curves
 from helpers.places import TESTS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
@@ -18,7 +19,6 @@ from PIL import Image
 from binaryvit.analysis import figure_files
 from binaryvit.analysis.ladder.figures import accuracy_against_operations
 from binaryvit.analysis.style import DOUBLE_COLUMN
-from binaryvit.analysis.training_curves import training_curves
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.palette import GREY
