@@ -12,8 +12,8 @@ from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.run import METRICS_FILE, RECORD_FILE, read_metrics, read_record, read_table
-from binaryvit.training.layer_tables import FLIPS_FILE, LEVELS_FILE, SHIFTS_FILE
 from binaryvit.training.run import LATENT_LAYERS_FILE
+from binaryvit.training.tables import FLIPS_FILE, LEVELS_FILE, SHIFTS_FILE
 
 _BLOCK = r"^stages\.(\d+)\.(?:blocks\.(\d+)|embed)"
 

@@ -9,7 +9,7 @@ from binaryvit.analysis import curves
 from binaryvit.analysis.curves import figures
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.records.run import read_record
-from binaryvit.training.layer_tables import FLIPS_FILE, LEVELS_FILE, SHIFTS_FILE
+from binaryvit.training.tables import FLIPS_FILE, LEVELS_FILE, SHIFTS_FILE
 
 LAYERS = ["stages.0.blocks.0.attn.q.linear", "stages.0.blocks.0.mlp.fc1.linear", "stages.1.embed.linear"]
 
