@@ -10,13 +10,13 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from binaryvit.analysis.training_curves import training_curves
 from helpers.places import TESTS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
 from binaryvit.analysis import figure_files
+from binaryvit.analysis.curves.figures import training_curves
 from binaryvit.analysis.ladder.figures import accuracy_against_operations
 from binaryvit.analysis.style import DOUBLE_COLUMN
 from binaryvit.errors import BinaryViTError
