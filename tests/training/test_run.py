@@ -510,6 +510,18 @@ def test_when_losses_are_read_changes_no_number(tmp_path, monkeypatch):
     assert one == other
 
 
+def test_what_steps_measured_arrives_one_call_late_and_all_of_it_at_the_end():
+    log = StepLog(PartialState(cpu=True), batch_size=4, read_every=2)
+    arrived = []
+    for step in range(5):
+        log.append(0, step, [torch.tensor([step])], torch.full((4,), 4.0 * step))
+        results, agreed = log.exchange([step == 1, False], at_once=step == 4)
+        arrived.append([result.step for result in results])
+        assert all(result.loss == result.step and result.rows == [result.step] for result in results)
+        assert agreed == [step == 2, False]
+    assert arrived == [[], [], [0, 1], [], [2, 3, 4]]
+
+
 class HostWork(TorchDispatchMode):
     """Notes what makes a tensor on the host or waits for the device's numbers."""
 
@@ -524,7 +536,7 @@ class HostWork(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_step_makes_no_tensor_on_the_host_and_reads_none(precision, tmp_path):
     weights = str(write_teacher(tmp_path / "teacher.safetensors"))
     config = student(teacher=weights, mixup_alpha=0.5, ema_decay=0.5, clip_grad_norm=1.0, precision=precision)
