@@ -1,5 +1,5 @@
-"""The command line: `binaryvit reproduce`, `status`, `figures`, `verify`, `commands`, `train`, `export`, `classify`
-and `bench`.
+"""The command line: `binaryvit reproduce`, `status`, `figures`, `verify`, `commands`, `train`, `evaluate`, `export`,
+`classify` and `bench`.
 
 Exit codes: 0 all is done, 1 something is not (a run failed, is stale or missing; a table or figure is not current; a
 file is no image),
@@ -99,6 +99,17 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("--top", type=int, default=5, metavar="N", help="classes an image (default: 5)")
     classify.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
     classify.set_defaults(command=_classify)
+
+    evaluate = commands.add_parser("evaluate", help="evaluate stored weights again: a finished run's, or a file's")
+    evaluate.add_argument("weights", metavar="RUN_OR_WEIGHTS", help="the folder of a finished run, or a weights file")
+    evaluate.add_argument("--data", metavar="NAME", help="the data set (default: the run's; a file needs it)")
+    evaluate.add_argument("--data-dir", metavar="DIR", help="a local copy of the data set")
+    evaluate.add_argument("--eval-split", metavar="NAME", help="the split (default: the run's)")
+    evaluate.add_argument(
+        "--eval-crop", type=float, metavar="SHARE", help="the centre that is kept (default: the run's)"
+    )
+    evaluate.add_argument("--batch-size", type=int, metavar="N", help="images at a time (default: the run's)")
+    evaluate.set_defaults(command=_evaluate)
 
     bench = commands.add_parser("bench", help="measure this machine's speed")
     measurements = bench.add_subparsers(required=True, metavar="WHAT")
@@ -261,6 +272,17 @@ def _classify(options: argparse.Namespace) -> int:
         else:
             tqdm.write(f"binaryvit: {answer.problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from binaryvit.training.stored import evaluate_stored
+
+    names = ("data", "data_dir", "eval_split", "eval_crop", "batch_size")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    result, images = evaluate_stored(options.weights, **given)
+    top5 = "" if result.top5 is None else f", top-5 {result.top5:.2f} %"
+    print(f"{options.weights}: top-1 {result.top1:.2f} %{top5}, cross-entropy {result.loss:.4f} on {images}")
+    return 0
 
 
 def _bench_load(options: argparse.Namespace) -> int:

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import timm
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 from timm.data.transforms_factory import create_transform
 
 from binaryvit.errors import BinaryViTError
 
-# These say where and how fast a run happens, not which numbers it produces. In the key, the identity of the teacher's
-# content replaces its path.
-NOT_IN_KEY = frozenset({"data_dir", "data_label", "teacher", "workers", "threads", "checkpoint_minutes"})
+# These say where and how fast a run happens and what else it keeps, not which numbers it produces. In the key, the
+# identities of the contents replace the paths of the teacher and of the weights to start from.
+NOT_IN_KEY = frozenset(
+    {"data_dir", "data_label", "teacher", "init_from", "workers", "threads", "checkpoint_minutes", "keep_best"}
+)
 
 _NOT_MODEL_ARGS = {
     "num_classes": "comes from the data",
@@ -85,6 +88,9 @@ class TrainingConfig(BaseModel):
     teacher_variant: str | None = None
     distillation_weight: float = Field(0.9, ge=0, le=1)  # share of the distillation loss while mixup or cutmix is on
 
+    # Where training starts: random weights of `seed`, and of these places what fits (`training.initialization`).
+    init_from: str | None = Field(None, min_length=1)
+
     # Optimization.
     seed: int = Field(0, ge=0, lt=2**32)
     latent_scale: float = Field(1.0, gt=0)  # latent weights of binary layers start at this fraction of PyTorch's values
@@ -120,12 +126,13 @@ class TrainingConfig(BaseModel):
     drop_path: float = Field(0.0, ge=0, lt=1)
 
     # Execution.
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compile: bool = False
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # fp16 scales its loss; on a CPU it is slow
+    compile: bool | None = None  # None: where there is a CUDA device; see `resolved`
     workers: int | None = Field(None, ge=0)  # data-loading processes per training process; None: as many as useful
     threads: int | None = Field(None, ge=1)  # CPU threads per training process; None: PyTorch's choice
     processes: int = Field(1, ge=1)  # training processes, one per GPU
     checkpoint_minutes: float = Field(5.0, ge=0)  # between checkpoints inside an epoch; 0: after every step
+    keep_best: bool = False  # also keep the weights of the epoch that was best on the evaluation split
     weights_dtype: Literal["float32", "float16"] = "float32"  # of the stored weights that are not binary
 
     def __init__(self, /, **fields: Any) -> None:
@@ -249,19 +256,29 @@ class TrainingConfig(BaseModel):
         """Learning rate at the top of the schedule: scaled linearly with the effective batch."""
         return self.learning_rate * self.batch_size / self.learning_rate_batch
 
-    def key(self, teacher_identity: str | None = None) -> str:
+    def resolved(self, compile: bool | None = None) -> Self:
+        """The configuration with `compile` decided where it is None: as given, else as it is on this machine."""
+        if self.compile is not None:
+            return self
+        return self.model_copy(update={"compile": torch.cuda.is_available() if compile is None else compile})
+
+    def key(self, teacher_identity: str | None = None, init_identity: str | None = None) -> str:
         """Hex SHA-256 of what determines the run's numbers, apart from the data and the training code's version.
 
         Settings at their default are left out, so a setting that is new keeps the key of what was trained before it. A
         default that changes is a change of the training code, with a version of its own.
 
         `teacher_identity` names the content of the teacher where there is one (`training.teacher.identity` of one that
-        exists, `training.teacher.run_identity` of one that will).
+        exists, `training.teacher.run_identity` of one that will), `init_identity` that of `init_from`. An undecided
+        `compile` counts as what it is on this machine (`resolved`).
         """
-        if self.teacher is not None and teacher_identity is None:
-            raise ValueError("The key of a configuration with a teacher needs the teacher's identity.")
-        content = self.model_dump(mode="json", exclude=NOT_IN_KEY, exclude_defaults=True)
+        for name, identity in (("teacher", teacher_identity), ("init_from", init_identity)):
+            if getattr(self, name) is not None and identity is None:
+                raise ValueError(f"The key of a configuration with {name} needs the identity of its content.")
+        content = self.resolved().model_dump(mode="json", exclude=NOT_IN_KEY, exclude_defaults=True)
         content |= {"teacher": teacher_identity, "data": without_place(self.data)}
+        if init_identity is not None:
+            content["init_from"] = init_identity
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

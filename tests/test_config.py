@@ -92,7 +92,8 @@ def test_auto_augment_of_the_recipe_is_accepted():
 def test_key_ignores_where_and_how_fast_and_sees_all_else():
     base = TrainingConfig(**VIT)
     elsewhere = {"data_dir": "d", "data_label": "l", "workers": 3, "threads": 2, "checkpoint_minutes": 1.0}
-    assert set(elsewhere) == NOT_IN_KEY - {"teacher"}
+    elsewhere |= {"keep_best": True}
+    assert set(elsewhere) == NOT_IN_KEY - {"teacher", "init_from"}
     assert TrainingConfig(**VIT, **elsewhere).key() == base.key()
     changed = {
         "variant": "vit_small_patch16_224", "model_args": {"depth": 1}, "image_size": 32, "data": "x",
@@ -120,6 +121,19 @@ def test_a_setting_that_came_later_leaves_the_keys_of_earlier_runs_alone():
 def test_key_holds_the_teachers_content_not_its_place():
     here, there = (TrainingConfig(**VIT, teacher=place) for place in ("a/run", "b/run"))
     assert here.key("same") == there.key("same") != here.key("other")
+    here, there = (TrainingConfig(**VIT, init_from=place) for place in ("a/run", "b/run"))
+    assert here.key(None, "same") == there.key(None, "same") != here.key(None, "other")
+    with pytest.raises(ValueError, match="needs the identity"):
+        here.key()
+
+
+def test_an_open_compile_counts_as_what_it_is_here(monkeypatch):
+    config = TrainingConfig(**VIT)
+    for here in (False, True):
+        monkeypatch.setattr("torch.cuda.is_available", lambda here=here: here)
+        assert config.resolved().compile is here and config.key() == TrainingConfig(**VIT, compile=here).key()
+        assert config.resolved(not here).compile is not here
+        assert TrainingConfig(**VIT, compile=not here).resolved(here).compile is not here
 
 
 def test_held_out_images_are_instead_of_an_evaluation_split():

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
-from binaryvit.analysis import activations, attention, branches, ladder, precision
+from binaryvit.analysis import activations, attention, branches, curves, ladder, precision
 from binaryvit.analysis.ladder.tables import Table
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
 
 ANALYSES: dict[str, Callable[[OpenStudy], Sequence[Table | Drawing]]] = {
     "tables.ipynb": ladder.products,
+    "curves.ipynb": curves.drawings,
     "attention.ipynb": attention.drawings,
     "activations.ipynb": activations.drawings,
     "branches.ipynb": branches.drawings,

@@ -149,7 +149,7 @@ def study_of_folders(folders: Sequence[str | Path], data_dir: str | Path | None 
 
 def _teacher_among(records: dict[Path, RunRecord], student: RunRecord, config: TrainingConfig) -> str | None:
     """The name of the folder that holds a run's teacher: the one that gives the student its key."""
-    if config.teacher is None:
+    if config.teacher is None or config.init_from is not None:  # the key then holds more than the folders tell
         return None
     made = (
         folder.name

@@ -97,6 +97,17 @@ class WeightsRecord(_Record):
     top1: float
 
 
+class BestRecord(_Record):
+    """The weights of the epoch that was best on the evaluation split, the first of equals; `top1` is that epoch's.
+
+    Chosen by what it is measured on, this accuracy is too high by some amount: a comparison takes the last epoch's.
+    """
+
+    file: str  # relative to the run's folder
+    epoch: int  # from 1
+    top1: float
+
+
 class PredictionsRecord(_Record):
     """The file with the class that the stored weights predict for each evaluated image (`records.predictions`).
 
@@ -127,6 +138,7 @@ class RunRecord(_Record):
     result: RunResult
     weights: WeightsRecord
     predictions: PredictionsRecord | None = None  # None in records of earlier versions
+    best: BestRecord | None = None  # with `keep_best`
     numerics: dict[str, str | bool] = {}  # the shortcuts PyTorch's libraries might take (`training.numerics`)
 
     def write(self, run_dir: str | Path) -> None:

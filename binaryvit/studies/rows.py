@@ -27,7 +27,15 @@ _STATE_WORDS = {State.MISSING: NOT_RUN, State.STALE: "stale", State.FAILED: "fai
 
 # What rows and seeds of a table may differ in. Everything else in a configuration belongs to the recipe, which must be
 # the same for all binary variants (the teacher has its own).
-_MAY_DIFFER = NOT_IN_KEY | {"variant", "model_args", "seed", "teacher_variant", "weights_dtype", "compile", "processes"}
+_MAY_DIFFER = (NOT_IN_KEY - {"init_from"}) | {
+    "variant",
+    "model_args",
+    "seed",
+    "teacher_variant",
+    "weights_dtype",
+    "compile",
+    "processes",
+}
 
 
 @dataclass(frozen=True)

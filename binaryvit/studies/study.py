@@ -174,6 +174,9 @@ def load_study(path: str | Path, output: str | Path | None = None, **execution: 
         name = row.id or row.variant
         folder = output / RUNS_FOLDER / f"{name}-seed{seed}"
         fields = RECIPES[kind] | shared | row.recipe | {"variant": row.variant, "seed": seed}
+        initial = fields.get("init_from")
+        if isinstance(initial, str) and not initial.startswith("timm:"):
+            fields["init_from"] = os.path.relpath(path.parent / initial, output)
         if isinstance(row, _Student) and row.teacher == "none":
             facts["teacher_id"] = fields["teacher"] = None
         elif facts["teacher_id"] is not None:
@@ -237,11 +240,11 @@ def state_of(
 def _judge(study: Study, run: PlannedRun, record: RunRecord, fingerprint: str | None) -> PlannedRun:
     reference = fingerprint or _fingerprint_on_record(study) or record.key.data
     teacher = _teacher_of(study, run)
-    now = run.config.model_dump(mode="json", exclude=NOT_IN_KEY) | {"data": without_place(run.config.data)}
-    then = TrainingConfig.model_construct().model_dump(mode="json") | record.config  # without what is newer than it
-    changes = [
-        f"{name} was {then.get(name)!r} and is {value!r}" for name, value in now.items() if then.get(name) != value
-    ]
+    config = run.config.resolved(record.config.get("compile"))
+    now = config.model_dump(mode="json", exclude=NOT_IN_KEY) | {"data": without_place(run.config.data)}
+    # A record made before a setting existed was made with its default.
+    before = TrainingConfig.model_construct().model_dump(mode="json") | record.config
+    changes = [f"{name} was {before[name]!r} and is {value!r}" for name, value in now.items() if before[name] != value]
     if record.key.training_version != TRAINING_VERSION:
         changes += [f"the training code was version {record.key.training_version} and is {TRAINING_VERSION}"]
     if record.key.data != reference:
@@ -250,8 +253,9 @@ def _judge(study: Study, run: PlannedRun, record: RunRecord, fingerprint: str | 
     if teacher is not None and state_of(study, teacher, fingerprint).state is State.STALE:
         changes += [f"its teacher {teacher.id} is stale"]
     try:
-        if not changes and record.key.config != run.config.key(_teacher_identity(study, run, reference)):
-            changes += ["its teacher was another one" if run.config.teacher else "its record was changed by hand"]
+        if not changes and record.key.config != config.key(*_identities(study, run, reference)):
+            outside = [name for name in ("teacher", "init_from") if getattr(config, name) is not None]
+            changes += [f"its {' or '.join(outside)} was another one" if outside else "its record was changed by hand"]
     except BinaryViTError as error:  # a teacher from outside that is not there any more
         changes += [str(error)]
     if changes:
@@ -271,7 +275,9 @@ def _foreign_checkpoint(study: Study, run: PlannedRun, fingerprint: str | None) 
     if identity.get("training version") != TRAINING_VERSION:
         changes += [f"the training code was version {identity.get('training version')} and is {TRAINING_VERSION}"]
     try:
-        if not changes and identity.get("configuration") != run.config.key(_teacher_identity(study, run, str(data))):
+        identities = _identities(study, run, str(data))
+        keys = {run.config.resolved(compiled).key(*identities) for compiled in (False, True)}
+        if not changes and identity.get("configuration") not in keys:
             changes += ["its configuration or its teacher's has changed"]
     except BinaryViTError as error:
         changes += [str(error)]
@@ -282,14 +288,23 @@ def _teacher_of(study: Study, run: PlannedRun) -> PlannedRun | None:
     return next((other for other in study.runs if other.id == run.teacher_id), None)
 
 
-def _teacher_identity(study: Study, run: PlannedRun, fingerprint: str) -> str | None:
-    """The identity the run's teacher has, or will have once it is trained as the study says."""
+def _identities(study: Study, run: PlannedRun, fingerprint: str) -> tuple[str | None, str | None]:
+    """The identity the run's teacher has, or will have once it is trained as the study says; and its first weights'."""
+    initial = _identity_outside(study, run.config.init_from, "init_from")
     teacher = _teacher_of(study, run)
-    if teacher is not None:
-        return run_identity(RunKey(config=teacher.config.key(), data=fingerprint, training_version=TRAINING_VERSION))
-    if run.config.teacher is None or run.config.teacher.startswith("timm:"):
-        return run.config.teacher and identity(run.config.teacher)
-    return identity(str(study.output / run.config.teacher))
+    if teacher is None:
+        return _identity_outside(study, run.config.teacher, "teacher"), initial
+    record = read_record(teacher.folder)
+    config = teacher.config.resolved(record and record.config.get("compile"))
+    key = config.key(None, _identity_outside(study, config.init_from, "init_from"))
+    return run_identity(RunKey(config=key, data=fingerprint, training_version=TRAINING_VERSION)), initial
+
+
+def _identity_outside(study: Study, place: str | None, role: str) -> str | None:
+    """The identity of weights that are not a run of the study's."""
+    if place is None or place.startswith("timm:"):
+        return place and identity(place, role)
+    return identity(str(study.output / place), role)
 
 
 def _fingerprint_on_record(study: Study) -> str | None:

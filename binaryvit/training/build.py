@@ -1,4 +1,6 @@
-"""From a configuration to a model: its construction, the images it expects, and its compiled form."""
+"""From a configuration to a model: its construction, the images it expects, its compiled form, and its stored one."""
+
+from pathlib import Path
 
 import timm
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers import binary_layers
+from binaryvit.models.weights_file import Preprocessing, save_inference_weights
 
 
 def model_arguments(config: TrainingConfig, num_classes: int) -> dict:
@@ -16,6 +19,19 @@ def model_arguments(config: TrainingConfig, num_classes: int) -> dict:
     if config.image_size is not None:
         arguments["img_size"] = config.image_size
     return arguments
+
+
+def store_weights(model: nn.Module, config: TrainingConfig, class_names: tuple[str, ...], path: Path) -> None:
+    """Stores a run's model for inference, as `model_arguments` rebuilds it."""
+    save_inference_weights(
+        model,
+        path,
+        config.variant,
+        model_arguments(config, len(class_names)),
+        getattr(torch, config.weights_dtype),
+        class_names=class_names,
+        preprocessing=Preprocessing.of(model, config.eval_crop),
+    )
 
 
 def create_model(config: TrainingConfig, num_classes: int) -> nn.Module:

@@ -29,16 +29,19 @@ from binaryvit.models.quantizers import MINIMUM_ATTENTION_LEVEL
 from binaryvit.records.provenance import git_state
 from binaryvit.records.run import METRICS_FILE
 from binaryvit.training import resume
-from binaryvit.training.build import compile_blocks, create_model, input_settings
+from binaryvit.training.build import compile_blocks, create_model, input_settings, store_weights
 from binaryvit.training.evaluation import Evaluation, autocast, evaluate
+from binaryvit.training.initialization import initialize
 from binaryvit.training.interruption import Interruption
 from binaryvit.training.latent import flip_rates, weight_signs
 from binaryvit.training.losses import create_mixup, training_loss
 from binaryvit.training.progress import Progress
 from binaryvit.training.schedule import LearningRate
 from binaryvit.training.step_log import StepLog, StepResult
-from binaryvit.training.tables import append_layers, write_tables
+from binaryvit.training.tables import append_layers, best_epoch, write_tables
 from binaryvit.training.teacher import Teacher, load_teacher
+
+BEST_WEIGHTS_FILE = "weights_best.safetensors"
 
 
 class Trainer:
@@ -56,7 +59,9 @@ class Trainer:
         self.config, self.data, self.run_dir, self.identity, self.process = config, data, run_dir, identity, process
         self.device = process.device
         self.steps = steps_per_epoch(len(data.train), config.batch_size)
-        model = create_model(config, data.num_classes).to(self.device)
+        model = create_model(config, data.num_classes)
+        self.started_from = None if config.init_from is None else initialize(model, config.init_from)
+        model = model.to(self.device)
         size, mean, std = self.input = input_settings(model, config.image_size)
         shard = process.process_index, process.num_processes
         self.train_loader = train_loader(data, config, size, mean, *shard)
@@ -109,6 +114,8 @@ class Trainer:
         """Trains all epochs that are left. Raises `BinaryViTError` when the loss is not finite."""
         done = self.state["epoch"] * self.steps + self.state["step"]
         progress = Progress(self.config.epochs, self.steps, done, enabled=self.process.is_main_process)
+        if self.started_from is not None and not done:
+            progress.note(self.started_from)
         if done:
             progress.note(f"resumed after step {self.state['step']} of epoch {self.state['epoch'] + 1}")
         if self.process.num_processes > 1 and self.device.type == "cpu":
@@ -273,6 +280,8 @@ class Trainer:
         self.signs = weight_signs(self.model)
         state.update(epoch=epoch, step=0, sums={}, seconds=state["seconds"] + seconds)
         state.update(epoch_seconds=0.0, timed_steps=0, timed_seconds=0.0)
+        if config.keep_best and self.process.is_main_process and best_epoch(state["history"]) is row:
+            store_weights(self.trained_model, config, self.data.class_names, self.run_dir / BEST_WEIGHTS_FILE)
         self._save()
         self.write_tables()
         return row, switched_off

@@ -36,8 +36,6 @@ def check_launch(config: TrainingConfig, process: PartialState) -> None:
             f"{here} processes were started on a machine with {torch.cuda.device_count()} GPUs: each needs one of its "
             f"own. Set processes to at most {torch.cuda.device_count()}; accumulation_steps keeps the batch."
         )
-    if config.precision == "fp16" and process.device.type == "cpu":
-        raise BinaryViTError("precision='fp16' needs a GPU: on a CPU set it to 'bf16' or 'fp32'.")
 
 
 def load_data_once_a_machine(config: TrainingConfig, process: PartialState) -> Data:

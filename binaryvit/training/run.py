@@ -16,11 +16,12 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
 from binaryvit.models.ops import native
 from binaryvit.models.ops.compiler import require_compiler
-from binaryvit.models.weights_file import Preprocessing, load_inference_weights, save_inference_weights
+from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.records.predictions import write_predictions
 from binaryvit.records.provenance import describe_hardware, package_versions
 from binaryvit.records.run import (
     TRAINING_VERSION,
+    BestRecord,
     DataRecord,
     GitState,
     RunKey,
@@ -29,14 +30,15 @@ from binaryvit.records.run import (
     WeightsRecord,
     read_record,
 )
-from binaryvit.training.build import model_arguments
+from binaryvit.training.build import store_weights
 from binaryvit.training.evaluation import Evaluation
 from binaryvit.training.latent import latent_histograms, latent_layers
-from binaryvit.training.loop import Trainer
+from binaryvit.training.loop import BEST_WEIGHTS_FILE, Trainer
 from binaryvit.training.memory import keep_freed_memory
 from binaryvit.training.numerics import chosen_numerics, current_numerics
 from binaryvit.training.processes import check_launch, load_data_once_a_machine, locked
 from binaryvit.training.resume import PROCESSES
+from binaryvit.training.tables import best_epoch
 from binaryvit.training.teacher import key_of
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -51,8 +53,8 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
     torchrun; on several machines these share the folder, and the first process of all writes to it.
     `run_dir` then holds metrics.csv, weight_flips.csv, attention_levels.csv and activation_shifts.csv (rewritten after
     each epoch; of a model that has such parts), latent_weights.csv and latent_layers.csv, weights.safetensors (for
-    inference), predictions.safetensors (of these weights), run.json (written last) and checkpoint.safetensors (ignored
-    by git). The caller's random state is kept.
+    inference), predictions.safetensors (of these weights), weights_best.safetensors (with keep_best), run.json (written
+    last) and checkpoint.safetensors (ignored by git). The caller's random state is kept.
 
     Args:
         config: the run.
@@ -63,7 +65,7 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
         BinaryViTError: the data, teacher or model is not available; the folder holds another run, or a damaged
             checkpoint; another process trains in it; a machine does not see it; the loss is not finite.
     """
-    run_dir = Path(run_dir)
+    run_dir, config = Path(run_dir), config.resolved()
     # The others wait while the first process of a machine prepares the data, which may take long.
     process = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=2))
     check_launch(config, process)
@@ -111,24 +113,13 @@ def _threads(count: int | None) -> Iterator[None]:
 
 def _store_weights(trainer: Trainer) -> Evaluation:
     """Stores the trained model for inference, and measures what a reader of the file gets: in float32, not compiled."""
-    config, run_dir = trainer.config, trainer.run_dir
-    path = run_dir / WEIGHTS_FILE
     if trainer.process.is_main_process:
         model = trainer.trained_model
-        arguments = model_arguments(config, trainer.data.num_classes)
-        write_text_atomically(run_dir / HISTOGRAM_FILE, latent_histograms(model).to_csv(index=False))
-        write_text_atomically(run_dir / LATENT_LAYERS_FILE, latent_layers(model).to_csv(index=False))
-        save_inference_weights(
-            model,
-            path,
-            config.variant,
-            arguments,
-            getattr(torch, config.weights_dtype),
-            class_names=trainer.data.class_names,
-            preprocessing=Preprocessing.of(model, config.eval_crop),
-        )
+        write_text_atomically(trainer.run_dir / HISTOGRAM_FILE, latent_histograms(model).to_csv(index=False))
+        write_text_atomically(trainer.run_dir / LATENT_LAYERS_FILE, latent_layers(model).to_csv(index=False))
+        store_weights(model, trainer.config, trainer.data.class_names, trainer.run_dir / WEIGHTS_FILE)
     trainer.process.wait_for_everyone()
-    stored = load_inference_weights(path).float().to(trainer.device)
+    stored = load_inference_weights(trainer.run_dir / WEIGHTS_FILE).float().to(trainer.device)
     return trainer.evaluate(stored, "fp32")
 
 
@@ -137,7 +128,7 @@ def _record(trainer: Trainer, key: RunKey, measured: Evaluation, study: str, run
     config, state, last = trainer.config, trainer.state, trainer.state["history"][-1]
     weights = trainer.run_dir / WEIGHTS_FILE
     places = {"data": without_place(config.data), "data_dir": None}
-    places |= {"teacher": config.teacher and without_place(config.teacher)}
+    places |= {name: (place := getattr(config, name)) and without_place(place) for name in ("teacher", "init_from")}
     return RunRecord(
         id=run_id,
         study=study,
@@ -163,8 +154,17 @@ def _record(trainer: Trainer, key: RunKey, measured: Evaluation, study: str, run
             file=weights.name, bytes=weights.stat().st_size, dtype=config.weights_dtype, top1=measured.top1
         ),
         predictions=write_predictions(trainer.run_dir, measured.predicted.numpy(), trainer.data.eval.labels),
+        best=_best_record(trainer) if config.keep_best else None,
         numerics=current_numerics(),
     )
+
+
+def _best_record(trainer: Trainer) -> BestRecord | None:
+    """None where the setting came only after the best epoch, so that its weights were not kept."""
+    best = best_epoch(trainer.state["history"])
+    if not (trainer.run_dir / BEST_WEIGHTS_FILE).exists():
+        return None
+    return BestRecord(file=BEST_WEIGHTS_FILE, epoch=best["epoch"], top1=best["top1"])
 
 
 def _sources(states: list[dict]) -> GitState:

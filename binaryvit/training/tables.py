@@ -47,6 +47,11 @@ def activation_shifts(model: nn.Module) -> dict[str, float]:
     return dict(zip(shifts, torch.stack([*shifts.values()]).tolist(), strict=True)) if shifts else {}
 
 
+def best_epoch(metrics: Rows) -> dict[str, Any]:
+    """The row of the epoch with the highest top-1, the first of equals."""
+    return max(metrics, key=lambda row: row["top1"])
+
+
 def write_tables(run_dir: Path, metrics: Rows, layers: Mapping[str, Rows]) -> None:
     """Writes metrics.csv, and those of `LAYER_TABLES` that the model has rows for."""
     tables = {METRICS_FILE: (METRICS, metrics)}

@@ -24,8 +24,9 @@ def run_identity(key: RunKey) -> str:
     return f"run:{key.config}:{key.data}:{key.training_version}"
 
 
-def identity(place: str) -> str:
-    """What identifies a teacher's content, wherever it is: its run's key, its file's SHA-256, or its timm name.
+def identity(place: str, role: str = "teacher") -> str:
+    """What identifies the content of a teacher, or of weights in another `role`, wherever it is: its run's key, its
+    file's SHA-256, or its timm name.
 
     Raises `BinaryViTError` when there is nothing at `place`.
     """
@@ -33,20 +34,21 @@ def identity(place: str) -> str:
         return place
     path = Path(place)
     if path.is_dir():
-        return run_identity(_finished_run(path).key)
+        return run_identity(finished_run(path, role).key)
     try:
         with open(path, "rb") as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except OSError as error:
         raise BinaryViTError(
-            f"The teacher {place!r} cannot be read ({error.strerror}): give the folder of a finished run, a weights "
+            f"The {role} {place!r} cannot be read ({error.strerror}): give the folder of a finished run, a weights "
             f"file, or {PRETRAINED}NAME for timm's pretrained weights."
         ) from None
 
 
 def key_of(config: TrainingConfig) -> str:
-    """The key of a configuration whose teacher, if it has one, exists."""
-    return config.key(None if config.teacher is None else identity(config.teacher))
+    """The key of a configuration whose teacher and initial weights, if it has them, exist."""
+    teacher, initial = config.teacher, config.init_from
+    return config.key(teacher and identity(teacher), initial and identity(initial, "init_from"))
 
 
 def load_teacher(place: str, variant: str | None, num_classes: int) -> nn.Module:
@@ -61,7 +63,7 @@ def load_teacher(place: str, variant: str | None, num_classes: int) -> nn.Module
         load_checkpoint(model, place)
     else:
         path = Path(place)
-        model = load_inference_weights(path / _finished_run(path).weights.file if path.is_dir() else path)
+        model = load_inference_weights(path / finished_run(path).weights.file if path.is_dir() else path)
     if model.num_classes != num_classes:
         raise BinaryViTError(
             f"The teacher {place!r} distinguishes {model.num_classes} classes and the data have {num_classes}: "
@@ -99,8 +101,9 @@ class Teacher(nn.Module):
         return probabilities.clone()  # autograd cannot save inference-mode tensors
 
 
-def _finished_run(folder: Path) -> RunRecord:
+def finished_run(folder: Path, role: str = "teacher") -> RunRecord:
+    """The record of the run in `folder`. Raises `BinaryViTError` when it is not finished."""
     record = read_record(folder)
     if record is None:
-        raise BinaryViTError(f"The teacher {str(folder)!r} is not a finished run: train it first.")
+        raise BinaryViTError(f"The {role} {str(folder)!r} is not a finished run: train it first.")
     return record

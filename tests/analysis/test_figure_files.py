@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 from helpers.places import TESTS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
 from binaryvit.analysis import figure_files
+from binaryvit.analysis.curves.figures import training_curves
 from binaryvit.analysis.ladder.figures import accuracy_against_operations
 from binaryvit.analysis.style import DOUBLE_COLUMN
-from binaryvit.analysis.training_curves import training_curves
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.palette import GREY
@@ -98,7 +99,7 @@ def test_colours_differ_for_colour_blind_readers(matrix):
     assert min(np.linalg.norm(one - two) for one, two in itertools.combinations(seen, 2)) > 0.1
 
 
-def test_accuracy_against_operations_shows_every_point(metrics):
+def test_accuracy_against_operations_shows_and_names_every_point(metrics):
     figure = accuracy_against_operations(points(), IMAGES)
     (axes,) = figure.axes
     drawn = {container.get_label(): container.lines[0] for container in axes.containers}
@@ -107,16 +108,34 @@ def test_accuracy_against_operations_shows_every_point(metrics):
         line = drawn[style.label]
         assert line.get_xydata().tolist() == [[row.ops, row.top1]]
         assert (line.get_color(), line.get_marker()) == (style.colour, style.marker)
-    assert IMAGES in axes.get_ylabel() and axes.get_xscale() == "log"
+    texts = [text.get_text() for text in axes.texts]
+    assert all(f"{row.label}  {row.top1:.1f} %" in texts for row in points().itertuples())
+    assert "one seed each" in texts and IMAGES in axes.get_ylabel() and axes.get_xscale() == "log"
     ladder = next(line for line in axes.lines if line.get_linestyle() == ":")
     assert ladder.get_ydata().tolist() == points()["top1"].tolist()[1:]
-    assert figure.legends[0].get_title().get_text() == "one seed"
     texts_inside(figure)
+
+
+def test_names_of_close_points_do_not_lie_on_each_other():
+    figure = accuracy_against_operations(points().assign(ops=1e8, top1=[79.0, 50, 50, 50.1, 50.1, 49.9, 50]), IMAGES)
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # without the lines to the points
+    assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
+
+
+def test_its_title_says_what_one_bit_costs():
+    table = points().assign(top1=[80.0, 50, 60, 70.5, 65, 64, 63], ops=[9e9, 1e8, 1e8, 1e8, 1e8, 5e7, 6e7])
+    title = accuracy_against_operations(table, IMAGES).axes[0].get_title()
+    assert title == "The best binary model is 9.5 points below its teacher, with 90 times fewer operations"
+    above = accuracy_against_operations(table.assign(top1=table["top1"] - [40.0, 0, 0, 0, 0, 0, 0]), IMAGES)
+    assert "30.5 points above its teacher" in above.axes[0].get_title()
+    binary = accuracy_against_operations(table[1:], IMAGES)
+    assert binary.axes[0].get_title() == "Accuracy and operations of each model"
 
 
 def test_seeds_get_error_bars():
     figure = accuracy_against_operations(points(seeds=3), IMAGES)
-    assert figure.legends[0].get_title().get_text() == "mean ± std of 3 seeds"
+    assert "mean ± std of 3 seeds" in [text.get_text() for text in figure.axes[0].texts]
     assert all(container.has_yerr for container in figure.axes[0].containers)
     texts_inside(figure)
 
@@ -167,7 +186,7 @@ def test_files_carry_their_provenance_and_real_fonts(tmp_path):
     assert [path.name for path in paths] == ["a.b.pdf", "a.b.png"]
     assert [figure_files.read_provenance(path) for path in paths] == [PROVENANCE, PROVENANCE]
     with Image.open(paths[1]) as image:
-        assert image.size == (round(DOUBLE_COLUMN * 300), 960)
+        assert image.size == (round(DOUBLE_COLUMN * 300), 1020)
         assert len(np.unique(np.asarray(image.convert("L")))) > 50
     pdf = paths[0].read_bytes()
     assert b"/CIDFontType2" in pdf and b"/Type3" not in pdf

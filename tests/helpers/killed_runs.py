@@ -54,7 +54,7 @@ MOMENTS: dict[str, tuple[Any, str, int, Callable]] = {
     "between writing and moving into place": (files.os, "replace", 2, die),
     "before the metrics are written": (Trainer, "write_tables", 1, die),
     "evaluation": (Trainer, "evaluate", 2, die),
-    "before the weights are written": (run, "save_inference_weights", 1, die),
+    "before the weights are written": (run, "store_weights", 1, die),
     "before the record is written": (RunRecord, "write", 1, die),
 }
 

@@ -30,7 +30,7 @@ def record_of(study: Study, run: PlannedRun, fingerprint: str = FINGERPRINT, **c
         "id": run.id,
         "study": study.name,
         "key": RunKey(config=run.config.key(identity), data=fingerprint, training_version=version),
-        "config": run.config.model_dump(mode="json"),
+        "config": run.config.resolved().model_dump(mode="json"),
         "git": GitState(commit="0" * 40, dirty=False),
         "data": DataRecord(
             name="digits",

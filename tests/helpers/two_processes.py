@@ -4,6 +4,7 @@ Usage: python two_processes.py FOLDER. The two are forks of this process, which 
 are loaded once. They run as torchrun would start them, one scenario after the other.
 """
 
+import functools
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ from helpers.training_setup import student
 from safetensors.torch import save_file
 
 from binaryvit.config import TrainingConfig
+from binaryvit.data import data_set
 from binaryvit.data.batches import eval_loader
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
@@ -27,6 +29,7 @@ from binaryvit.training import loop, processes
 from binaryvit.training.build import create_model
 from binaryvit.training.loop import Trainer
 from binaryvit.training.run import train
+from binaryvit.training.step_log import StepLog
 from binaryvit.training.teacher import load_teacher
 
 TOGETHER = student(processes=2, max_eval_images=51)
@@ -89,14 +92,22 @@ def whole_run(folder: Path, rank: int) -> None:
         if watching and (changes or opens) and str(folder / "run") in str(args[0]):
             touched.add(str(args[0]))
 
+    def counted(*args):
+        computed.append(1)
+        return fingerprint(*args)
+
+    computed: list[int] = []
+    fingerprint = data_set.fingerprint
+    data_set.fingerprint = counted
     sys.addaudithook(watch)
     record = train(TOGETHER, folder / "run")
     watching.clear()
+    (folder / f"fingerprints-{rank}").write_text(str(len(computed)))
     (folder / f"touched-{rank}.json").write_text(json.dumps(sorted(touched)))
     (folder / f"record-{rank}.json").write_text(record.model_dump_json())
 
 
-def interrupted_run(folder: Path, rank: int) -> None:
+def interrupted_run(folder: Path, rank: int, name: str = "interrupted") -> None:
     """One process is asked to stop in the second step; then the run goes on to its end."""
     second_step = Trainer._step
 
@@ -106,12 +117,19 @@ def interrupted_run(folder: Path, rank: int) -> None:
 
     Trainer._step = asked
     try:
-        train(TOGETHER, folder / "interrupted")
+        train(TOGETHER, folder / name)
     except KeyboardInterrupt:
-        (folder / f"stopped-{rank}").touch()
+        (folder / f"stopped-{name}-{rank}").touch()
     Trainer._step = second_step
     gather_object([rank])  # both have stopped
-    train(TOGETHER, folder / "interrupted")
+    train(TOGETHER, folder / name)
+
+
+def late_reading_run(folder: Path, rank: int) -> None:
+    """Losses and wishes are exchanged after every second step and taken in one step later, as on GPUs."""
+    loop.StepLog = functools.partial(StepLog, read_every=2)
+    interrupted_run(folder, rank, "late")
+    loop.StepLog = StepLog
 
 
 def folder_of_its_own(folder: Path, rank: int) -> None:
@@ -136,7 +154,7 @@ def main(folder: Path) -> None:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
         os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
         try:
-            for scenario in (gradients, whole_run, interrupted_run, folder_of_its_own):
+            for scenario in (gradients, whole_run, interrupted_run, late_reading_run, folder_of_its_own):
                 scenario(folder, rank)
         except BaseException:
             traceback.print_exc()

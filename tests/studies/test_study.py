@@ -12,9 +12,10 @@ from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold
 from binaryvit.models.ladder import LADDER
-from binaryvit.records.run import LOCK_FILE, TRAINING_VERSION, Failure
+from binaryvit.records.run import LOCK_FILE, TRAINING_VERSION, Failure, RunKey
 from binaryvit.studies.study import State, load_study, plan
 from binaryvit.training.resume import CHECKPOINT_FILE, save_state
+from binaryvit.training.teacher import identity, run_identity
 
 RESULTS = ROOT / "results"
 
@@ -153,6 +154,35 @@ def test_what_is_not_there_is_missing_and_an_unfinished_folder_goes_on(study):
     assert "goes on from its last checkpoint" in plan(study)[0].reason
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_study_that_leaves_compile_open_takes_runs_of_either_kind(compiled, write, study):
+    """As when it was trained on a GPU, and is looked at without one."""
+    chosen = load_study(write(TINY.replace("{epochs: 2,", f"{{compile: {compiled}, epochs: 2,", 1)))
+    finish(chosen)
+    assert states(study) == states(load_study(write(TINY))) == [State.DONE] * len(study.runs)
+    other = load_study(write(TINY.replace("{epochs: 2,", f"{{compile: {not compiled}, epochs: 2,", 1)))
+    assert f"compile was {compiled} and is {not compiled}" in plan(other)[1].reason
+
+
+def test_starting_weights_are_seen_from_the_study_file_and_known_by_their_content(write, tmp_path):
+    (tmp_path / "start.safetensors").write_bytes(b"weights")
+    text = TINY.replace("{epochs: 2,", "{init_from: start.safetensors, epochs: 2,", 1)
+    study = load_study(write(text), output=tmp_path / "out")
+    assert study.runs[1].config.init_from == "../start.safetensors"
+    content = identity(str(tmp_path / "start.safetensors"))
+    teacher = RunKey(
+        config=study.runs[0].config.key(None, content), data=FINGERPRINT, training_version=TRAINING_VERSION
+    )
+    plain = load_study(write(TINY), output=tmp_path / "out")
+    record = record_of(plain, plain.runs[1])
+    key = teacher.model_copy(update={"config": study.runs[1].config.key(run_identity(teacher), content)})
+    config = study.runs[1].config.resolved().model_dump(mode="json")
+    record.model_copy(update={"key": key, "config": config}).write(study.runs[1].folder)
+    assert plan(study)[1].state is State.DONE
+    (tmp_path / "start.safetensors").write_bytes(b"other weights")
+    assert "its teacher or init_from was another one" in plan(study)[1].reason
+
+
 def test_finished_runs_are_done_without_the_data_at_hand(study):
     finish(study)
     planned = plan(study)
@@ -289,6 +319,7 @@ BOTH = {
     "model_args": {},
     "distillation_weight": 0.9,
     "holdout_images": None,
+    "init_from": None,
     "latent_scale": 1.0,
     "eval_crop": 224 / 256,
     "seed": 0,
@@ -331,4 +362,4 @@ def test_the_paper_study_resolves_to_every_number_of_the_paper():
     # A new field of the configuration must be judged here too.
     judged = STUDENT.keys() | TEACHER.keys() | {"variant", "data_dir", "data_label", "teacher_variant", "data_config"}
     judged |= {"image_column", "label_column", "warmup_learning_rate", "compile", "workers", "threads"}
-    assert set(TrainingConfig.model_fields) == judged | {"checkpoint_minutes", "weights_dtype"}
+    assert set(TrainingConfig.model_fields) == judged | {"checkpoint_minutes", "keep_best", "weights_dtype"}

@@ -113,14 +113,16 @@ def test_one_process_writes_and_both_return_the_record(left):
     records = {(left / f"record-{rank}.json").read_text() for rank in range(2)}
     assert records == {read_record(left / "run").model_dump_json()}
     output = (left / "output.txt").read_text()
-    assert output.count("epoch 2/2") == 2, "the whole run's and the interrupted one's, each once"
+    assert output.count("epoch 2/2") == 3, "the whole run's and the interrupted ones', each once"
+    assert [(left / f"fingerprints-{rank}").read_text() for rank in range(2)] == ["1", "0"], "once a machine"
     assert "statistics are those of each process: PyTorch synchronizes them on GPUs only" in output
 
 
-def test_one_process_that_is_asked_to_stop_stops_both_after_the_same_step_and_nothing_is_lost(left):
-    assert (left / "stopped-0").exists() and (left / "stopped-1").exists()
-    assert "resumed after step 2 of epoch 1" in (left / "output.txt").read_text()
-    whole, interrupted = (pd.read_csv(left / run / "metrics.csv") for run in ("run", "interrupted"))
+@pytest.mark.parametrize(("name", "step"), [("interrupted", 2), ("late", 3)])
+def test_one_process_that_is_asked_to_stop_stops_both_after_the_same_step_and_nothing_is_lost(name, step, left):
+    assert (left / f"stopped-{name}-0").exists() and (left / f"stopped-{name}-1").exists()
+    assert f"resumed after step {step} of epoch 1" in (left / "output.txt").read_text()
+    whole, interrupted = (pd.read_csv(left / run / "metrics.csv") for run in ("run", name))
     assert list(whole["train_loss"]) == list(interrupted["train_loss"])
     assert list(whole["top1"]) == list(interrupted["top1"])
 

@@ -1,10 +1,12 @@
 """Training does what the recipe says, and says what went wrong."""
 
+import dataclasses
 import functools
 import json
 import math
 import re
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from helpers.training_setup import PYRAMID, TIMING, VIT, student, teacher, write
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from binaryvit.cli import main
 from binaryvit.data.batches import ToDevice, eval_loader
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
@@ -32,9 +35,10 @@ from binaryvit.training.build import blocks_of, compile_blocks, create_model
 from binaryvit.training.evaluation import evaluate
 from binaryvit.training.loop import Trainer
 from binaryvit.training.numerics import current_numerics
-from binaryvit.training.resume import CHECKPOINT_FILE
+from binaryvit.training.resume import CHECKPOINT_FILE, load_state, of_prefix
 from binaryvit.training.run import train
 from binaryvit.training.step_log import StepLog
+from binaryvit.training.stored import evaluate_stored
 from binaryvit.training.tables import METRICS
 from binaryvit.training.teacher import Teacher, identity, key_of, load_teacher, run_identity
 
@@ -125,6 +129,7 @@ def test_record(finished):
     assert (record.id, record.study, record.seed, record.processes, record.threads) == ("an id", "a study", 0, 1, 1)
     assert record.key.config == key_of(config) and record.key.training_version == TRAINING_VERSION
     assert record.config["teacher"] == "teacher" and record.config["epochs"] == 2
+    assert record.config["compile"] == torch.cuda.is_available()  # what ran, where the configuration left it open
     assert (record.data.train_images, record.data.eval_images, record.data.num_classes) == (100, 50, 10)
     last = read_metrics(finished / "student").iloc[-1]
     assert (record.result.top1, record.result.eval_loss) == (last["top1"], last["eval_loss"])
@@ -347,6 +352,116 @@ def test_bf16_trains(tmp_path):
     assert math.isfinite(train(student(precision="bf16"), tmp_path).result.eval_loss)
 
 
+def test_fp16_trains_with_a_scaled_loss(tmp_path):
+    assert math.isfinite(train(student(precision="fp16", clip_grad_norm=1.0), tmp_path).result.eval_loss)
+    scaler = json.loads(_state_text(tmp_path))["scaler"]
+    assert scaler["scale"] > 1 and scaler["_growth_tracker"] == 6  # none of the six steps overflowed
+
+
+def test_a_step_whose_scaled_gradient_overflows_is_left_out(tmp_path, monkeypatch):
+    """The scale is halved until it fits; the run goes on, and no weight becomes infinite."""
+    scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**40)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    run = make_trainer(student(precision="fp16"), tmp_path)
+    before = {name: value.clone() for name, value in run.model.named_parameters()}
+    run.learning_rate.set(0, 0)
+    run._step(0, 0, run.train_loader.epoch())
+    assert run.scaler.get_scale() == 2.0**39
+    assert all(torch.equal(value, before[name]) for name, value in run.model.named_parameters())
+    run.run()
+    assert run.scaler.get_scale() < 2.0**39 and math.isfinite(run.state["history"][-1]["train_loss"])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_gradients_add_up_in_float32(precision, tmp_path):
+    """Each micro-batch's gradient of a weight may come from half precision; their sum is not rounded to it."""
+    run = make_trainer(student(precision=precision, accumulation_steps=2), tmp_path)
+    parts = [run.to_device(batch) for batch in islice(run.train_loader.epoch(), 2)]
+    gradients = []
+    for chosen in (parts[:1], parts[1:], parts):
+        run.model.zero_grad()
+        for part in chosen:
+            run._backward(*part)
+        gradients.append([parameter.grad.clone() for parameter in run.model.parameters()])
+    for one, other, both in zip(*gradients, strict=True):
+        assert both.dtype == torch.float32 and torch.equal(both, one + other)
+
+
+# --- starting weights, best weights, evaluation alone -----------------------------------------------------------------
+
+
+def test_a_run_starts_from_what_fits_of_other_weights(finished, tmp_path):
+    checkpoint = finished / "student" / CHECKPOINT_FILE
+    latent = of_prefix("model", load_state(checkpoint, {})[0])
+    weights = finished / "student" / "weights.safetensors"
+    stored = load_inference_weights(weights).state_dict()
+    run_folder = str(finished / "student")
+    for place, expected in ((str(checkpoint), latent), (str(weights), stored), (run_folder, stored)):
+        run = make_trainer(student(init_from=place), tmp_path / "nowhere")
+        assert "tensors loaded." in run.started_from
+        assert all(torch.equal(value, expected[name]) for name, value in run.model.state_dict().items())
+        assert all(parameter.requires_grad for parameter in run.model.parameters())
+    other = PYRAMID["model_args"] | {"depths": [1, 2], "mlp_ratios": [2, 1]}
+    part = make_trainer(student(init_from=str(checkpoint), model_args=other), tmp_path / "nowhere")
+    fresh = create_model(student(model_args=other), 10).state_dict()
+    loaded = {name for name, value in fresh.items() if name in latent and latent[name].shape == value.shape}
+    assert f"{len(loaded)} of {len(fresh)} tensors loaded; as initialized: stages.1" in part.started_from
+    assert "; not used: stages.1.blocks.0.mlp" in part.started_from
+    for name, value in part.model.state_dict().items():
+        assert torch.equal(value, latent[name] if name in loaded else fresh[name]), name
+    torch.save({"head.bias": torch.zeros(11), "other": torch.zeros(10)}, tmp_path / "strange.pt")
+    with pytest.raises(BinaryViTError, match="holds no tensor with a name and shape"):
+        make_trainer(teacher(init_from=str(tmp_path / "strange.pt")), tmp_path)
+
+
+def test_starting_weights_are_part_of_the_key_by_their_content(finished, tmp_path):
+    weights = finished / "student" / "weights.safetensors"
+    copy = tmp_path / "copy.safetensors"
+    shutil.copy(weights, copy)
+    record = train(student(init_from=str(weights), epochs=1), tmp_path / "run")
+    assert record.config["init_from"] == "weights.safetensors"
+    assert record.key.config == key_of(student(init_from=str(copy), epochs=1)) != key_of(student(epochs=1))
+    with pytest.raises(BinaryViTError, match="init_from 'nowhere' cannot be read"):
+        train(student(init_from="nowhere"), tmp_path / "other")
+
+
+def test_the_best_epochs_weights_are_kept_beside_the_last(tmp_path, monkeypatch):
+    accuracies = iter([30.0, 50.0, 50.0, 10.0])
+    evaluation = Trainer.evaluate
+
+    def pretended(self, model, precision):
+        result = evaluation(self, model, precision)
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        return dataclasses.replace(result, top1=next(accuracies, result.top1))
+
+    weights: list[dict] = []
+    monkeypatch.setattr(Trainer, "evaluate", pretended)
+    record = train(student(epochs=4, keep_best=True), tmp_path)
+    assert (record.best.file, record.best.epoch, record.best.top1) == ("weights_best.safetensors", 2, 50.0)
+    kept = load_inference_weights(tmp_path / record.best.file).state_dict()
+    biases = [name for name in kept if name.endswith(("shift", "level", "running_mean"))]
+    assert biases and all(torch.equal(kept[name], weights[1][name]) for name in biases)
+    assert not all(torch.equal(kept[name], weights[3][name]) for name in biases)
+    assert record.result.top1 == 10.0 and record.key.config == key_of(student(epochs=4))
+
+
+def test_stored_weights_are_evaluated_again(finished, capsys):
+    record = read_record(finished / "student")
+    result, images = evaluate_stored(finished / "student")
+    assert result.top1 == record.weights.top1 and images == "50 images of split 'test' of digits, the run's own data"
+    assert result.predicted.tolist() == read_predictions(finished / "student")["predicted"].tolist()
+    assert main(["evaluate", str(finished / "student")]) == 0
+    assert f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %" in capsys.readouterr().out
+    whole, images = evaluate_stored(finished / "student" / "weights.safetensors", data="digits", batch_size=7)
+    assert whole.images == 360 and images == "360 images of split 'test' of digits"
+    _, images = evaluate_stored(finished / "student", max_eval_images=20)
+    assert images.endswith("not the run's own data")
+    with pytest.raises(BinaryViTError, match="does not say what to evaluate it on"):
+        evaluate_stored(finished / "student" / "weights.safetensors")
+    with pytest.raises(BinaryViTError, match="not the folder of a finished run"):
+        evaluate_stored(finished)
+
+
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +510,18 @@ def test_when_losses_are_read_changes_no_number(tmp_path, monkeypatch):
     assert one == other
 
 
+def test_what_steps_measured_arrives_one_call_late_and_all_of_it_at_the_end():
+    log = StepLog(PartialState(cpu=True), batch_size=4, read_every=2)
+    arrived = []
+    for step in range(5):
+        log.append(0, step, [torch.tensor([step])], torch.full((4,), 4.0 * step))
+        results, agreed = log.exchange([step == 1, False], at_once=step == 4)
+        arrived.append([result.step for result in results])
+        assert all(result.loss == result.step and result.rows == [result.step] for result in results)
+        assert agreed == [step == 2, False]
+    assert arrived == [[], [], [0, 1], [], [2, 3, 4]]
+
+
 class HostWork(TorchDispatchMode):
     """Notes what makes a tensor on the host or waits for the device's numbers."""
 
@@ -409,7 +536,7 @@ class HostWork(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_step_makes_no_tensor_on_the_host_and_reads_none(precision, tmp_path):
     weights = str(write_teacher(tmp_path / "teacher.safetensors"))
     config = student(teacher=weights, mixup_alpha=0.5, ema_decay=0.5, clip_grad_norm=1.0, precision=precision)
@@ -456,12 +583,6 @@ def test_refused_before_anything_is_written(fields, words, tmp_path):
     with pytest.raises(BinaryViTError, match=words):
         train(student(**fields), tmp_path / "run")
     assert not list(tmp_path.glob("run/*"))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")
-def test_fp16_is_refused_on_a_cpu(tmp_path):
-    with pytest.raises(BinaryViTError, match="fp16' needs a GPU"):
-        train(student(precision="fp16"), tmp_path)
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):

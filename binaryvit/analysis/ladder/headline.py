@@ -3,14 +3,13 @@
 python -m binaryvit.analysis.ladder.headline results/cifar10 README.md
 """
 
-import math
 import re
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from binaryvit.analysis.intervals import wilson_interval
+from binaryvit.analysis.ladder.findings import of_steps, price, resolution, top1
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
@@ -54,41 +53,16 @@ def take_away(rows: Sequence[Row]) -> list[str]:
     """Three sentences on finished rows: what one bit costs, which steps count, and what the pyramid does."""
     [teacher] = [row for row in rows if row.is_teacher]
     binary = [row for row in rows if not row.is_teacher]
-    steps = {after.label: _top1(after) - _top1(before) for before, after in pairwise(binary[:5])}
-    return [_price(teacher, max(binary, key=_top1)), _steps(steps, _resolution(binary)), _last_step(*binary[3:5])]
-
-
-def _top1(row: Row) -> float:
-    return row.measured("top1").mean
-
-
-def _price(teacher: Row, best: Row) -> str:
-    gap, small, large = _top1(teacher) - _top1(best), best.model_cost, teacher.model_cost
-    return (
-        f"The best binary model, {best.label}, is {abs(gap):.2f} points {'below' if gap > 0 else 'above'} its "
-        f"full-precision teacher, with {large.bytes / small.bytes:.0f} times fewer bytes and "
-        f"{large.ops / small.ops:.0f} times fewer operations."
-    )
-
-
-def _resolution(rows: Sequence[Row]) -> float:
-    """The largest difference in points that the choice of evaluation images explains, of two independent models."""
-    images = rows[0].values[0].data.eval_images
-    intervals = [wilson_interval(_top1(row) / 100 * images, images) for row in rows]
-    return math.sqrt(2) * max(high - low for low, high in intervals) / 2
-
-
-def _steps(steps: dict[str, float], resolution: float) -> str:
-    most = max(steps, key=steps.__getitem__)
-    small = [f"{label} ({step:+.2f})" for label, step in steps.items() if abs(step) < resolution]
-    sentence = f"The step that gains most is {most} ({steps[most]:+.2f} points)"
-    if small:
-        sentence += f"; {' and '.join(small)} are within what the choice of evaluation images explains"
-    return sentence + "."
+    steps = {after.label: top1(after) - top1(before) for before, after in pairwise(binary[:4])}
+    return [
+        price(teacher, max(binary, key=top1)),
+        of_steps(steps, resolution(binary)),
+        _last_step(*binary[3:5]),
+    ]
 
 
 def _last_step(columnar: Row, pyramid: Row) -> str:
-    step, share = _top1(pyramid) - _top1(columnar), pyramid.model_cost.ops / columnar.model_cost.ops
+    step, share = top1(pyramid) - top1(columnar), pyramid.model_cost.ops / columnar.model_cost.ops
     if step > 0:
         return (
             f"The last step, the pyramid, gains {step:.2f} points with {share:.2f} of the operations, as in the paper."

@@ -92,26 +92,14 @@ class Table:
         return f"**{self.caption}**\n\n{table}\n\n{self.finding}\n\nSource of each cell: {self.name}.sources.csv\n"
 
     def to_latex(self) -> str:
-        """A table for the booktabs package. Where each row comes from is in comments above it, for want of width."""
+        """A tabular for the booktabs package; caption and origin of each row are comments above it."""
         origin = [column for column in ("runs", "seen in") if column in self.text]
-        text = self.text.drop(columns=origin).rename(columns=_latex).map(_latex)
-        runs = "".join(f"% {row.iloc[0]}: {'; '.join(row[origin])}\n" for _, row in self.text.iterrows())
-        left = "l" + "r" * (len(text.columns) - 1)
-        body = text.style.hide(axis="index").to_latex(
-            hrules=True, environment="table*", position="t", position_float="centering", column_format=left,
-            caption=_latex(self.caption), label=f"tab:{self.name}",
-        )  # fmt: skip
-        return f"% Needs \\usepackage{{booktabs}}. Where each row comes from:\n{runs}{body}"
-
-
-_LATEX = str.maketrans({
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
-})  # fmt: skip
-
-
-def _latex(text: str) -> str:
-    return text.translate(_LATEX)
+        comments = [f"{self.caption} Needs \\usepackage{{booktabs}}."]
+        comments += [f"{row.iloc[0]}: {'; '.join(row[origin])}" for _, row in self.text.iterrows()]
+        styler = self.text.drop(columns=origin).style.hide(axis="index").format(escape="latex")
+        columns = "l" + "r" * (len(styler.columns) - 1)
+        body = styler.format_index(axis="columns", escape="latex").to_latex(hrules=True, column_format=columns)
+        return "".join(f"% {comment}\n" for comment in comments) + body
 
 
 def states(study: Study) -> pd.DataFrame:
@@ -140,6 +128,8 @@ def ablation(opened: OpenStudy) -> Table:
     )
     if any(row.runs[1:] for row in rows):
         caption += " Mean ± sample standard deviation over n seeds."
+    else:
+        caption += " One seed, so nothing is said about chance in training."
     return Table(opened, "ablation", caption, numbers, text, _sources(rows), findings.of_ablation(rows))
 
 
@@ -286,7 +276,7 @@ def comparison(opened: OpenStudy, published: pd.DataFrame) -> Table:
         "or doubtful = a note about a paper. "
     )
     caption += f"Here: {describe_scale(rows)}." if comparable else f"Here: {NOT_RUN} at this scale."
-    finding = findings.of_comparison(rows, mine, known, len(_IMAGENET_LADDER) - len(known))
+    finding = findings.of_comparison(rows, mine, known)
     sources = _sources([mine[variant] for variant in _IMAGENET_LADDER if variant in mine])
     return Table(opened, "comparison", caption, pd.DataFrame(numbers), pd.DataFrame(text), sources, finding)
 

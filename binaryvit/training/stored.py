@@ -1,0 +1,69 @@
+"""Evaluating stored weights again, on their own evaluation split or on other data; nothing is trained or written."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from binaryvit.config import TrainingConfig
+from binaryvit.data.batches import ToDevice, eval_loader
+from binaryvit.data.data_set import load_data
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.weights_file import load_inference_weights
+from binaryvit.records.run import read_record
+from binaryvit.training.build import image_size, input_settings
+from binaryvit.training.evaluation import Evaluation, evaluate
+from binaryvit.training.numerics import chosen_numerics
+
+# Of a run's record: what its evaluation needs. The rest says how it was trained.
+_EVALUATION_FIELDS = (
+    "data", "data_label", "data_config", "image_column", "label_column", "train_split", "eval_split",
+    "max_train_images", "max_eval_images", "holdout_images", "eval_crop", "batch_size",
+)  # fmt: skip
+# What a configuration names and no evaluation uses: the model is the stored one.
+_UNUSED = {"variant": "deit_micro_patch4_32", "min_learning_rate": 0.0}
+
+
+def evaluate_stored(place: str | Path, **settings: Any) -> tuple[Evaluation, str]:
+    """Evaluates the stored weights of a finished run (its folder) or of a file, in float32 and not compiled.
+
+    Args:
+        place: the folder of a finished run, or a weights file of ours.
+        settings: fields of TrainingConfig that say which data, and how they are cut and dealt. Of a run's folder they
+            replace the run's own; a file needs at least `data`.
+
+    Returns:
+        The evaluation, and in words which images it is of: their number, split and data set, and whether the data are
+        those of the run.
+
+    Raises:
+        BinaryViTError: there are no such weights or data, or they have different classes.
+    """
+    path, record = Path(place), None
+    if path.is_dir():
+        if (record := read_record(path)) is None:
+            raise BinaryViTError(f"{place} is not the folder of a finished run: give one, or a weights file.")
+        own = {name: record.config[name] for name in _EVALUATION_FIELDS if name in record.config}
+        settings, path = own | settings, path / record.weights.file
+    elif "data" not in settings:
+        raise BinaryViTError(f"A weights file does not say what to evaluate it on: give the data for {place}.")
+    process = PartialState(cpu=not torch.cuda.is_available())
+    model = load_inference_weights(path).float().to(process.device)
+    config = TrainingConfig(**_UNUSED | settings)
+    data = load_data(config)
+    if model.num_classes != data.num_classes:
+        raise BinaryViTError(
+            f"{place} distinguishes {model.num_classes} classes and the data have {data.num_classes}: evaluate it on "
+            "the data it was trained on."
+        )
+    (_, mean, std), size = input_settings(model), (3, *image_size(model))
+    loader = eval_loader(data, config, size, process.process_index, process.num_processes)
+    with chosen_numerics():
+        result = evaluate(model, map(ToDevice(mean, std, process.device), loader.epoch()), process.device)
+    loader.close()
+    name, images = data.splits["eval"]
+    words = f"{images} images of split '{name}' of {data.label}"
+    if record is not None:
+        words += ", the run's own data" if data.fingerprint == record.data.fingerprint else ", not the run's own data"
+    return result, words

@@ -1,0 +1,132 @@
+"""Curves over the epochs: the runs' own numbers, blocks weighted by their weights, and off drawn as off."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.stored_study import BASELINE, PYRAMID, STUDY, TEACHER, stored_study
+
+from binaryvit.analysis import curves
+from binaryvit.analysis.curves import figures
+from binaryvit.analysis.stored import OpenStudy
+from binaryvit.records.run import read_record
+from binaryvit.training.tables import FLIPS_FILE, LEVELS_FILE, SHIFTS_FILE
+
+LAYERS = ["stages.0.blocks.0.attn.q.linear", "stages.0.blocks.0.mlp.fc1.linear", "stages.1.embed.linear"]
+
+
+def note_epochs(study):
+    """What training would leave: three epochs in which the baseline falls behind; flips of two blocks."""
+    for place, run in enumerate(study.runs):
+        slope, ahead = [(0, 0), (5, 0), (2, 1)][place % 3]
+        top1 = np.array([30.0, 40.0, 50.0]) + slope * np.arange(3) + ahead + run.config.seed
+        table = pd.DataFrame({"epoch": [1, 2, 3], "lr": [3e-3, 2e-3, 1e-3], "train_loss": 2.0, "eval_loss": 1 / top1})
+        binary = place > 0
+        table.assign(top1=top1, train_top1=top1, flip_rate=0.1 if binary else np.nan).to_csv(
+            run.folder / "metrics.csv", index=False
+        )
+        pd.DataFrame({"layer": LAYERS, "weights": [100, 300, 50]}).to_csv(run.folder / "latent_layers.csv", index=False)
+        rows = [
+            (epoch, layer, rate / epoch)
+            for epoch in (1, 2, 3)
+            for layer, rate in zip(LAYERS, (0.4, 0.2, 0.1), strict=True)
+        ]
+        columns = ["epoch", "layer", "flip_rate"]
+        pd.DataFrame(rows if binary else [], columns=columns).to_csv(run.folder / FLIPS_FILE, index=False)
+
+
+def note_levels(study):
+    """Levels of two blocks, of which one falls below zero, and shifts, as later versions note them."""
+    for run in study.runs[1:]:
+        levels = {
+            "stages.0.blocks.0.attn.binarize": [0.004, 0.001, -0.01],
+            "stages.0.blocks.1.attn.binarize": [0.01] * 3,
+        }
+        rows = [(epoch, layer, value) for layer, values in levels.items() for epoch, value in enumerate(values, 1)]
+        pd.DataFrame(rows, columns=["epoch", "layer", "level"]).to_csv(run.folder / LEVELS_FILE, index=False)
+        rows = [
+            (epoch, f"stages.0.blocks.0.{part}", share * epoch)
+            for epoch in (1, 2, 3)
+            for part, share in (("a", 1), ("b", 3))
+        ]
+        columns = ["epoch", "layer", "mean_absolute_shift"]
+        pd.DataFrame(rows, columns=columns).to_csv(run.folder / SHIFTS_FILE, index=False)
+
+
+@pytest.fixture
+def study(tmp_path):
+    study = stored_study(tmp_path / "small")
+    note_epochs(study)
+    return study
+
+
+def test_curves_are_the_runs_own(study):
+    drawing = curves.accuracy(OpenStudy(study))
+    table = drawing.inputs["curves"]
+    assert drawing.runs == (TEACHER, BASELINE, PYRAMID)
+    assert table[table["run"] == BASELINE]["top1"].tolist() == [30.0, 45.0, 60.0]
+    figure = drawing.draw()
+    assert figure.get_suptitle() == "Of the binary models, ReActNet-DeiT (baseline) leads only after epoch 1"
+    top1 = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
+    assert top1["BinaryViT (+ pyramid)"] == [31.0, 43.0, 55.0] and len(top1) == 3
+    assert drawing.finding.startswith("Accuracy still rose in the last epoch for 3 of 3 models, most for ReActNet")
+
+
+def test_seeds_are_a_mean_and_a_band(tmp_path):
+    study = stored_study(tmp_path / "seeds", STUDY + "seeds: [0, 4]\n")
+    note_epochs(study)
+    figure = curves.accuracy(OpenStudy(study)).draw()
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert len(lines) == 3, "a model is one line"
+    assert len(figure.axes[0].collections) == 2, "and a band where it has seeds"
+    assert "mean and range of seeds" in figure.legends[0].get_title().get_text()
+
+
+def test_flips_of_a_block_are_weighted_by_its_weights(study):
+    drawing = curves.flips(OpenStudy(study))
+    table = drawing.inputs["curves"].set_index(["run", "block", "epoch"])
+    assert drawing.runs == (BASELINE, PYRAMID)
+    assert table.loc[(BASELINE, "0.0", 2), "flip_rate"] == pytest.approx((100 * 0.4 + 300 * 0.2) / 400 / 2)
+    assert table.loc[(PYRAMID, "merge 1", 1), ["flip_rate", "lr"]].tolist() == pytest.approx([0.1, 3e-3])
+    figure = drawing.draw()
+    assert figure.get_suptitle() == "Weights flip as the learning rate lets them"
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["ReActNet-DeiT (baseline)", "BinaryViT (+ pyramid)"]
+    assert curves.flips(OpenStudy(study, (TEACHER,))) is None
+
+
+def test_levels_and_shifts_are_shown_where_they_were_noted(study):
+    assert curves.levels(OpenStudy(study)) is None and curves.shifts(OpenStudy(study)) is None
+    assert [drawing.name for drawing in curves.drawings(OpenStudy(study))] == ["training_curves", "weight_flips"]
+    note_levels(study)
+    names = [drawing.name for drawing in curves.drawings(OpenStudy(study))]
+    assert names == ["training_curves", "weight_flips", "level_curves", "shift_curves"]
+    levels, shifts = curves.levels(OpenStudy(study)), curves.shifts(OpenStudy(study))
+    figure = levels.draw()
+    assert figure.get_suptitle() == "2 of 4 levels a end at zero or below, where attention is off"
+    off = [line.get_xdata().tolist() for line in figure.axes[0].lines if line.get_marker() == "x"]
+    assert off == [[3]], "the epoch in which it is off"
+    assert levels.finding.startswith("At the end 2 of 4 levels are at zero or below: attention there is off.")
+    table = shifts.inputs["curves"]
+    assert table[table["run"] == PYRAMID]["mean_absolute_shift"].tolist() == [
+        2.0,
+        4.0,
+        6.0,
+    ]  # the mean of a block's layers
+    assert len(shifts.draw().axes[0].lines) == 1
+
+
+def test_a_run_is_drawn_before_the_best_others_of_each_variant(study):
+    folder = study.runs[2].folder
+    others = curves.metrics_of_others(folder)
+    assert others["variant"].unique().tolist() == sorted(run.config.variant for run in study.runs[:2])
+    own = pd.read_csv(folder / "metrics.csv")
+    figure = figures.training_curves(own, others)
+    thin = [line.get_ydata().tolist() for line in figure.axes[1].lines if line.get_zorder() == 1]
+    assert sorted(thin) == [[30.0, 40.0, 50.0], [30.0, 45.0, 60.0]]
+    assert len(figure.legends[0].texts) == 2
+
+    record = read_record(study.runs[0].folder)
+    key = record.key.model_copy(update={"data": "0" * 64})
+    record.model_copy(update={"key": key}).write(study.runs[0].folder)
+    (study.runs[1].folder / "run.json").write_text("{")
+    assert curves.metrics_of_others(folder).empty, "other data, and a damaged record"
+    assert not figures.training_curves(own, curves.metrics_of_others(folder)).legends
