@@ -13,7 +13,7 @@ def model_label(run: StoredRun) -> str:
 
 
 def labelled(table: pd.DataFrame, runs: Sequence[StoredRun]) -> pd.DataFrame:
-    """The table, whose column "run" holds ids, with the columns label, variant, seed and bits ("W1A1") behind it."""
+    """The table, whose column "run" holds ids, with the columns label, variant, seed and bits ("W1A1") after it."""
     columns = {
         "label": {run.id: model_label(run) for run in runs},
         "variant": {run.id: run.variant for run in runs},

@@ -24,7 +24,7 @@ _SHAPES = {"columnar": VariantStyle("", ORANGE, "o"), "pyramid": VariantStyle(""
 
 @styled
 def pre_sign_histograms(histograms: pd.DataFrame, images: str, claim: str) -> Figure:
-    """The distribution of the pre-sign activation u against the estimator's window (-1, 1): a panel a kind of layer.
+    """The distribution of pre-sign activations u against the estimator's window (-1, 1), one panel per kind of layer.
 
     Args:
         histograms: columns label, variant, layer, bin_left, bin_right, count. A line is the mean of the layers' shares.
@@ -61,7 +61,7 @@ def pre_sign_histograms(histograms: pd.DataFrame, images: str, claim: str) -> Fi
 
 @styled
 def sign_statistics(signs: pd.DataFrame, images: str, claim: str) -> Figure:
-    """The entropy of signs and the size of the learned shifts: a row a kind of layer, a line a model.
+    """The entropy of signs and the size of the learned shifts: one row per kind of layer, one line per model.
 
     Args:
         signs: columns run, label, variant, and those of `signs.sign_layers`.
@@ -163,7 +163,7 @@ def distinct_values_from_one_bit(values: pd.DataFrame, steps: Sequence[str], cou
 
 
 def _read_by_classifier(axes: Axes, pooled: pd.DataFrame) -> None:
-    """A bar a model: the distinct values in a channel of what the classifier is given."""
+    """One bar per model: the distinct values in a channel of what the classifier is given."""
     models = pooled.groupby("label", sort=False)
     for place, (_, own) in enumerate(models):
         count, look = own["median"].median(), variant_style(own["variant"].iloc[0])
@@ -195,7 +195,7 @@ def _latent_distribution(axes: Axes, latent: pd.DataFrame) -> None:
 
 
 def _steps(axes: Axes, table: pd.DataFrame, value: str, steps: Sequence[str]) -> None:
-    """A row a step, a line a shape of models: the median and range over blocks and models."""
+    """One row per step, one line per shape of model: the median and range over blocks and models."""
     present = [step for step in steps if step in set(table["row"]) and not step.endswith(_ONE_TO_ONE)]
     strips(axes, table, value, present, {shape: _SHAPES[shape] for shape in _SHAPES if shape in set(table["series"])})
 

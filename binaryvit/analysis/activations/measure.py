@@ -6,6 +6,7 @@ import pandas as pd
 from torch import Tensor
 
 from binaryvit.analysis.activations import distinct_values, figures, findings, signs, weight_changes
+from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.labels import bits_of, labelled
 from binaryvit.analysis.measurements import measured
@@ -117,7 +118,7 @@ def _draw_values(
     runs = _one_bit_runs(opened)
     table = measured(
         opened, name, VERSION, {"images": images, "channels": channels}, runs,
-        lambda run: count(run.model(), _images(opened, run, images), channels),
+        lambda run: count(on_best_device(run.model()), _images(opened, run, images), channels),
     )  # fmt: skip
     table = labelled(table, runs)
     seen = f"{_describe(runs, images)}, {channels} channels of each layer"
@@ -150,7 +151,9 @@ def _measure_signs(opened: OpenStudy, runs: Sequence[StoredRun], images: int) ->
 
     def count(run: StoredRun) -> dict[str, signs.SignCounts]:
         if run.id not in counts:
-            counts[run.id] = signs.count_signs(signs.exact_copy(run.model()), _images(opened, run, images))
+            counts[run.id] = signs.count_signs(
+                signs.exact_copy(on_best_device(run.model())), _images(opened, run, images)
+            )
         return counts[run.id]
 
     measure = {

@@ -14,6 +14,7 @@ import torch
 from timm.utils import AttentionExtract
 from torch import Tensor, nn
 
+from binaryvit.analysis.device import device_of
 from binaryvit.analysis.levels import attention_levels, is_off
 from binaryvit.errors import BinaryViTError
 from binaryvit.training.build import image_size
@@ -114,7 +115,7 @@ class AttentionCapture:
             BinaryViTError: the images are not of the model's size, or no layer showed its attention.
         """
         check_images(self.model, images)
-        seen = self._extract(images.to(next(self.model.parameters()).device))
+        seen = self._extract(images.to(device_of(self.model)))
         maps = []
         for name, used in seen.items():
             layer, _, end = name.rpartition(".")
@@ -205,7 +206,7 @@ class AttentionStatistics:
             sums.empty += (~on.any(-1)).sum(over_rows).double()
 
     def frame(self) -> pd.DataFrame:
-        """One row a layer and head.
+        """One row per layer and head.
 
         Columns: layer (module path), block and head (from 0), heads, queries, keys, images, rows (of the maps: images
         x queries), entropy (mean over the rows of -sum p ln p before binarization, in nats), evenness (entropy /

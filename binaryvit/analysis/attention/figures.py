@@ -35,7 +35,7 @@ _BELOW = 0.72  # inches for colour bar and legend
 
 @styled
 def side_by_side(places: pd.DataFrame, pictures: Mapping[str, np.ndarray], credit: str, claim: str) -> Figure:
-    """Maps of several models over each image, one column a model.
+    """Maps of several models over each image, one column per model.
 
     Args:
         places: columns label (of the model), image, map (what is shown), row, column, ratio: how much of it falls on a
@@ -61,7 +61,7 @@ def side_by_side(places: pd.DataFrame, pictures: Mapping[str, np.ndarray], credi
             top += _STEP
     _label_columns(axes, {column * _STEP + 0.5: label for column, label in enumerate(["image", *labels])}, 11)
     axes.set_yticks(list(rows), list(rows.values()))
-    _fit(figure, axes, claim, (1 + len(labels)) * _STEP, top, beside=0.75 if len(kinds) > 1 else 0.1)
+    _fit(figure, axes, claim, (1 + len(labels)) * _STEP, top, margin=0.75 if len(kinds) > 1 else 0.1)
     _tint_bar(figure, _NARROW, "attention on a place / its even share", credit)
     return figure
 
@@ -72,7 +72,7 @@ def heads(
 ) -> Figure:
     """What one patch of each image attends to in one model: a row for each block, a map for each head.
 
-    On the left the probabilities; on the right, behind a threshold, the keys that are attended.
+    On the left the probabilities; on the right, where there is a threshold, the keys it leaves.
 
     Args:
         maps: columns image, block, head, row, column, ratio (probability times number of keys), attended (1 or 0 after
@@ -106,7 +106,7 @@ def heads(
     titles |= {right + most / 2: "attended after the threshold"} if binary else {}
     _label_columns(axes, titles, 20)
     axes.set_yticks([])
-    _fit(figure, axes, claim, (right + most if binary else left + most) - 0.1, len(pictures) * height, beside=0.1)
+    _fit(figure, axes, claim, (right + most if binary else left + most) - 0.1, len(pictures) * height, margin=0.1)
     _tint_bar(figure, _WIDE, "probability × number of keys", credit)
     legend = [Patch(color=_VEIL, label="not attended")] if binary else []
     figure.legend(
@@ -126,7 +126,7 @@ def by_block(
     logarithmic: frozenset[str] | set[str] = frozenset(),
     initial: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Statistics of attention heads over the blocks of all models: one panel a quantity, one point a head.
+    """Statistics of attention heads over the blocks of all models: one panel per quantity, one point per head.
 
     Points are means over the seeds, with their standard deviation where there are several; the line joins the means of
     the blocks' heads. Where attention is off, or a model has no threshold, the figure says so.
@@ -192,10 +192,10 @@ def _heads_of(axes: Axes, of_model: pd.DataFrame, column: str, left: float) -> N
     colour = variant_style(of_model["variant"].iloc[0]).colour
     over_seeds = of_model[~off].groupby(["block", "head"])[column].agg(["mean", "std"]).reset_index()
     last = over_seeds.groupby("block")["head"].transform("max")
-    beside = (over_seeds["head"] - last / 2) * (0.6 / last.clip(lower=1))
+    offsets = (over_seeds["head"] - last / 2) * (0.6 / last.clip(lower=1))
     error = over_seeds["std"] if of_model["seed"].nunique() > 1 else None
     axes.errorbar(
-        left + over_seeds["block"] + beside, over_seeds["mean"], yerr=error, color=colour, marker="o", markersize=2.6,
+        left + over_seeds["block"] + offsets, over_seeds["mean"], yerr=error, color=colour, marker="o", markersize=2.6,
         linestyle="none", elinewidth=0.6, capsize=0,
     )  # fmt: skip
     means = over_seeds.groupby("block")["mean"].mean().reindex(range(of_model["block"].max() + 1))
@@ -218,16 +218,16 @@ def _canvas() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _fit(figure: Figure, axes: Axes, claim: str, width: float, height: float, beside: float) -> None:
-    """Sizes the figure for axes of width x height units, with labels `beside` inches wide at the left."""
+def _fit(figure: Figure, axes: Axes, claim: str, width: float, height: float, margin: float) -> None:
+    """Sizes the figure for axes of width x height units, with `margin` inches for labels at the left."""
     lines = max(label.get_text().count("\n") + 1 for label in axes.get_xticklabels())
     figure.set_size_inches(DOUBLE_COLUMN, 1)
     headline(figure, claim)
     above = 0.2 + 0.125 * lines + 0.16 * (figure.get_suptitle().count("\n") + 1)
-    unit = min((DOUBLE_COLUMN - beside) / width, (9 - above - _BELOW) / height, 0.95)
+    unit = min((DOUBLE_COLUMN - margin) / width, (9 - above - _BELOW) / height, 0.95)
     total = above + unit * height + _BELOW
     figure.set_size_inches(DOUBLE_COLUMN, total)
-    axes.set_position((beside / DOUBLE_COLUMN, _BELOW / total, unit * width / DOUBLE_COLUMN, unit * height / total))
+    axes.set_position((margin / DOUBLE_COLUMN, _BELOW / total, unit * width / DOUBLE_COLUMN, unit * height / total))
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
 
 

@@ -1,6 +1,6 @@
 """What the models of a study attend to: rolled out to the image, head by head, and what binarization makes of it.
 
-Statistics are over evaluation images; pictures show images that may be shared, or one's own.
+Statistics are over evaluation images; pictures show images that may be shared, or your own.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from binaryvit.analysis.attention import figures, findings
 from binaryvit.analysis.attention.capture import AttentionCapture, AttentionMaps, attention_statistics
 from binaryvit.analysis.attention.rollout import pooling_weights, rollout, to_pixels
+from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import ExampleImages, Images, evaluation_batches, example_images, images_for
 from binaryvit.analysis.labels import labelled, model_label
 from binaryvit.analysis.levels import INITIAL_LEVEL, is_off
@@ -138,7 +139,7 @@ def threshold(opened: OpenStudy, images: int = 200) -> Drawing | None:
 def attended_by(model: nn.Module, images: ExampleImages, place: tuple[float, float]) -> pd.DataFrame:
     """What the patch at a place of each image attends to.
 
-    One row an image, block, head and place of the keys' grid. Columns: image, block, head, row, column, ratio
+    One row per image, block, head and place of the keys' grid. Columns: image, block, head, row, column, ratio
     (probability times number of keys), attended (1 where it is a after binarization, else 0; NaN where the attention is
     not binary), off (whether the block's attention is off). Keys without a place in the image (a CLS token) are left
     out.
@@ -158,7 +159,7 @@ def attended_by(model: nn.Module, images: ExampleImages, place: tuple[float, flo
 def attended_places(model: nn.Module, images: ExampleImages) -> pd.DataFrame:
     """Where in each image attention falls: in the first and the last block, and rolled out from output to image.
 
-    One row an image, map and place. Columns: image, map, row, column, ratio: what falls on the place, over what would
+    One row per image, map and place. Columns: image, map, row, column, ratio: what falls on the place, over what would
     if all places had the same; NaN where nothing is attended. For a block it is the mean over its heads and queries of
     the attention it uses.
     """
@@ -185,13 +186,13 @@ def head_statistics(opened: OpenStudy, images: int = 200) -> pd.DataFrame:
 
     def measure(run: StoredRun) -> pd.DataFrame:
         batches = evaluation_batches(opened, run, images, batch_size=50)
-        return attention_statistics(run.model(), (inputs for inputs, _ in batches))
+        return attention_statistics(on_best_device(run.model()), (inputs for inputs, _ in batches))
 
     return labelled(measured(opened, "attention_statistics", _VERSION, {"images": images}, runs, measure), runs)
 
 
 def levels(statistics: pd.DataFrame) -> pd.DataFrame:
-    """The learned a of each binary model and seed as text, a column a block, from `head_statistics`."""
+    """The learned a of each binary model and seed as text, one column per block, from `head_statistics`."""
     binary = statistics.dropna(subset="level")
     table = binary.pivot_table(index=["label", "seed"], columns="block", values="level", sort=False).add_prefix(
         "block "
@@ -211,7 +212,12 @@ def _measured_examples(
     shown = example_images(runs[0], examples)
     settings |= {"images": list(shown.names), "pixels": hashlib.sha256(shown.pixels.tobytes()).hexdigest()}
     table = measured(
-        opened, name, _VERSION, settings, runs, lambda run: measure(run.model(), example_images(run, examples))
+        opened,
+        name,
+        _VERSION,
+        settings,
+        runs,
+        lambda run: measure(on_best_device(run.model()), example_images(run, examples)),
     )
     return labelled(table, runs)
 

@@ -21,7 +21,7 @@ _MARKERS = "oXsd"  # of precisions other than W1A1, which have the grey of no st
 
 @styled
 def branch_norms(norms: pd.DataFrame, claim: str) -> Figure:
-    """The norm of each branch over that of its shortcut: a row a kind of addition, a line a model.
+    """The norm of each branch over that of its shortcut: one row per kind of addition, one line per model.
 
     Args:
         norms: columns run, label, variant, bits, layer, kind and ratio (NaN where attention is off).
@@ -47,7 +47,7 @@ def branch_norms(norms: pd.DataFrame, claim: str) -> Figure:
 
 @styled
 def accuracy_without(accuracies: pd.DataFrame, chance: float, evaluated_on: str, claim: str) -> Figure:
-    """The accuracy of each run without groups of branches: a row a group, a line a run, its 95 % interval.
+    """The accuracy of each run without groups of branches: one row per group, one line per run, with 95 % intervals.
 
     Args:
         accuracies: columns run, label, variant, bits, removed, accuracy, low, high (percent, ends of the interval).

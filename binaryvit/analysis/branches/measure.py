@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from binaryvit.analysis.branches import figures, findings
 from binaryvit.analysis.branches.capture import BINARY_GROUPS, GROUPS, REAL_GROUPS, branch_norms, group_members, zeroed
 from binaryvit.analysis.branches.recalibration import reestimated_statistics
+from binaryvit.analysis.device import device_of, on_best_device
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
 from binaryvit.analysis.labels import labelled
@@ -143,7 +144,7 @@ def norms_of(opened: OpenStudy, runs: Sequence[StoredRun], images: int = 500) ->
     """`capture.branch_norms` of runs over evaluation images, stored ones reused; `kind` names the unit's group."""
 
     def measure(run: StoredRun) -> pd.DataFrame:
-        table = branch_norms(run.model(), evaluation_batches(opened, run, images))
+        table = branch_norms(on_best_device(run.model()), evaluation_batches(opened, run, images))
         table.loc[(table["kind"] == "unit") & table["layer"].str.contains(r"\.attn\."), "kind"] = "attention linears"
         return table.replace({"kind": _KINDS})
 
@@ -162,7 +163,7 @@ def accuracies_without(
 ) -> pd.DataFrame:
     """How many evaluation images runs classify rightly without groups of branches, stored measurements reused.
 
-    One row a run, part of the model ("whole model"; the stages of a pyramid), what is removed there (a key of
+    One row per run, part of the model ("whole model"; the stages of a pyramid), what is removed there (a key of
     REMOVALS), and statistics of the batch norms: "stored", those of training, or "re-estimated" on training images with
     the branches already removed; for a stage the latter alone. Columns: run, part, removed, statistics, correct,
     images. What a part does not have has no row.
@@ -172,7 +173,7 @@ def accuracies_without(
     def measure(run: StoredRun) -> pd.DataFrame:
         evaluation = list(evaluation_batches(opened, run, images))
         training = list(evaluation_batches(opened, run, statistics_images, split="train"))
-        return accuracy_table(run.model(), evaluation, training)
+        return accuracy_table(on_best_device(run.model()), evaluation, training)
 
     return measured(opened, "accuracy_without_branches", _VERSION, settings, runs, measure)
 
@@ -208,7 +209,9 @@ def accuracy_table(
 @torch.no_grad()
 def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> int:
     """How many images of (images, labels) batches a model in evaluation mode classifies rightly."""
-    return sum(int((model(images).argmax(dim=1) == labels).sum()) for images, labels in batches)
+    return sum(
+        int((model(images.to(device_of(model))).argmax(dim=1).cpu() == labels).sum()) for images, labels in batches
+    )
 
 
 def _runs_with_branches(opened: OpenStudy) -> list[StoredRun]:

@@ -20,7 +20,7 @@ _PARTS = {"attn": "attention branches", "mlp": "FFN branches"}
 
 @styled
 def accuracy_size_operations(table: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
-    """Top-1, size and operations, a line each precision.
+    """Top-1, size and operations, one row per precision.
 
     Args:
         table: columns precision, seeds, top1, low, high (percent; NaN where no run is finished), bytes, ops,
@@ -87,7 +87,7 @@ def agreement(table: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
 
 
 def _along_layers(axes: Axes, table: pd.DataFrame) -> None:
-    """A line a precision over the layers, in their order; thin and grey for other seeds of the reference."""
+    """One line per precision over the layers, in their order, and one per further seed of the reference."""
     layers = list(dict.fromkeys(table["layer"]))
     for (precision, seed), own in table.groupby(["precision", "seed"], sort=False):
         colour, marker, line = _STYLES[precision]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
 from binaryvit.analysis.labels import bits_of
@@ -81,9 +82,9 @@ def agreement(opened: OpenStudy, images: int = 500) -> Drawing | None:
 def precisions(opened: OpenStudy) -> pd.DataFrame:
     """Accuracy, size and operations of the study's model at each precision it is trained at.
 
-    One row a precision: precision ("W1A32": 1-bit weights, 32-bit activations), label, state, seeds, images (evaluation
-    images), top1 (percent, mean over seeds; NaN where no run is finished), low and high (ends of its 95 % interval for
-    the choice of images), bytes, bops, flops, ops, ops_elementwise (of one image), and runs (their ids).
+    One row per precision: precision ("W1A32": 1-bit weights, 32-bit activations), label, state, seeds, images (of the
+    evaluation), top1 (percent, mean over seeds; NaN where no run is finished), low and high (ends of its 95 % interval
+    for the choice of images), bytes, bops, flops, ops, ops_elementwise (of one image), and runs (their ids).
 
     Raises BinaryViTError when the study has no model at several precisions.
     """
@@ -128,7 +129,8 @@ def agreement_with_reference(
     settings = {"images": images, "reference": reference.id, "weights of the reference": sha256_of(reference.weights)}
 
     def measure(run: StoredRun) -> pd.DataFrame:
-        return layer_agreement(run.model(), reference.model(), evaluation_batches(opened, run, images))
+        models = (on_best_device(each.model()) for each in (run, reference))
+        return layer_agreement(*models, evaluation_batches(opened, run, images))
 
     table = measured(opened, "precision_agreement", _VERSION, settings, runs, measure)
     table.insert(1, "precision", table["run"].map({run.id: bits_of(run) for run in runs}))
