@@ -1,6 +1,7 @@
 """One look for every figure: palette, widths on the page, and how each variant is called and drawn."""
 
 import functools
+import textwrap
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -54,3 +55,13 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
             return draw(*args, **kwargs)
 
     return wrapper
+
+
+def in_lines(name: str, width: int) -> str:
+    """A name in lines of at most `width` characters; what is in brackets begins a new one."""
+    return "\n".join(textwrap.fill(part, width) for part in name.replace(" (", "\n(").split("\n"))
+
+
+def headline(figure: Figure, claim: str) -> None:
+    """What the figure says, above its panels."""
+    figure.suptitle(textwrap.fill(claim, 92), x=0.012, ha="left", fontsize=8.5, fontweight="bold")

@@ -2,7 +2,7 @@
 
 A binary product of K terms takes at most K + 1 values; batch norm, a one-to-one map, adds none, while shortcuts,
 average pooling and sums with other branches do. Counted are distinct float32 numbers, per channel, of a copy of the
-model that computes in float64 (`statistics.exact_copy`): values equal there but for rounding are equal as float32, too.
+model that computes in float64 (`signs.exact_copy`): values equal there but for rounding are equal as float32, too.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -56,7 +56,7 @@ RESIDUAL_STEPS: dict[str, Point] = {
     "block: output": ("", "output"),
 }
 ADDED = "MLP + pooling branches"
-# Behind the blocks: the final batch norm, and what the classifier reads (one token, or the mean of all).
+# After the blocks: the final batch norm, and what the classifier reads (one token, or the mean of all).
 HEAD_STEPS: dict[str, Point] = {"head: input": ("norm", "output"), "head: pooled": ("head_drop", "input")}
 HEAD = "head"  # stands for a block's path in these rows
 
@@ -119,7 +119,7 @@ def distinct_values(
         limit: counts beyond it are not made; see `DistinctValues`.
 
     Returns:
-        A row per block and step, in the order of computation. Columns block (its path; "head" behind the last), step
+        A row per block and step, in the order of computation. Columns block (its path; "head" after the last), step
         (of STEPS), channels (counted), observations (per channel), bound (the most values a binary product can take,
         else NaN), minimum, median and maximum (over channels), together (of all counted channels at once).
 
@@ -142,7 +142,7 @@ def distinct_values_from_one_bit(
 
     In the model as it is, real-valued shortcuts reach every step from the full-precision stem. Here the normalized
     input of each attention and MLP (with its pooling branches) and of the final pooling is replaced by its sign, so
-    each value counted behind it was made by that half alone; nothing is added to a residual.
+    each value counted after it was made by that half alone; nothing is added to a residual.
     """
     model = exact_copy(model)
     counts, watchers = _watched(

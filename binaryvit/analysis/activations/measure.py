@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 from torch import Tensor
 
-from binaryvit.analysis.activations import distinct_values, figures, findings, signs
+from binaryvit.analysis.activations import distinct_values, figures, findings, signs, weight_changes
+from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import evaluation_batches
+from binaryvit.analysis.labels import bits_of, labelled
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun
 from binaryvit.errors import BinaryViTError
-from binaryvit.records.run import read_table
 
 VERSION = 1  # of what is measured here
 IMAGES = 1000  # signs are counted on
@@ -36,7 +37,7 @@ def drawings(
 
 
 def histograms(opened: OpenStudy, images: int = IMAGES) -> Drawing:
-    """What signs are taken of, in each layer of the runs whose weights and activations are one bit.
+    """What signs are taken of, in each kind of layer of the runs whose weights and activations are one bit.
 
     Args:
         opened: whose runs. Those of other bits are left out.
@@ -46,68 +47,95 @@ def histograms(opened: OpenStudy, images: int = IMAGES) -> Drawing:
     that is not positive.
     """
     runs = _one_bit_runs(opened)
-    table, seen = _labelled(_measure_signs(opened, runs, images)["pre_sign_histograms"], runs), _describe(runs, images)
+    table, seen = labelled(_measure_signs(opened, runs, images)["pre_sign_histograms"], runs), _describe(runs, images)
+    claim, finding = findings.of_histograms(table)
     return Drawing(
         opened,
         "pre_sign_histograms",
         {"histograms": table.assign(counted_on=seen)},
-        lambda: figures.pre_sign_histograms(table, seen),
+        lambda: figures.pre_sign_histograms(table, seen, claim),
         tuple(run.id for run in runs),
-        findings.of_histograms(table, seen),
+        finding,
     )
 
 
 def sign_statistics(opened: OpenStudy, images: int = IMAGES) -> Drawing:
-    """How much the signs of each layer say; see `histograms`."""
+    """How much the signs of each kind of layer say, and how far the shifts moved; see `histograms`."""
     runs = _one_bit_runs(opened)
-    table, seen = _labelled(_measure_signs(opened, runs, images)["signs"], runs), _describe(runs, images)
+    table, seen = labelled(_measure_signs(opened, runs, images)["signs"], runs), _describe(runs, images)
+    claim, finding = findings.of_signs(table)
     return Drawing(
         opened,
         "sign_statistics",
         {"signs": table.assign(counted_on=seen)},
-        lambda: figures.sign_statistics(table, seen),
+        lambda: figures.sign_statistics(table, seen, claim),
         tuple(run.id for run in runs),
-        findings.of_signs(table),
+        finding,
     )
 
 
 def weights(opened: OpenStudy) -> Drawing:
-    """How far the latent weights are from their thresholds, from what training left in the runs' folders: no data."""
+    """How far training moved the weights from their initial values, from what it left in the runs' folders: no data."""
     runs = _one_bit_runs(opened)
-    layers = _labelled(_each(runs, lambda run: read_table(run.folder, "latent_layers.csv")), runs)
-    latent = _labelled(_each(runs, _latent_histogram), runs)
-    flips = _labelled(_each(runs, _flips), runs)
-    scales = _labelled(_each(runs, lambda run: signs.binary_weights(run.model())), runs)
+    latent = _each(runs, weight_changes.latent_distribution)
+    flips = _each(runs, weight_changes.flips)
+    layers = _each(runs, lambda run: weight_changes.changed_weights(run.model(), weight_changes.initial_model(run)))
+    claim, finding = findings.of_weights(latent, flips, layers)
     return Drawing(
         opened,
         "weight_statistics",
-        {"latent": latent, "flips": flips, "scales": scales, "layers": layers},
-        lambda: figures.weight_statistics(latent, flips, scales),
+        {"latent": latent, "flips": flips, "layers": layers},
+        lambda: figures.weight_statistics(latent, flips, layers, claim),
         tuple(run.id for run in runs),
-        findings.of_weights(latent, flips, scales, layers),
+        finding,
     )
 
 
 def values(opened: OpenStudy, images: int = COUNTED_IMAGES, channels: int = COUNTED_CHANNELS) -> Drawing:
-    """How many distinct values each step inside a block can take, in the model as it is; see `histograms`.
+    """How many distinct values each step inside a block takes, in the model as it is; see `histograms`.
 
     `channels` of each layer are counted.
     """
-    table, runs, seen = _count_values(opened, "distinct_values", distinct_values.distinct_values, images, channels)
-    return _draw_values(opened, "distinct_values", table, runs, seen, findings.of_distinct_values(table))
+    return _draw_values(
+        opened, images, channels, "distinct_values",
+        distinct_values.distinct_values, findings.of_distinct_values, figures.distinct_values,
+    )  # fmt: skip
 
 
 def values_from_one_bit(opened: OpenStudy, images: int = COUNTED_IMAGES, channels: int = COUNTED_CHANNELS) -> Drawing:
     """The same count without the real-valued stream; see `values`."""
-    name = "distinct_values_from_one_bit"
-    table, runs, seen = _count_values(opened, name, distinct_values.distinct_values_from_one_bit, images, channels)
-    return _draw_values(opened, name, table, runs, seen, findings.of_one_bit(table))
+    return _draw_values(
+        opened, images, channels, "distinct_values_from_one_bit",
+        distinct_values.distinct_values_from_one_bit, findings.of_one_bit, figures.distinct_values_from_one_bit,
+    )  # fmt: skip
+
+
+def _draw_values(
+    opened: OpenStudy, images: int, channels: int, name: str, count: Callable, said: Callable, draw: Callable
+) -> Drawing:
+    """A figure of distinct values: `count` measures a model, `said` gives claim and finding, `draw` the figure."""
+    _check_positive(counted_images=images, channels=channels)
+    runs = _one_bit_runs(opened)
+    table = measured(
+        opened, name, VERSION, {"images": images, "channels": channels}, runs,
+        lambda run: count(on_best_device(run.model()), _images(opened, run, images), channels),
+    )  # fmt: skip
+    table = labelled(table, runs)
+    seen = f"{_describe(runs, images)}, {channels} channels of each layer"
+    claim, finding = said(table)
+    return Drawing(
+        opened,
+        name,
+        {"values": table.assign(counted_on=seen)},
+        lambda: draw(table, distinct_values.STEPS, seen, claim),
+        tuple(run.id for run in runs),
+        finding,
+    )
 
 
 def _one_bit_runs(opened: OpenStudy) -> list[StoredRun]:
     chosen = opened.runs()
-    one_bit = {run.id for run in opened.study.runs if run.bits == (1, 1)}
-    runs = [run for run in chosen if run.is_binary and run.id in one_bit]
+    runs = [run for run in chosen if bits_of(run) == "W1A1"]
     if not runs:
         raise BinaryViTError(
             f"No run with weights and activations of one bit is selected, only {', '.join(run.id for run in chosen)}: "
@@ -123,7 +151,9 @@ def _measure_signs(opened: OpenStudy, runs: Sequence[StoredRun], images: int) ->
 
     def count(run: StoredRun) -> dict[str, signs.SignCounts]:
         if run.id not in counts:
-            counts[run.id] = signs.count_signs(signs.exact_copy(run.model()), _images(opened, run, images))
+            counts[run.id] = signs.count_signs(
+                signs.exact_copy(on_best_device(run.model())), _images(opened, run, images)
+            )
         return counts[run.id]
 
     measure = {
@@ -131,32 +161,6 @@ def _measure_signs(opened: OpenStudy, runs: Sequence[StoredRun], images: int) ->
         "pre_sign_histograms": lambda run: signs.sign_histograms(count(run)),
     }
     return {name: measured(opened, name, VERSION, {"images": images}, runs, make) for name, make in measure.items()}
-
-
-def _count_values(
-    opened: OpenStudy, name: str, count: Callable[..., pd.DataFrame], images: int, channels: int
-) -> tuple[pd.DataFrame, list[StoredRun], str]:
-    """A count of distinct values, the runs it is of, and what it was made on in words."""
-    _check_positive(counted_images=images, channels=channels)
-    runs = _one_bit_runs(opened)
-    table = measured(
-        opened, name, VERSION, {"images": images, "channels": channels}, runs,
-        lambda run: count(run.model(), _images(opened, run, images), channels),
-    )  # fmt: skip
-    return _labelled(table, runs), runs, f"{_describe(runs, images)}, {channels} channels of each layer"
-
-
-def _draw_values(
-    opened: OpenStudy, name: str, table: pd.DataFrame, runs: Sequence[StoredRun], seen: str, finding: str
-) -> Drawing:
-    return Drawing(
-        opened,
-        name,
-        {"values": table.assign(counted_on=seen)},
-        lambda: figures.distinct_values(table, distinct_values.STEPS, seen),
-        tuple(run.id for run in runs),
-        finding,
-    )
 
 
 def _check_positive(**numbers: int) -> None:
@@ -175,35 +179,5 @@ def _describe(runs: Sequence[StoredRun], images: int) -> str:
 
 
 def _each(runs: Sequence[StoredRun], table_of: Callable[[StoredRun], pd.DataFrame]) -> pd.DataFrame:
-    """One table of all runs, the run's id in the first column."""
-    tables = []
-    for run in runs:
-        table = table_of(run)
-        table.insert(0, "run", run.id)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
-
-
-def _labelled(table: pd.DataFrame, runs: Sequence[StoredRun]) -> pd.DataFrame:
-    """The table with each run's label and variant behind its id."""
-    labels = {run.id: run.label for run in runs}
-    variants = {run.id: run.variant for run in runs}
-    table.insert(1, "label", table["run"].map(labels))
-    table.insert(2, "variant", table["run"].map(variants))
-    return table
-
-
-def _latent_histogram(run: StoredRun) -> pd.DataFrame:
-    """The histograms of all layers together: bin_left, bin_right, share of all binary weights."""
-    layers = read_table(run.folder, "latent_weights.csv")
-    counts = layers.groupby(["bin_left", "bin_right"], as_index=False)["count"].sum()
-    return counts.assign(share=counts["count"] / counts["count"].sum()).drop(columns="count")
-
-
-def _flips(run: StoredRun) -> pd.DataFrame:
-    """Per epoch the flip rate of all binary weights together: columns epoch, flip_rate."""
-    flips = read_table(run.folder, "weight_flips.csv")
-    flips = flips.merge(read_table(run.folder, "latent_layers.csv")[["layer", "weights"]], on="layer")
-    flips["flipped"] = flips["flip_rate"] * flips["weights"]
-    sums = flips.groupby("epoch", as_index=False)[["flipped", "weights"]].sum()
-    return pd.DataFrame({"epoch": sums["epoch"], "flip_rate": sums["flipped"] / sums["weights"]})
+    """One table of all runs; see `labels.labelled`."""
+    return labelled(pd.concat({run.id: table_of(run) for run in runs}, names=["run"]).reset_index("run"), runs)

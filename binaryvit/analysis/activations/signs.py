@@ -216,36 +216,3 @@ def bit_entropy(share: np.ndarray) -> np.ndarray:
     share = np.asarray(share, dtype=np.float64)
     terms = [p * np.log2(p, out=np.zeros_like(p), where=p > 0) for p in (share, 1 - share)]
     return 0.0 - sum(terms)
-
-
-@torch.no_grad()
-def binary_weights(model: nn.Module) -> pd.DataFrame:
-    """One row per binary layer: its signs and scales, also of a model that has no latent weights any more.
-
-    Columns layer, rows (output channels), weights (their number), share_positive (of all weights), row_imbalance (mean
-    over rows of |2 p - 1| with p the row's share of +1: 0 balanced, 1 constant), mean_scale, scale_low and scale_high
-    (10th and 90th percentile over rows of the scale s).
-
-    Raises BinaryViTError for a model without binary weights.
-    """
-    rows = []
-    for name, layer in binary_layers(model).items():
-        weight = layer.effective_weight().detach().flatten(1).double()
-        positive = (weight > 0).double().mean(1)
-        scale = weight.abs().mean(1)
-        low, high = scale.quantile(scale.new_tensor([0.1, 0.9])).tolist()
-        rows.append(
-            {
-                "layer": name,
-                "rows": len(weight),
-                "weights": weight.numel(),
-                "share_positive": positive.mean().item(),
-                "row_imbalance": (2 * positive - 1).abs().mean().item(),
-                "mean_scale": scale.mean().item(),
-                "scale_low": low,
-                "scale_high": high,
-            }
-        )
-    if not rows:
-        raise BinaryViTError(f"This {type(model).__name__} has no binary weights; choose a model with weight_bits=1.")
-    return pd.DataFrame(rows)

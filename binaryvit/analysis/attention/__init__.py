@@ -1,8 +1,10 @@
 """Where attention looks, before and after its binarization."""
 
 from binaryvit.analysis.attention.measure import (
+    by_depth,
     density,
     drawings,
+    evenness,
     heads,
     heads_of_model,
     levels,
@@ -10,4 +12,14 @@ from binaryvit.analysis.attention.measure import (
     threshold,
 )
 
-__all__ = ["density", "drawings", "heads", "heads_of_model", "levels", "side_by_side", "threshold"]
+__all__ = [
+    "by_depth",
+    "density",
+    "drawings",
+    "evenness",
+    "heads",
+    "heads_of_model",
+    "levels",
+    "side_by_side",
+    "threshold",
+]

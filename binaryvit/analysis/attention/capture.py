@@ -14,9 +14,9 @@ import torch
 from timm.utils import AttentionExtract
 from torch import Tensor, nn
 
+from binaryvit.analysis.device import device_of
+from binaryvit.analysis.levels import attention_levels, is_off
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.layers import AttentionBinarizer
-from binaryvit.models.quantizers import MINIMUM_ATTENTION_LEVEL
 from binaryvit.training.build import image_size
 
 # Both are called with probabilities: before binarization, and as the product with the values uses them.
@@ -30,9 +30,9 @@ class AttentionMaps:
     Attributes:
         layer: module path of the attention, "stages.0.blocks.0.attn".
         probabilities: after the softmax, (B, heads, queries, keys); each row sums to 1.
-        used: what the values are multiplied with, of the same shape: {0, a} where the attention is binary, else the
-            probabilities.
-        level: a, or None where the attention is not binary.
+        used: what the values are multiplied with, of the same shape: {0, a} where the attention is binary, all 0 where
+            it is off, else the probabilities.
+        level: a as it was learned, or None where the attention is not binary.
         prefix_tokens: how many of the first tokens have no place in the image (a CLS token).
     """
 
@@ -41,6 +41,11 @@ class AttentionMaps:
     used: Tensor
     level: float | None = None
     prefix_tokens: int = 0
+
+    @property
+    def off(self) -> bool:
+        """Whether training switched this attention off; see `levels.is_off`."""
+        return self.level is not None and is_off(self.level)
 
     @property
     def grid_size(self) -> int:
@@ -99,7 +104,7 @@ class AttentionCapture:
         except RuntimeError:
             raise BinaryViTError(_no_attention(model)) from None
         self.model = model
-        self._named = dict(model.named_modules())
+        self._levels = attention_levels(model)
         self.prefix_tokens = getattr(model, "num_prefix_tokens", 0)
 
     @torch.inference_mode()
@@ -110,21 +115,18 @@ class AttentionCapture:
             BinaryViTError: the images are not of the model's size, or no layer showed its attention.
         """
         check_images(self.model, images)
-        seen = self._extract(images)
+        seen = self._extract(images.to(device_of(self.model)))
         maps = []
         for name, used in seen.items():
             layer, _, end = name.rpartition(".")
             if end == _USED and used.ndim == 4:
-                before = f"{layer}.{_BEFORE}"
-                maps.append(AttentionMaps(layer, seen.get(before, used), used, self._level(before), self.prefix_tokens))
+                before, level = seen.get(f"{layer}.{_BEFORE}", used), self._levels.get(layer)
+                if level is not None and is_off(level):
+                    used = torch.zeros_like(used)
+                maps.append(AttentionMaps(layer, before, used, level, self.prefix_tokens))
         if not maps:
             raise BinaryViTError(_no_attention(self.model))
         return maps
-
-    def _level(self, binarizer: str) -> float | None:
-        """The level the forward pass computes with, where there is such a binarizer."""
-        module = self._named.get(binarizer)
-        return None if not isinstance(module, AttentionBinarizer) else max(module.level.item(), MINIMUM_ATTENTION_LEVEL)
 
 
 def _no_attention(model: nn.Module) -> str:
@@ -204,13 +206,13 @@ class AttentionStatistics:
             sums.empty += (~on.any(-1)).sum(over_rows).double()
 
     def frame(self) -> pd.DataFrame:
-        """One row a layer and head.
+        """One row per layer and head.
 
         Columns: layer (module path), block and head (from 0), heads, queries, keys, images, rows (of the maps: images
         x queries), entropy (mean over the rows of -sum p ln p before binarization, in nats), evenness (entropy /
-        ln keys: 1 means all keys alike, 0 a single one); and where the attention is binary, else NaN: level (a),
-        density (share of the entries that are a), removed (mean share of the probability that the threshold sets to
-        0), empty (share of the rows that become all zero).
+        ln keys: 1 means all keys alike, 0 a single one); and where the attention is binary, else NaN: level (a as it
+        was learned), density (share of the entries that are a), removed (mean share of the probability that the
+        threshold sets to 0), empty (share of the rows that become all zero). Where attention is off these are 0, 1, 1.
 
         Raises BinaryViTError when no image was added.
         """

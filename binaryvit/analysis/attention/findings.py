@@ -1,33 +1,27 @@
-"""Sentences of finding under the figures on attention, made from the numbers that are drawn."""
+"""What the numbers on attention say: for each figure its claim, which is its title, and a finding of two sentences."""
 
 import numpy as np
 import pandas as pd
-from pandas.api.typing import DataFrameGroupBy
 
-from binaryvit.models.quantizers import MINIMUM_ATTENTION_LEVEL
+from binaryvit.analysis.levels import is_off
 
-_ALL_KEYS = 0.99  # the share of attended keys from which a head is said to average over all of them
-
-
-def of_images(credit: str) -> str:
-    """Whose the images are."""
-    return f"Images: {credit}."
+_NEARLY_ALL = 0.99  # the share of attended keys from which a head is said to average over all of them
 
 
-def of_places(places: pd.DataFrame, teacher: str | None) -> str:
-    """How alike the rollouts are to the teacher's, and how uneven each is."""
-    rollouts = places[places["map"] == "rollout"]
+def of_rollouts(places: pd.DataFrame, teacher: str | None) -> tuple[str, str]:
+    """Claim and finding: how uneven each model's rollout is, and how like the teacher's."""
     grids = {
         label: {image: _grid(of_image) for image, of_image in of_model.groupby("image", sort=False)}
-        for label, of_model in rollouts.groupby("label", sort=False)
+        for label, of_model in places.groupby("label", sort=False)
     }
-    images = rollouts["image"].nunique()
     peaks = {label: np.mean([grid.max() for grid in of_model.values()]) for label, of_model in grids.items()}
     sharp, even = max(peaks, key=peaks.get), min(peaks, key=peaks.get)
-    sentences = [
-        f"On {images} image{'s' * (images > 1)}, the rollout is most uneven in {sharp}, whose most attended place gets "
-        f"{peaks[sharp]:.2f} times the even share, and most even in {even} ({peaks[even]:.2f} times)."
-    ]
+    images = places["image"].nunique()
+    claim = f"Rolled out to the image, attention is most selective in {sharp} and most even in {even}"
+    finding = (
+        f"The most attended place gets {peaks[sharp]:.2f} times its even share in {sharp} and {peaks[even]:.2f} times "
+        f"in {even} (mean of {images} image{'s' * (images > 1)})."
+    )
     others = [label for label in grids if label != teacher]
     if teacher in grids and others:
         alike = {
@@ -35,99 +29,124 @@ def of_places(places: pd.DataFrame, teacher: str | None) -> str:
             for label in others
         }
         best, worst = max(alike, key=alike.get), min(alike, key=alike.get)
-        sentences.append(
-            f"Most alike to the teacher's is that of {best} (correlation over places {alike[best]:+.2f}), least that "
-            f"of {worst} ({alike[worst]:+.2f})."
+        finding += (
+            f" {best} comes closest to the teacher's map (correlation over places {alike[best]:+.2f}), {worst} least "
+            f"({alike[worst]:+.2f})."
         )
-    return " ".join(sentences)
+    return claim, finding
 
 
-def of_heads(maps: pd.DataFrame) -> str:
-    """How selective each model's heads are for the patch that is shown."""
-    sentences = []
-    for label, of_model in maps.groupby("label", sort=False):
-        of_head = _with_several_keys(of_model.groupby(["image", "block", "head"]))
-        if of_model["attended"].notna().any():
-            share = of_head["attended"].mean()
-            everything, nothing = int((share == 1).sum()), int((share == 0).sum())
-            _, block, head = share.idxmin()
-            sentences.append(
-                f"In {label} the patch attends to all keys in {everything} of {len(share)} maps and to none in "
-                f"{nothing}; the sparsest is of block {block}, head {head}: {share.min():.0%} of the keys."
-            )
-        else:
-            peak = of_head["ratio"].max()
-            _, block, head = peak.idxmax()
-            sentences.append(
-                f"In {label} the highest probability is {peak.max():.1f} times that of even attention "
-                f"(block {block}, head {head})."
-            )
-    return " ".join(sentences)
+def of_depths(places: pd.DataFrame) -> tuple[str, str]:
+    """Claim and finding: how selective the first and the last block are on average over their heads and queries."""
+    peaks = places.groupby(["label", "map", "image"], sort=False)["ratio"].max().groupby(["label", "map"]).mean()
+    peaks = peaks.unstack()[places["map"].unique()]
+    (first, last), on = peaks.columns, peaks.dropna()
+    claim = (
+        f"The last block is more selective than the first in {int((on[last] > on[first]).sum())} of {len(on)} models"
+    )
+    claim += " whose attention is on in both" if len(on) < len(peaks) else ""
+    finding = (
+        f"The most attended place gets {peaks[first].min():.2f} to {peaks[first].max():.2f} times its even share in "
+        f"the {first} and {peaks[last].min():.2f} to {peaks[last].max():.2f} times in the {last}."
+    )
+    off = [f"the {name} of {label}" for name in peaks.columns for label in peaks.index[peaks[name].isna()]]
+    return claim, finding + (f" Attention is off in {_listed(off)}." if off else "")
 
 
-def of_density(statistics: pd.DataFrame) -> str:
-    """How dense the binary maps are, and where the learned threshold lies."""
-    statistics = statistics[statistics["keys"] > 1]  # a single key is attended or nothing is
-    mean = statistics.groupby("label", sort=False)["density"].mean()
-    densest, sparsest = mean.idxmax(), mean.idxmin()
-    unlearned = statistics["level"] <= MINIMUM_ATTENTION_LEVEL
-    averaging = statistics[(statistics["density"] > _ALL_KEYS) & ~unlearned]
-    levels, thresholds = statistics["level"][~unlearned], statistics["threshold"][~unlearned]
-    sentences = [
-        f"On average over its heads, {densest} attends to {mean[densest]:.0%} of the keys, the most, and {sparsest} "
-        f"to {mean[sparsest]:.0%}, the fewest.",
-        f"{len(averaging)} of the {len(statistics)} heads with several keys attend to more than {_ALL_KEYS:.0%} of "
-        "them, so that they only average over the image"
-        + (f"; most of these are in {averaging['label'].mode()[0]}." if len(averaging) else "."),
+def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
+    """Claim and finding: how selective a model's heads are for the patch that is shown."""
+    several = maps.groupby(["image", "block", "head"]).filter(lambda own: len(own) > 1)  # one key says nothing
+    attending = several[~several["off"]].groupby(["image", "block", "head"])
+    off = sorted(maps["block"][maps["off"]].unique())
+    silent = f" Attention is off in block {_listed(off)}." if off else ""
+    if not len(attending):
+        return (
+            f"{label}: the marked patch has no keys to choose from",
+            silent.strip() or "Every block has a single key.",
+        )
+    if maps["attended"].isna().all():
+        peak = attending["ratio"].max()
+        _, block, head = peak.idxmax()
+        return f"{label}: the marked patch prefers some keys by up to {peak.max():.1f} times", (
+            f"The highest probability is {peak.max():.1f} times that of even attention (block {block}, head {head}); "
+            f"in the median head it is {peak.median():.1f} times."
+        )
+    share = 100 * attending["attended"].mean()
+    _, block, head = share.idxmin()
+    return f"{label}: the marked patch attends to {share.mean():.0f} % of the keys", (
+        f"It attends to every key in {int((share == 100).sum())} of {len(share)} maps and to none in "
+        f"{int((share == 0).sum())}; the sparsest attends to {share.min():.0f} % (block {block}, head {head}).{silent}"
+    )
+
+
+def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
+    """Claim and finding: how many heads choose among the keys at all, and where the learned threshold lies."""
+    statistics = statistics[statistics["keys"] > 1]  # of a single key nothing can be left out
+    off = is_off(statistics["level"])
+    attending = statistics[~off]
+    averaging = attending[attending["density"] > _NEARLY_ALL]
+    claim = (
+        f"{len(attending) - len(averaging)} of {len(statistics)} heads choose among the keys (attending to nearly all: "
+        f"{len(averaging)}, off: {int(off.sum())})"
+    )
+    if attending.empty:
+        return claim, "Training drove every level a to zero or below."
+    mean = 100 * attending.groupby("label", sort=False)["density"].mean()
+    finding = (
+        f"Where attention is on, {mean.idxmax()} attends to {mean.max():.0f} % of the keys, the most, and "
+        f"{mean.idxmin()} to {mean.min():.0f} %, the fewest; a key is attended from "
+        f"{attending['threshold'].min():.2g} to {attending['threshold'].max():.2g} times the even probability on."
+    )
+    return claim, finding + _of_off(statistics[off], with_seed=statistics["seed"].nunique() > 1)
+
+
+def _of_off(off: pd.DataFrame, with_seed: bool) -> str:
+    """Which blocks do without attention."""
+    if off.empty:
+        return ""
+    places = [
+        f"block {_listed(sorted(blocks))} of {label}" + (f", seed {seed}" if with_seed else "")
+        for (label, seed), blocks in off.groupby(["label", "seed"], sort=False)["block"].unique().items()
     ]
-    if len(levels):
-        sentences.append(
-            f"The level a lies between {levels.min():.2g} and {levels.max():.2g} (it starts at 0.005): a key is "
-            f"attended from {thresholds.min():.2g} to {thresholds.max():.2g} times the even probability on."
+    return f" Training drove the level a to zero or below in {_listed(places)}: no key is attended there."
+
+
+def of_evenness(statistics: pd.DataFrame, teacher: str | None) -> tuple[str, str]:
+    """Claim and finding: how selective attention is before binarization, against the teacher's."""
+    on = statistics[(statistics["keys"] > 1) & ~is_off(statistics["level"])]
+    mean = 100 * on.groupby("label", sort=False)["evenness"].mean()
+    binary = mean[mean.index != teacher]
+    if teacher not in mean or binary.empty:
+        claim = f"Before the threshold, attention is most even in {mean.idxmax()} and most selective in {mean.idxmin()}"
+    else:
+        more = int((binary > mean[teacher]).sum())
+        claim = f"Before the threshold, {more} of {len(binary)} binary models attend more evenly than the teacher"
+    return claim, (
+        f"The entropy of a row is {mean.min():.0f} % of its maximum in {mean.idxmin()} and {mean.max():.0f} % in "
+        f"{mean.idxmax()} (mean of the heads that are on); 100 % would be all keys alike."
+    )
+
+
+def of_threshold(statistics: pd.DataFrame) -> tuple[str, str]:
+    """Claim and finding: what the threshold takes from the probabilities."""
+    on = statistics[statistics["removed"].notna() & ~is_off(statistics["level"])]
+    if on.empty:
+        return "Attention is off in every head", "Training drove every level a to zero or below."
+    removed = 100 * on.groupby("label", sort=False)["removed"].mean()
+    claim = f"The threshold removes {removed.min():.0f} % to {removed.max():.0f} % of the attention probability"
+    worst = on.loc[on["empty"].idxmax()]
+    finding = f"Most in {removed.idxmax()}, least in {removed.idxmin()} (means over the heads that are on)."
+    if worst["empty"] > 0:
+        return claim, finding + (
+            f" At most {100 * worst['empty']:.2f} % of a head's queries lose all of their keys ({worst['label']}, "
+            f"block {worst['block']}, head {worst['head']})."
         )
-    places = statistics[unlearned].groupby(["label", "seed"], sort=False)["block"].unique()
-    for (label, seed), blocks in places.items():
-        of_seed = f" (seed {seed})" if statistics["seed"].nunique() > 1 else ""
-        sentences.append(
-            f"In {label}{of_seed} training drove a to zero or below in block {', '.join(map(str, sorted(blocks)))}, "
-            f"where {MINIMUM_ATTENTION_LEVEL:g} takes its place: all keys are attended, by next to nothing, and the "
-            "block does without its attention product."
-        )
-    return " ".join(sentences)
+    return claim, f"{finding} No query loses all of its keys."
 
 
-def of_threshold(statistics: pd.DataFrame) -> str:
-    """How even attention is before binarization, and what the threshold takes from it."""
-    # A single key has all the attention; its entropy says nothing.
-    mean = statistics[statistics["keys"] > 1].groupby("label", sort=False)["evenness"].mean()
-    most, least = mean.idxmax(), mean.idxmin()
-    sentences = [
-        f"Before binarization, attention is most even in {most} (entropy {mean[most]:.0%} of its maximum on average "
-        f"over the heads) and most selective in {least} ({mean[least]:.0%})."
-    ]
-    binary = statistics.dropna(subset="removed")
-    if not binary.empty:
-        removed = binary.groupby("label", sort=False)["removed"].mean()
-        high, low = removed.idxmax(), removed.idxmin()
-        sentences.append(
-            f"The threshold removes the most probability in {high} ({removed[high]:.1%} on average) and the least in "
-            f"{low} ({removed[low]:.1%})."
-        )
-        worst = binary.loc[binary["empty"].idxmax()]
-        if worst["empty"] > 0:
-            sentences.append(
-                f"Rows without any attended key are at most {worst['empty']:.2%} of a head's ({worst['label']}, block "
-                f"{worst['block']}, head {worst['head']})."
-            )
-        else:
-            sentences.append("No row loses all of its keys.")
-    return " ".join(sentences)
-
-
-def _with_several_keys(maps: DataFrameGroupBy) -> DataFrameGroupBy:
-    """The maps of more than one key; all of them where there is no other."""
-    several = maps.filter(lambda of_head: len(of_head) > 1)
-    return several.groupby(maps.keys) if len(several) else maps
+def _listed(words: list) -> str:
+    *first, last = map(str, words)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _grid(frame: pd.DataFrame) -> np.ndarray:

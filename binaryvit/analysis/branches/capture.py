@@ -6,8 +6,8 @@ by kind, and the module that adds:
     unit       BinaryUnit: the normalized products of a binary linear layer, to its input (brought to the width)
     context    BinaryAttention: the normalized context attn @ v, to q + k + v
     merge      BinaryPatchMerging: the normalized products of the binary convolution, to the 2x2 average
-    attention  BinaryBlock: the attention branch behind its Affine, to the block's input x
-    FFN        BinaryBlock: the feed-forward branch behind its Affine, to the x between the block's halves
+    attention  BinaryBlock: the attention branch after its Affine, to the block's input x
+    FFN        BinaryBlock: the feed-forward branch after its Affine, to the x between the block's halves
     pooling    BinaryBlock: the pooling branches, to that same x
 
 Everything here is done with hooks on submodules. It works on any model made of these modules and leaves no trace.
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from binaryvit.analysis.device import device_of
 from binaryvit.config import suggestion
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers import (
@@ -62,10 +63,10 @@ def branch_norms(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> pd.
 
     Args:
         model: in evaluation mode.
-        batches: tuples whose first entry is images (batch, 3, height, width), on the model's device.
+        batches: tuples whose first entry is images (batch, 3, height, width).
 
     Returns:
-        One row an addition, in the order they are computed: layer (module path of what adds), kind (see above),
+        One row per addition, in the order they are computed: layer (module path of what adds), kind (see above),
         elements, branch and shortcut (their norms), ratio (branch / shortcut).
 
     Raises:
@@ -81,7 +82,7 @@ def branch_norms(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> pd.
             for handle in _observe(module, lambda *seen, layer=layer: add(layer, *seen)):
                 stack.callback(handle.remove)
         for images, *_ in batches:
-            model(images)
+            model(images.to(device_of(model)))
     if not sums:
         raise BinaryViTError(
             f"There are no branches to measure in {type(model).__name__}: give a model with binary blocks, and images."
@@ -228,10 +229,10 @@ def group_members(model: nn.Module, group: str, within: str = "") -> dict[str, n
 
 @contextmanager
 def zeroed(model: nn.Module, groups: Sequence[str], within: str = "") -> Iterator[None]:
-    """Within this context the model computes without groups of branches; behind it, it is as it was.
+    """Within this context the model computes without groups of branches; afterwards it is as it was.
 
     The binary groups (BINARY_GROUPS) are products of one-bit operands (of more where the model has more), zeroed before
-    the batch norm behind them, which turns zeros into a constant per channel:
+    the batch norm after them, which turns zeros into a constant per channel:
 
         attention products  the context attn @ v of every attention; its shortcut q + k + v stays
         attention linears   the linear layers q, k, v, reduce and proj of every attention
@@ -240,7 +241,7 @@ def zeroed(model: nn.Module, groups: Sequence[str], within: str = "") -> Iterato
 
     The real-valued groups (REAL_GROUPS) are what else is added:
 
-        pooling branches    the sum of the four poolings and their affines, beside every feed-forward network
+        pooling branches    the sum of the four poolings and their affines, parallel to every feed-forward network
         inner shortcuts     what is added to the normalized products of all four binary groups: to the linear layers
                             their input, to the context q + k + v, to the merging convolutions the average
         residual shortcuts  the x of both additions x + Affine(...) of every block

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from binaryvit.analysis.branches import figures, findings
 from binaryvit.analysis.branches.capture import BINARY_GROUPS, GROUPS, REAL_GROUPS, branch_norms, group_members, zeroed
 from binaryvit.analysis.branches.recalibration import reestimated_statistics
+from binaryvit.analysis.device import device_of, on_best_device
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
+from binaryvit.analysis.labels import labelled
+from binaryvit.analysis.levels import attention_levels, is_off
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun, stored_runs
@@ -49,15 +52,20 @@ def norms(opened: OpenStudy, images: int = 500) -> Drawing:
     measured yet needs data that are not at hand.
     """
     runs = _runs_with_branches(opened)
-    table = _labelled(norms_of(opened, runs, images), runs)
-    ids = tuple(run.id for run in runs)
+    table = _without_off(norms_of(opened, runs, images), runs)
+    claim, finding = findings.of_norms(table)
     return Drawing(
-        opened, "branch_norms", {"norms": table}, lambda: figures.branch_norms(table), ids, findings.of_norms(table)
+        opened,
+        "branch_norms",
+        {"norms": table},
+        lambda: figures.branch_norms(table, claim),
+        tuple(run.id for run in runs),
+        finding,
     )
 
 
 def accuracy(opened: OpenStudy, images: int = 500, statistics_images: int = 200) -> Drawing:
-    """The accuracy without groups of branches, in the whole model.
+    """The accuracy without groups of branches in the whole model, with re-estimated batch-norm statistics.
 
     Args:
         opened: see `norms`.
@@ -65,44 +73,53 @@ def accuracy(opened: OpenStudy, images: int = 500, statistics_images: int = 200)
         statistics_images: how many training images, without augmentation, batch-norm statistics are estimated on.
     """
     runs = _runs_with_branches(opened)
-    table = _accuracies(opened, runs, images, statistics_images)
+    table = accuracies(opened, images, statistics_images)
+    table = table[(table["part"] == WHOLE_MODEL) & (table["statistics"] == "re-estimated")].reset_index(drop=True)
+    evaluated_on, estimated_on = _describe(runs, table, statistics_images)
     chance = 100 / runs[0].record.data.num_classes
-    seen = _describe(runs, table, statistics_images)
-    whole = table[table["part"] == WHOLE_MODEL].reset_index(drop=True)
+    claim, finding = findings.of_accuracies(table, chance, estimated_on)
     return Drawing(
         opened,
         "accuracy_without_branches",
-        {"accuracies": whole},
-        lambda: figures.accuracy_without(whole, chance, *seen),
+        {"accuracies": table},
+        lambda: figures.accuracy_without(table, chance, evaluated_on, claim),
         tuple(run.id for run in runs),
-        findings.of_accuracies(whole, chance, *seen),
+        finding,
     )
 
 
 def accuracy_by_stage(opened: OpenStudy, images: int = 500, statistics_images: int = 200) -> Drawing | None:
-    """The same for one stage of the pyramids at a time; None where no run is a pyramid. See `accuracy`."""
+    """The same for one stage of the pyramids at a time; None where no run is a pyramid. See `accuracy`.
+
+    Where there are pyramids of one-bit weights and activations, it is of these alone.
+    """
     runs = _runs_with_branches(opened)
-    table = _accuracies(opened, runs, images, statistics_images)
-    seen = _describe(runs, table, statistics_images)
-    is_whole = table["part"] == WHOLE_MODEL
-    staged = set(table["run"][~is_whole])
-    if not staged:
+    table = accuracies(opened, images, statistics_images)
+    staged = table[table["run"].isin(table["run"][table["part"] != WHOLE_MODEL])]
+    if staged.empty:
         return None
-    is_intact = (table["removed"] == "nothing") & (table["statistics"] == "re-estimated")
-    intact = table[is_whole & is_intact & table["run"].isin(staged)]
-    table = pd.concat([intact, table[~is_whole]], ignore_index=True)
+    staged = staged[staged["bits"].eq("W1A1") | ~staged["bits"].eq("W1A1").any()]
+    kept = (staged["part"] != WHOLE_MODEL) | (staged["removed"] == "nothing")
+    staged = staged[kept & (staged["statistics"] == "re-estimated")].reset_index(drop=True)
+    evaluated_on, estimated_on = _describe(runs, table, statistics_images)
+    claim, finding = findings.of_stages(staged, estimated_on)
     return Drawing(
         opened,
         "accuracy_without_branches_by_stage",
-        {"accuracies": table},
-        lambda: figures.accuracy_by_stage(table, *seen),
-        tuple(run.id for run in runs if run.id in staged),
-        findings.of_stages(table, *seen),
+        {"accuracies": staged},
+        lambda: figures.accuracy_by_stage(staged, evaluated_on, claim),
+        tuple(staged["run"].unique()),
+        finding,
     )
 
 
-def _accuracies(opened: OpenStudy, runs: Sequence[StoredRun], images: int, statistics_images: int) -> pd.DataFrame:
-    return _with_intervals(_labelled(accuracies_without(opened, runs, images, statistics_images), runs))
+def accuracies(opened: OpenStudy, images: int = 500, statistics_images: int = 200) -> pd.DataFrame:
+    """`accuracies_without` of the runs, labelled, with accuracy, low and high: percent, and ends of its 95 % interval.
+
+    See `accuracy`, which draws those of re-estimated batch-norm statistics.
+    """
+    runs = _runs_with_branches(opened)
+    return _with_intervals(labelled(accuracies_without(opened, runs, images, statistics_images), runs))
 
 
 def _describe(runs: Sequence[StoredRun], table: pd.DataFrame, statistics_images: int) -> tuple[str, str]:
@@ -115,11 +132,19 @@ def _describe(runs: Sequence[StoredRun], table: pd.DataFrame, statistics_images:
     )
 
 
+def _without_off(norms: pd.DataFrame, runs: Sequence[StoredRun]) -> pd.DataFrame:
+    """The table, labelled, without a ratio for the products of attention that is off."""
+    off = {(run.id, path) for run in runs for path, level in attention_levels(run.model()).items() if is_off(level)}
+    products = norms["kind"] == _KINDS["context"]
+    is_of_off = pd.Series([place in off for place in zip(norms["run"], norms["layer"], strict=True)], norms.index)
+    return labelled(norms.assign(ratio=norms["ratio"].mask(products & is_of_off)), runs)
+
+
 def norms_of(opened: OpenStudy, runs: Sequence[StoredRun], images: int = 500) -> pd.DataFrame:
     """`capture.branch_norms` of runs over evaluation images, stored ones reused; `kind` names the unit's group."""
 
     def measure(run: StoredRun) -> pd.DataFrame:
-        table = branch_norms(run.model(), evaluation_batches(opened, run, images))
+        table = branch_norms(on_best_device(run.model()), evaluation_batches(opened, run, images))
         table.loc[(table["kind"] == "unit") & table["layer"].str.contains(r"\.attn\."), "kind"] = "attention linears"
         return table.replace({"kind": _KINDS})
 
@@ -138,7 +163,7 @@ def accuracies_without(
 ) -> pd.DataFrame:
     """How many evaluation images runs classify rightly without groups of branches, stored measurements reused.
 
-    One row a run, part of the model ("whole model"; the stages of a pyramid), what is removed there (a key of
+    One row per run, part of the model ("whole model"; the stages of a pyramid), what is removed there (a key of
     REMOVALS), and statistics of the batch norms: "stored", those of training, or "re-estimated" on training images with
     the branches already removed; for a stage the latter alone. Columns: run, part, removed, statistics, correct,
     images. What a part does not have has no row.
@@ -148,7 +173,7 @@ def accuracies_without(
     def measure(run: StoredRun) -> pd.DataFrame:
         evaluation = list(evaluation_batches(opened, run, images))
         training = list(evaluation_batches(opened, run, statistics_images, split="train"))
-        return accuracy_table(run.model(), evaluation, training)
+        return accuracy_table(on_best_device(run.model()), evaluation, training)
 
     return measured(opened, "accuracy_without_branches", _VERSION, settings, runs, measure)
 
@@ -184,7 +209,9 @@ def accuracy_table(
 @torch.no_grad()
 def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> int:
     """How many images of (images, labels) batches a model in evaluation mode classifies rightly."""
-    return sum(int((model(images).argmax(dim=1) == labels).sum()) for images, labels in batches)
+    return sum(
+        int((model(images.to(device_of(model))).argmax(dim=1).cpu() == labels).sum()) for images, labels in batches
+    )
 
 
 def _runs_with_branches(opened: OpenStudy) -> list[StoredRun]:
@@ -197,13 +224,6 @@ def _runs_with_branches(opened: OpenStudy) -> list[StoredRun]:
             f"{', '.join(others)} has none of the branches looked at here: choose runs of binary vision transformers."
         )
     return suitable
-
-
-def _labelled(table: pd.DataFrame, runs: Sequence[StoredRun]) -> pd.DataFrame:
-    by_id = {run.id: run for run in runs}
-    table.insert(1, "label", table["run"].map({name: run.label for name, run in by_id.items()}))
-    table.insert(2, "variant", table["run"].map({name: run.variant for name, run in by_id.items()}))
-    return table
 
 
 def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:

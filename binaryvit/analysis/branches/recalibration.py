@@ -1,4 +1,4 @@
-"""Batch-norm statistics estimated anew, for a model that was changed after its training."""
+"""Batch-norm statistics re-estimated for a model that was changed after its training."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from binaryvit.analysis.device import device_of
 from binaryvit.errors import BinaryViTError
 
 
 @contextmanager
 def reestimated_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[None]:
-    """Within this context the batch norms use statistics of `batches`; behind it, those they had, bit for bit.
+    """Within this context the batch norms use statistics of `batches`; afterwards, those they had, bit for bit.
 
     Running means and variances become the averages, over the batches, of each batch's mean and unbiased variance, the
     layers below normalizing with the batch's own statistics meanwhile (as training does; PyTorch's `update_bn` with
@@ -20,7 +21,7 @@ def reestimated_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, ...
 
     Args:
         model: in evaluation mode.
-        batches: tuples whose first entry is images (batch, 3, height, width), on the model's device. Each batch counts
+        batches: tuples whose first entry is images (batch, 3, height, width). Each batch counts
             the same, so they should have the same size.
 
     Raises:
@@ -28,7 +29,7 @@ def reestimated_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, ...
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
-        raise BinaryViTError(f"{type(model).__name__} has no batch norm whose statistics could be estimated anew.")
+        raise BinaryViTError(f"{type(model).__name__} has no batch norm whose statistics could be re-estimated.")
     before = [
         (norm.momentum, norm.training, {name: buffer.clone() for name, buffer in norm.named_buffers()})
         for norm in norms
@@ -56,7 +57,7 @@ def _estimate(model: nn.Module, norms: list[_BatchNorm], batches: Iterable[tuple
             raise BinaryViTError(
                 "A batch of one image has no variance: choose a number of images that leaves no such rest."
             )
-        model(images)
+        model(images.to(device_of(model)))
         count += 1
     if not count:
         raise BinaryViTError("There are no images to estimate batch-norm statistics on.")

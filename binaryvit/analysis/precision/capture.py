@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from binaryvit.analysis.device import device_of
 from binaryvit.config import suggestion
 from binaryvit.errors import BinaryViTError
 
@@ -72,7 +73,7 @@ class StreamingAgreement:
 def comparable_layers(model: nn.Module) -> list[str]:
     """Module paths of a model's features from its input to its output, as far as it has them.
 
-    Behind each embedding or merge, each block's attention, MLP and end, the final norm, and the classifier (logits).
+    After each embedding or merge, each block's attention, MLP and end, the final norm, and the classifier (logits).
     """
     paths = []
     for path in dict(model.named_modules()):
@@ -94,11 +95,11 @@ def layer_agreement(
 
     Args:
         model, reference: in evaluation mode.
-        batches: tuples whose first entry is images (batch, 3, height, width), on the models' device.
+        batches: tuples whose first entry is images (batch, 3, height, width).
         layers: module paths that both models have; None: `comparable_layers`.
 
     Returns:
-        One row a layer, in the given order: layer, channels, samples, cka, cosine.
+        One row per layer, in the given order: layer, channels, samples, cka, cosine.
 
     Raises:
         BinaryViTError: a layer that one of the models does not have, none at all, or no images.
@@ -119,7 +120,7 @@ def layer_agreement(
                 )
                 stack.callback(hook.remove)
         for images, *_ in batches:
-            model(images), reference(images)
+            model(images.to(device_of(model))), reference(images.to(device_of(reference)))
             for layer, agreement in agreements.items():
                 agreement.add(*(captured.pop(layer) for captured in features))
     if not all(agreement.samples for agreement in agreements.values()):

@@ -5,8 +5,10 @@ from typing import Any
 
 import pandas as pd
 
+from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
+from binaryvit.analysis.labels import bits_of
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.precision import figures, findings
 from binaryvit.analysis.precision.capture import layer_agreement
@@ -14,7 +16,7 @@ from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun, stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.notes import sha256_of
-from binaryvit.studies.rows import Row, read_rows
+from binaryvit.studies.rows import Row, read_rows, record_of
 from binaryvit.studies.study import State
 
 _VERSION = 1  # of the measuring code in this file
@@ -37,18 +39,22 @@ def accuracy(opened: OpenStudy) -> Drawing | None:
     if not records:
         return None
     evaluated_on = f"{table['images'].max():,.0f} evaluation images of {records[0].data.label}"
+    claim, finding = findings.of_precisions(table)
     return Drawing(
         opened,
         "precision",
         {"precisions": table},
-        lambda: figures.accuracy_size_operations(table, evaluated_on),
+        lambda: figures.accuracy_size_operations(table, evaluated_on, claim),
         tuple(record.id for record in records),
-        findings.of_precisions(table, evaluated_on),
+        finding,
     )
 
 
 def agreement(opened: OpenStudy, images: int = 500) -> Drawing | None:
-    """Features against those of full precision; None where the runs are not finished. Of several seeds, the first.
+    """Features against those of full precision; None where the runs are not finished.
+
+    Of several seeds the other precisions show the reference's; full precision itself shows the others whose weights are
+    there, which says how far two trainings agree.
 
     Args:
         opened: a study that trains a model at several precisions.
@@ -62,22 +68,23 @@ def agreement(opened: OpenStudy, images: int = 500) -> Drawing | None:
     table = agreement_with_reference(opened, compared, reference, images)
     data = reference.record.data
     evaluated_on = f"{min(images, data.eval_images):,} evaluation images of {data.label}"
+    claim, finding = findings.of_agreement(table)
     return Drawing(
         opened,
         "precision_agreement",
         {"agreement": table},
-        lambda: figures.agreement(table, evaluated_on),
+        lambda: figures.agreement(table, evaluated_on, claim),
         (*(run.id for run in compared), reference.id),
-        findings.of_agreement(table, evaluated_on),
+        finding,
     )
 
 
 def precisions(opened: OpenStudy) -> pd.DataFrame:
     """Accuracy, size and operations of the study's model at each precision it is trained at.
 
-    One row a precision: precision ("W1A32": 1-bit weights, 32-bit activations), label, state, seeds, images (evaluation
-    images), top1 (percent, mean over seeds; NaN where no run is finished), low and high (ends of its 95 % interval for
-    the choice of images), bytes, bops, flops, ops, ops_elementwise (of one image), and runs (their ids).
+    One row per precision: precision ("W1A32": 1-bit weights, 32-bit activations), label, state, seeds, images (of the
+    evaluation), top1 (percent, mean over seeds; NaN where no run is finished), low and high (ends of its 95 % interval
+    for the choice of images), bytes, bops, flops, ops, ops_elementwise (of one image), and runs (their ids).
 
     Raises BinaryViTError when the study has no model at several precisions.
     """
@@ -115,23 +122,20 @@ def missing(opened: OpenStudy) -> str:
 def agreement_with_reference(
     opened: OpenStudy, runs: Sequence[StoredRun], reference: StoredRun, images: int = 500
 ) -> pd.DataFrame:
-    """`agreement.layer_agreement` of runs with a reference run over evaluation images, stored ones reused.
+    """`capture.layer_agreement` of runs with a reference run over evaluation images, stored ones reused.
 
-    Behind its first column, run, stands precision.
+    Columns run, precision and seed precede its own.
     """
     settings = {"images": images, "reference": reference.id, "weights of the reference": sha256_of(reference.weights)}
 
     def measure(run: StoredRun) -> pd.DataFrame:
-        return layer_agreement(run.model(), reference.model(), evaluation_batches(opened, run, images))
+        models = (on_best_device(each.model()) for each in (run, reference))
+        return layer_agreement(*models, evaluation_batches(opened, run, images))
 
     table = measured(opened, "precision_agreement", _VERSION, settings, runs, measure)
-    named = {run.id: PRECISIONS[_bits(run.record.config["model_args"])] for run in runs}
-    table.insert(1, "precision", table["run"].map(named))
+    table.insert(1, "precision", table["run"].map({run.id: bits_of(run) for run in runs}))
+    table.insert(2, "seed", table["run"].map({run.id: run.record.seed for run in runs}))
     return table
-
-
-def _bits(model_args: dict[str, Any]) -> tuple[int, int]:
-    return model_args.get("weight_bits", 1), model_args.get("activation_bits", 1)
 
 
 def _precision(row: Row) -> str:
@@ -154,11 +158,12 @@ def _rows(opened: OpenStudy) -> list[Row]:
 
 
 def _compared_runs(opened: OpenStudy) -> tuple[list[StoredRun], StoredRun | None]:
-    """Finished runs of the reference's seed at the other precisions, and the reference."""
+    """The finished runs to compare with the reference, its other seeds last, and the reference."""
     done = {_precision(row): [run for run in row.runs if run.state is State.DONE] for row in _rows(opened)}
     if not done.get(REFERENCE):
         return [], None
-    first = done.pop(REFERENCE)[0]
+    first, *others = done.pop(REFERENCE)
     chosen = [run.id for runs in done.values() for run in runs if run.config.seed == first.config.seed]
-    runs = stored_runs(opened.study, [*chosen, first.id])
-    return [run for run in runs if run.id != first.id], next(run for run in runs if run.id == first.id)
+    chosen += [run.id for run in others if (run.folder / record_of(run).weights.file).is_file()]
+    runs = {run.id: run for run in stored_runs(opened.study, [*chosen, first.id])}
+    return [runs[name] for name in chosen], runs[first.id]

@@ -2,27 +2,29 @@
 
 import re
 import shutil
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import papermill
 import pytest
 import timm
+from helpers.pictures import assert_readable
 from helpers.places import ROOT
 from helpers.stored_study import BASELINE, PYRAMID, TEACHER, stored_study
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from binaryvit.analysis.activations import distinct_values, figures, findings, signs
 from binaryvit.analysis.activations import measure as activations
+from binaryvit.analysis.activations.layer_kinds import KINDS, kind_of
+from binaryvit.analysis.activations.weight_changes import changed_weights
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.measurements import stored_ones_only
 from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import variant_style
+from binaryvit.models.layers import binary_layers
 from binaryvit.studies.study import load_study
 from binaryvit.training import latent
-from binaryvit.training.build import model_arguments
+from binaryvit.training.build import create_model, model_arguments
 
 NAMES = [
     "pre_sign_histograms",
@@ -33,21 +35,6 @@ NAMES = [
 ]
 FEW = dict(images=20, counted_images=10, channels=3)
 NOTEBOOK = ROOT / "notebooks" / "activations.ipynb"
-
-
-def nothing_is_cut_off(figure):
-    """Asserts that all axes, legends and titles lie inside the canvas, and that no tick labels overlap."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer, (width, height) = canvas.get_renderer(), canvas.get_width_height()
-    texts = [text for text in (figure._supxlabel, figure._supylabel) if text]
-    for box in [artist.get_tightbbox(renderer) for artist in (*figure.axes, *figure.legends, *texts)]:
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width + 1 and box.y1 <= height + 1
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        low, high = sorted(axis.get_view_interval())
-        ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high and tick.label1.get_visible()]
-        boxes = [tick.label1.get_window_extent(renderer) for tick in ticks if tick.label1.get_text()]
-        assert not any(one.overlaps(two) for one, two in pairwise(boxes))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +61,7 @@ def test_every_step_has_its_numbers_and_a_figure_of_them(original, drawings):
     assert [drawing.name for drawing in drawings.values()] == NAMES
     for drawing in drawings.values():
         assert drawing.runs == (BASELINE, PYRAMID)
-        nothing_is_cut_off(drawing.draw())
+        assert_readable(drawing.draw())
         for table in drawing.inputs.values():
             assert set(table["run"]) == {BASELINE, PYRAMID}
         assert not re.search(r"nan|None", drawing.finding)
@@ -104,43 +91,64 @@ def test_weights_are_those_of_the_runs_folders(original, drawings):
     inputs = drawings["weight_statistics"].inputs
     for run in (BASELINE, PYRAMID):
         stored = pd.read_csv(original.output / "runs" / run / "latent_weights.csv")
-        share = inputs["latent"].set_index("run").loc[run, "share"]
-        assert share.sum() == pytest.approx(1)
+        latent_table = inputs["latent"].query("run == @run")
+        assert latent_table.groupby("when")["share"].sum().tolist() == pytest.approx([1, 1])
         first = stored[stored["bin_left"] == 0]["count"].sum() / stored["count"].sum()
-        assert inputs["latent"].query("run == @run and bin_left == 0")["share"].item() == pytest.approx(first)
+        shown = latent_table.query("when == 'trained' and bin_left == 0")["share"].item()
+        assert shown == pytest.approx(first)
     assert inputs["flips"]["flip_rate"].tolist() == pytest.approx([0.25, 0.125] * 2)
-    assert "In the first epoch 25.0% of the signs flipped, in the last 12.5%." in drawings["weight_statistics"].finding
+    assert (
+        "In the first epoch 25.0 % of the signs flipped, in the last 12.5 %." in drawings["weight_statistics"].finding
+    )
+
+
+def test_weights_are_compared_with_those_their_seed_gives(original, drawings):
+    (run,) = stored_runs(original, [PYRAMID])
+    table = drawings["weight_statistics"].inputs["layers"].query("run == @PYRAMID").reset_index(drop=True)
+    direct = changed_weights(run.model(), create_model(run.config, 10))
+    pd.testing.assert_frame_equal(table[direct.columns], direct)
 
 
 def test_distances_to_the_threshold_add_up():
     latent_table = pd.DataFrame(
         {"bin_left": [-np.inf, -1, -0.5, 0, 0.5, 1], "bin_right": [-1, -0.5, 0, 0.5, 1, np.inf]}
     ).assign(share=[0.1, 0.1, 0.2, 0.3, 0.2, 0.1])
-    assert figures.within(latent_table).to_dict() == pytest.approx({0.5: 0.5, 1: 0.8})
+    assert [findings.within(latent_table, distance) for distance in (0.5, 1)] == pytest.approx([0.5, 0.8])
 
 
 def labelled(table, variant="binaryvit_micro_patch2_32"):
     return table.assign(run=f"{variant}-seed0", label=variant_style(variant).label, variant=variant)
 
 
+def test_kinds_of_layers_are_told_from_their_paths():
+    model = timm.create_model("binaryvit_micro_patch2_32")
+    kinds = {kind_of(layer) for layer in (*signs.binary_activations(model), *binary_layers(model))}
+    assert kinds == set(KINDS)
+    assert kind_of("stages.0.blocks.0.attn.binarize_v") == "v of attention·v" and kind_of("head") == "head"
+
+
 def test_sentences_follow_the_numbers():
     edges = [-np.inf, -1, 0, 1, np.inf]
-    histograms = pd.DataFrame({"layer": ["a"] * 4 + ["b"] * 4, "count": [1, 2, 1, 0, 0, 0, 8, 8]})
-    histograms = labelled(histograms.assign(bin_left=edges[:-1] * 2, bin_right=edges[1:] * 2))
-    sentence = findings.of_histograms(histograms, "5 images of digits")
-    assert sentence.startswith("On 5 images of digits, 55.0% of the pre-sign activations lie inside the window")
-    assert "from 50.0% (b of BinaryViT (+ pyramid)) to 75.0% (a of BinaryViT (+ pyramid))" in sentence
-    assert "45.00% lie beyond ±1." in sentence
+    histograms = pd.DataFrame({"layer": ["mlp.fc1.binarize"] * 4 + ["mlp.fc2.binarize"] * 4})
+    histograms = histograms.assign(count=[1, 2, 1, 0, 0, 0, 8, 8], bin_left=edges[:-1] * 2, bin_right=edges[1:] * 2)
+    claim, finding = findings.of_histograms(labelled(histograms))
+    assert claim == "55 % of the pre-sign activations lie where the sign passes a gradient"
+    assert "By kind of layer it is 50 % (MLP 2) to 75 % (MLP 1)." in finding and "differs by 0 points" in finding
 
-    signs = pd.DataFrame({"layer": ["a", "b"], "channels": [30, 10], "dead": [0, 4], "entropy": [0.9, 0.5]})
-    signs = labelled(
-        signs.assign(mean_absolute_shift=[0.1, 0.3], share_positive_low=0.25, share_positive_high=[0.75, 0.45])
-    )
-    sentence = findings.of_signs(signs)
-    assert "carries 0.80 bits on average" in sentence and "least in b of BinaryViT (+ pyramid) (0.50 bits)" in sentence
-    assert "10.00% of the channels are dead" in sentence and "4 of 10, in b" in sentence
-    assert "over 35 points" in sentence and "shifts are 0.150 in size" in sentence
-    assert "Of 40 channels none is dead" in findings.of_signs(signs.assign(dead=0))
+    table = pd.DataFrame({"layer": ["mlp.fc1.binarize", "mlp.fc2.binarize"], "channels": [30, 10], "dead": [0, 4]})
+    table = labelled(table.assign(entropy=[0.9, 0.5], mean_absolute_shift=[0.1, 0.3]))
+    claim, finding = findings.of_signs(table)
+    assert claim == "A channel's sign carries 0.80 of at most 1 bit"
+    assert "0.50 (MLP 2) to 0.90 (MLP 1) bits, and 4 of 40 channels are dead" in finding and "0.150 in size" in finding
+    assert findings.of_signs(table.assign(entropy=0.95))[0].startswith("Signs are nearly balanced: each carries 0.95")
+
+    latent_table = pd.DataFrame({"bin_left": [-0.5, 0.5], "bin_right": [0.5, 1], "share": [0.25, 0.75]})
+    latent_table = pd.concat([latent_table.assign(when=when) for when in ("initial", "trained")])
+    flips = pd.DataFrame({"epoch": [1, 2], "flip_rate": [0.25, 0.125]})
+    layers = pd.DataFrame({"flipped": [0.5, 0.0], "weights": [10, 30]})
+    claim, finding = findings.of_weights(labelled(latent_table), labelled(flips), labelled(layers))
+    assert claim == "Training left 88 % of the initial signs as they were"
+    assert "first epoch 25.0 % of the signs flipped, in the last 12.5 %. Before training 25 % of" in finding
 
 
 def values_of(medians, observations=1000):
@@ -152,47 +160,54 @@ def values_of(medians, observations=1000):
 def test_sentences_on_distinct_values_follow_the_numbers():
     medians = {"MLP: input": 2, "MLP 1: binary product": 20, "MLP 1: batch norm": 20, "MLP 1: + shortcut": 30}
     medians |= {"MLP 1: RPReLU": 30, "MLP 2: binary product": 40, "MLP 2: batch norm": 40, "MLP 2: + shortcut": 100}
-    medians |= {"MLP 2: RPReLU": 100, "MLP: affine": 100, "pooling branches": 60, distinct_values.ADDED: 250}
-    medians |= {"head: input": 2, "head: pooled": 17}
-    sentence = findings.of_one_bit(values_of(medians))
-    assert "makes 20 to 40 values; adding a shortcut of one bit multiplies them by 1.50" in sentence
-    assert "a mean of several channels, by 2.50; batch norm and RPReLU add none." in sentence
-    assert "The pooling branches make 60 values of the same bits. In the 1 of 1 blocks" in sentence
-    assert "multiply their number by 2.50" in sentence and "reads takes 17 (BinaryViT" in sentence
-    assert "cannot be counted" in findings.of_one_bit(values_of(medians, observations=150))
-    without = {
-        step: value for step, value in medians.items() if step not in ("pooling branches", distinct_values.ADDED)
-    }
-    assert "pooling branches" not in findings.of_one_bit(values_of(without))
-    assert "by factors of 0.50 and 1.00" in findings.of_one_bit(values_of(medians | {"MLP 1: batch norm": 10}))
+    medians |= {"pooling branches": 60, "head: input": 2, "head: pooled": 17}
+    claim, finding = findings.of_one_bit(values_of(medians))
+    assert claim == "From one bit a channel, the classifier reads 17 values"
+    assert "makes 20 to 40 values, a one-bit shortcut multiplies them by 1.5, and one that averages" in finding
+    assert finding.endswith("channels by 2.5; the pooling branches make 60.")
+    del medians["pooling branches"]
+    assert findings.of_one_bit(values_of(medians))[1].endswith("and one that averages channels by 2.5.")
 
-    sentence = findings.of_distinct_values(values_of(medians, observations=100))
-    assert "takes 20 to 40 values, 30% of what its length allows" in sentence
-    assert "65.0% of the values looked at are different" in sentence and "hides" not in sentence
-    assert "hides" in findings.of_distinct_values(values_of(medians | {"MLP 1: + shortcut": 100}, observations=100))
+    claim, finding = findings.of_distinct_values(values_of(medians, observations=100))
+    assert claim == "With its shortcut, 65 % of a layer's values differ"
+    assert "takes 20 to 40 values in the median channel, 30 % of what its length allows" in finding
+    alike = findings.of_distinct_values(values_of(medians | {"MLP 1: + shortcut": 100}, observations=100))[0]
+    assert alike == "With their shortcuts, nearly all values of a channel differ, in every variant alike"
 
 
 def test_figures_draw_the_numbers(drawings):
+    def drawn(name, axes=0):
+        return drawings[name].draw().axes[axes]
+
     histograms = drawings["pre_sign_histograms"].inputs["histograms"]
-    axes = figures.pre_sign_histograms(histograms, "20 images of digits").axes[0]
-    first = histograms[histograms["run"] == BASELINE]
+    first = histograms[(histograms["run"] == PYRAMID) & histograms["layer"].str.contains("embed")]
     share = 100 * first["count"] / first.groupby("layer")["count"].transform("sum")
-    assert axes.collections[0].get_array().ravel().tolist() == pytest.approx(share.tolist())
-    assert [line.get_xdata()[0] for line in axes.lines[:2]] == [-1, 1]
+    expected = share[np.isfinite(first["bin_left"]) & np.isfinite(first["bin_right"])].groupby(first["bin_left"]).mean()
+    panel = drawn("pre_sign_histograms")
+    assert panel.get_title().startswith("patch merging\n") and len(drawings["pre_sign_histograms"].draw().axes) == 9
+    stairs = panel.patches[1]
+    assert stairs.get_data().values.tolist() == pytest.approx(expected.tolist())
 
-    signs = drawings["sign_statistics"].inputs["signs"]
-    figure = figures.sign_statistics(signs, "20 images of digits")
-    assert len(figure.axes) == 10  # five measures, columnar beside pyramid
-    inside = 100 * signs[signs["run"] == PYRAMID]["share_inside"]
-    assert figure.axes[1].lines[0].get_ydata().tolist() == pytest.approx(inside.tolist())
-    assert all("20 images of digits" in axes.get_xlabel() for axes in figure.axes[-2:])
+    signs_table = drawings["sign_statistics"].inputs["signs"]
+    kinds = signs_table.assign(kind=signs_table["layer"].map(kind_of)).query("run == @PYRAMID").groupby("kind")
+    line = next(line for line in drawn("sign_statistics").lines if line.get_label() == "BinaryViT (+ pyramid)")
+    assert line.get_xdata().tolist() == pytest.approx(kinds["entropy"].median().reindex(KINDS).tolist())
+    texts = [text.get_text() for text in drawn("sign_statistics").texts]
+    assert texts.count("none") == 2  # the baseline has neither merges nor a spatial reduction
+    assert "before training" in [text.get_text() for text in drawn("sign_statistics", 1).texts]
 
-    values = drawings["distinct_values"].inputs["values"]
-    figure = figures.distinct_values(values, distinct_values.STEPS, "10 images")
-    assert [axes.get_title("left") for axes in figure.axes] == ["", "BinaryViT (+ pyramid), by stage.block"]
-    drawn = {x for axes in figure.axes[:1] for line in axes.lines for x in np.atleast_1d(line.get_ydata())}
-    blocks = values[(values["run"] == BASELINE) & (values["step"] == "MLP 1: binary product")]
-    assert blocks["median"].median() in drawn
+    names = [text.get_text() for text in drawn("weight_statistics").get_legend().get_texts()]
+    assert names[0] == "before training" and "2 models" in names[1]
+
+    values = drawings["distinct_values"].inputs["values"].query("step == 'MLP 1: binary product' and run == @BASELINE")
+    panel = drawn("distinct_values")
+    row = [label.get_text() for label in panel.get_yticklabels()].index("MLP 1: binary product")
+    columnar = next(line for line in panel.lines if line.get_label() == "columnar")
+    share = 100 * (values["median"] / values["observations"]).median()
+    assert columnar.get_xdata()[row] == pytest.approx(share)
+    bars = drawn("distinct_values_from_one_bit", 1).patches
+    read = drawings["distinct_values_from_one_bit"].inputs["values"].query("step == 'head: pooled'")["median"]
+    assert [bar.get_width() for bar in bars] == read.tolist() and read.iloc[0] <= 2  # a CLS token is one bit
 
 
 @pytest.mark.parametrize(
@@ -200,15 +215,18 @@ def test_figures_draw_the_numbers(drawings):
     [
         (figures.pre_sign_histograms, ("histograms",)),
         (figures.sign_statistics, ("signs",)),
-        (figures.weight_statistics, ("latent", "flips", "scales")),
+        (figures.weight_statistics, ("latent", "flips", "layers")),
         (figures.distinct_values, ("values",)),
+        (figures.distinct_values_from_one_bit, ("values",)),
     ],
 )
 def test_nothing_to_draw_is_an_error(drawings, draw, inputs):
     known = {name: table for drawing in drawings.values() for name, table in drawing.inputs.items()}
-    further = {figures.distinct_values: (distinct_values.STEPS, "no images"), figures.weight_statistics: ()}
+    counted = (distinct_values.STEPS, "no images")
+    further = {figures.distinct_values: counted, figures.distinct_values_from_one_bit: counted}
+    further[figures.weight_statistics] = ()
     with pytest.raises(BinaryViTError, match="nothing to draw"):
-        draw(*(known[name].iloc[:0] for name in inputs), *further.get(draw, ("no images",)))
+        draw(*(known[name].iloc[:0] for name in inputs), *further.get(draw, ("no images",)), "A claim")
 
 
 def test_what_cannot_be_shown_is_refused(original, tmp_path):

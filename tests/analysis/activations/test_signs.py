@@ -12,7 +12,6 @@ from pandas.testing import assert_frame_equal
 
 from binaryvit.analysis.activations import signs
 from binaryvit.errors import BinaryViTError
-from binaryvit.models import weights_file
 from binaryvit.models.layers import BinaryActivation
 
 
@@ -138,23 +137,3 @@ def test_models_and_data_without_signs_are_refused():
         signs.count_signs(timm.create_model("deit_micro_patch4_32"), [images()])
     with pytest.raises(BinaryViTError, match="no image"):
         signs.count_signs(model_of(), [])
-    with pytest.raises(BinaryViTError, match="no binary weights"):
-        signs.binary_weights(model_of(weight_bits=32))
-
-
-def test_weights_are_the_same_with_and_without_their_latent_ones(tmp_path):
-    name = "binaryvit_micro_patch2_32"
-    model = model_of(name, torch.float32)
-    arguments = {key: list(value) if isinstance(value, tuple) else value for key, value in VARIANTS[name].items()}
-    weights_file.save_inference_weights(model, tmp_path / "w.safetensors", name, arguments)
-    table = signs.binary_weights(model)
-    assert_frame_equal(table, signs.binary_weights(weights_file.load_inference_weights(tmp_path / "w.safetensors")))
-    layer = model.stages[0].blocks[0].mlp.fc2.linear
-    latent = layer.weight.numpy(force=True).astype(float)
-    positive = (latent - latent.mean(1, keepdims=True) >= 0).mean(1)
-    scales = abs(latent).mean(1)
-    row = table.set_index("layer").loc["stages.0.blocks.0.mlp.fc2.linear"]
-    assert (row["rows"], row["weights"]) == (*latent.shape[:1], latent.size)
-    expected = [positive.mean(), abs(2 * positive - 1).mean(), scales.mean(), *np.quantile(scales, [0.1, 0.9])]
-    columns = ["share_positive", "row_imbalance", "mean_scale", "scale_low", "scale_high"]
-    assert row[columns].astype(float).tolist() == pytest.approx(expected, rel=1e-6)

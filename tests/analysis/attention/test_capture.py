@@ -159,12 +159,15 @@ def test_known_maps_have_known_statistics():
     assert row["removed"] == pytest.approx(0.5)
 
 
-def test_a_dead_level_is_reported_as_the_forward_pass_uses_it():
+def test_attention_of_a_level_below_zero_is_off():
     model = create(COLUMNAR)
     model.stages[0].blocks[0].attn.binarize_attn.level.data.fill_(-1.0)
     frame = attention_statistics(model, [images_of(1)])
     first = frame[frame["block"] == 0]
-    assert set(first["level"]) == {1e-6} and set(first["density"]) == {1.0}
+    assert set(first["level"]) == {-1.0} and set(first["density"]) == {0.0}
+    maps = AttentionCapture(model)(images_of(1))
+    assert [each.off for each in maps] == [True] + [False] * (len(maps) - 1)
+    assert not maps[0].used.any() and maps[0].probabilities.all()
 
 
 def test_statistics_hold_no_maps():

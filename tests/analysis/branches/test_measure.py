@@ -5,6 +5,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from helpers.pictures import assert_readable
 from helpers.stored_study import BASELINE, PYRAMID, TEACHER, stored_study
 
 from binaryvit.analysis import images
@@ -17,7 +18,9 @@ from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
 from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.weights_file import save_inference_weights
 from binaryvit.studies.study import load_study
+from binaryvit.training.build import model_arguments
 
 SETTINGS = {"images": 40, "statistics_images": 30}
 
@@ -84,7 +87,7 @@ def test_norms_name_the_kind_of_each_addition(original):
         ("stages.0.blocks.0", "pooling branches"),
     ]:  # fmt: skip
         assert norms.loc[(layer, kind), "shortcut"] > 0
-    assert set(norms.index.get_level_values("kind")) == set(figures._KINDS)
+    assert set(norms.index.get_level_values("kind")) == set(figures.KINDS)
 
 
 def test_drawings_hold_all_runs_with_branches_and_are_made_again_without_the_data(study, monkeypatch):
@@ -92,59 +95,84 @@ def test_drawings_hold_all_runs_with_branches_and_are_made_again_without_the_dat
     images._load_once.cache_clear()
     norms, whole, by_stage = branches.drawings(OpenStudy(study), **SETTINGS)
     assert norms.runs == whole.runs == (BASELINE, PYRAMID) and by_stage.runs == (PYRAMID,)
-    for drawing, panels in ((norms, 2), (whole, 2), (by_stage, 1)):
+    for drawing, panels in ((norms, 2), (whole, 1), (by_stage, 2)):  # a shape each; all models; a pyramid, its colours
         figure = drawing.draw()
-        titled = [axes for axes in figure.axes if axes.get_title()]
-        assert len(titled) == panels and all(axes.lines or axes.images for axes in titled)
+        assert_readable(figure)
+        assert len(figure.axes) == panels
         assert all(path.is_file() for path in drawing.write())
-    accuracy = whole.inputs["accuracies"].set_index(["run", "removed", "statistics"])
-    row = accuracy.loc[PYRAMID, "FFN linears", "stored"]
+    accuracy = whole.inputs["accuracies"].set_index(["run", "removed"])
+    row = accuracy.loc[PYRAMID, "FFN linears"]
     assert row["accuracy"] == 100 * row["correct"] / 40
     assert (row["low"], row["high"]) == wilson_interval(row["correct"], 40)
-    assert "40 evaluation images of digits" in whole.finding and "30 training images" in whole.finding
-    shown = accuracy.loc[PYRAMID, "all products", "re-estimated"]["accuracy"]
-    assert f"{shown:.1f} % without all products" in whole.finding
+    axes = whole.draw().axes[0]
+    assert "40 evaluation images of digits" in axes.get_xlabel() and "30 training images" in whole.finding
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    drawn = next(line for line in axes.lines if line.get_label() == "BinaryViT (+ pyramid)").get_xdata()
+    assert dict(zip(rows, drawn, strict=True)) == accuracy.loc[PYRAMID]["accuracy"].to_dict()
+    words = [text.get_text() for text in axes.texts]
+    assert words.count("has none") == 2 and "chance" in words  # the baseline has no merges and no pooling branches
 
 
-def table_of(accuracies, part="whole model"):
-    """A table of one run from removal: (stored, re-estimated) accuracies of 200 images; a stage has the latter."""
-    rows = [
-        {"run": "a", "label": "A", "variant": "a", "part": part, "removed": removed, "statistics": statistics,
-         "correct": 2 * accuracy, "images": 200}
-        for removed, pair in accuracies.items()
-        for statistics, accuracy in zip(("stored", "re-estimated"), pair, strict=True)
-    ]  # fmt: skip
-    rows = [row for row in rows if part == "whole model" or row["statistics"] == "re-estimated"]
-    return branches._with_intervals(pd.DataFrame(rows))
+def test_products_of_attention_that_is_off_have_no_ratio(study):
+    (run,) = stored_runs(study, [PYRAMID])
+    model = run.model()
+    model.stages[1].blocks[0].attn.binarize_attn.level.data.fill_(-1.0)
+    save_inference_weights(model, run.weights, run.variant, model_arguments(run.config, 10))
+    norms = branches.norms(OpenStudy(study, (PYRAMID,)), images=40)
+    table = norms.inputs["norms"]
+    without = table[table["ratio"].isna()]
+    assert without[["layer", "kind"]].to_numpy().tolist() == [["stages.1.blocks.0.attn", "attention products"]]
+    assert "off, 1 of its products" in norms.finding
 
 
-def test_findings_follow_the_numbers():
-    table = table_of(
-        {"nothing": (80, 80), "merges": (20, 70), "FFN linears": (60, 50), "all products": (10, 40),
-         "all shortcuts and poolings": (10, 12)}
-    )  # fmt: skip
-    finding = branch_findings.of_accuracies(table, 10, "200 images", "50 training images")
-    assert "A has 80.0 %, 40.0 % without all products and 12.0 % without all shortcuts and poolings" in finding
-    assert "FFN linears cost most (-30.0 points) and the merges least (-10.0 points)" in finding
-    assert "shortcuts and poolings in 1 and the products in 0 of 1 models" in finding  # 12 of 200 can be chance
-    assert "+50.0 at most (A, without merges), and with nothing removed by +0.0 at most" in finding
-    assert "uncertain by up to 6.9 points" in finding  # Wilson's interval of 50 % and 200 images: 43.1 to 56.9
-
-    norms = pd.DataFrame({"run": "a", "kind": ["x", "x", "y"], "ratio": [0.5, 1.5, 0.25]})
-    finding = branch_findings.of_norms(norms)
-    assert "Over 3 additions of 1 model, the branch is larger than its shortcut at 1." in finding
-    assert "x 1.00 (0.50 to 1.50); y 0.25 (0.25 to 0.25)" in finding and "are the y, largest the x" in finding
+def table_of(label, accuracies, part="whole model"):
+    """A table of one run from removal to re-estimated accuracy of 200 images."""
+    rows = pd.DataFrame({"removed": list(accuracies), "correct": [2 * value for value in accuracies.values()]})
+    return branches._with_intervals(rows.assign(run=label, label=label, part=part, images=200))
 
 
-def test_findings_by_stage_follow_the_numbers():
-    intact = table_of({"nothing": (80, 80)}).tail(1)
+def test_sentences_on_accuracies_follow_the_numbers():
+    first = {"nothing": 80, "merges": 70, "FFN linears": 50, "all products": 40, "all shortcuts and poolings": 12}
+    second = first | {"all products": 11, "all shortcuts and poolings": 10}
+    table = pd.concat([table_of("A", first), table_of("B", second)])
+    claim, finding = branch_findings.of_accuracies(table, 10, "50 training images")
+    assert claim == "Above chance remain 1 of 2 models without their products, 0 without their shortcuts and poolings"
+    assert finding == (  # 12 of 200 can be chance; Wilson's interval of 50 % and 200 images is 43.1 to 56.9
+        "Of single groups, the FFN linears cost most (-30.0 points in the median model) and the merges least (-10.0). "
+        "Batch-norm statistics are re-estimated on 50 training images after each removal; differences below 6.9 points "
+        "rank nothing."
+    )
+
+
+def test_sentences_on_norms_follow_the_numbers():
+    norms = pd.DataFrame({"kind": ["x", "x", "y"], "ratio": [0.5, 1.5, 0.25]})
+    claim, finding = branch_findings.of_norms(norms)
+    assert claim == "At 2 of 3 additions the branch is smaller than the shortcut it is added to"
+    assert (
+        finding
+        == "The y are the smallest against their shortcut (0.25 times in the median), the x the largest (1.00 times)."
+    )
+
+
+def test_sentences_on_stages_follow_the_numbers():
     stages = [
-        table_of({"merges": (1, lost), "FFN linears": (1, 60), "all products": (1, lost - 5)}, f"stages.{stage}")
+        table_of("A", {"merges": lost, "FFN linears": 60, "all products": lost - 5}, f"stages.{stage}")
         for stage, lost in ((1, 30), (2, 70))
     ]
-    finding = branch_findings.of_stages(pd.concat([intact, *stages]), "200 images", "50 training images")
-    assert "In A, of single groups, the merges of stage 1 cost most (-50.0 points)" in finding
-    assert "without all products of a stage (stage 1: -55.0 points, stage 2: -15.0 points)" in finding
+    table = pd.concat([table_of("A", {"nothing": 80}), *stages])
+    claim, finding = branch_findings.of_stages(table, "50 training images")
+    assert claim == "Of single groups, the merges of stage 1 cost most"
+    assert "cost -50 points" in finding and "cost -55 in stage 1, -15 in stage 2." in finding
+
+
+def test_a_stage_is_coloured_where_the_interval_leaves_the_intact_accuracy():
+    stage = table_of("A", {"merges": 78, "FFN linears": 30}, "stages.1")
+    table = pd.concat([table_of("A", {"nothing": 80}), stage]).assign(variant="a", bits="W1A1")
+    grid = figures.accuracy_by_stage(table, "200 images", "A claim that is made").axes[0]
+    rows = [label.get_text() for label in grid.get_yticklabels()]
+    changes = dict(zip(rows, grid.images[0].get_array().ravel(), strict=True))
+    assert changes == {"merges": 0, "FFN linears": -50}
+    assert [text.get_text() for text in grid.texts] == ["30", "78"]
 
 
 def test_wrong_selections_are_refused(original):

@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 import timm
+from helpers.pictures import assert_readable
 from helpers.records import record_of
 from helpers.stored_study import store, stored_study
 
@@ -73,11 +74,20 @@ def test_agreement_is_that_of_the_stored_models(study):
 def test_drawings_show_every_precision(study):
     numbers, agreement = precision.drawings(OpenStudy(study), images=20)
     assert numbers.runs == (ONE, WEIGHTS, REAL) and set(agreement.runs) == set(numbers.runs)
-    assert "W1A1 50.00 %, W1A32 70.00 %, W32A32 80.00 %" in numbers.finding
+    assert "activations: -30.0 points, " in numbers.draw().get_suptitle()
     assert "one-bit weights alone -10.00 points, both -30.00 points" in numbers.finding
-    assert "20 evaluation images of digits" in agreement.finding and "360 evaluation" in numbers.finding
-    assert [len(drawing.draw().axes) for drawing in (numbers, agreement)] == [3, 2]
-    assert len(agreement.draw().axes[0].lines) == 2
+    for drawing in (numbers, agreement):
+        figure = drawing.draw()
+        assert_readable(figure)
+        assert len(figure.axes) == 3
+    assert "360 evaluation" in numbers.draw().axes[0].get_xlabel().replace("\n", " ")
+    stream, attention, ffn = agreement.draw().axes
+    assert "20 evaluation images of digits" in stream.get_xlabel()
+    assert [axes.get_title() for axes in (attention, ffn)] == ["attention branches", "FFN branches"]
+    table = agreement.inputs["agreement"].query("precision == 'W1A32'").set_index("layer")["cka"]
+    line = next(line for line in stream.lines if line.get_label() == "W1A32")
+    assert line.get_ydata().tolist() == table[~table.index.str.endswith((".attn", ".mlp"))].tolist()
+    assert "There is one seed of W32A32" in agreement.finding
     assert all(path.is_file() for drawing in (numbers, agreement) for path in drawing.write())
     assert precision.missing(OpenStudy(study)) == ""
 
@@ -105,10 +115,28 @@ def test_a_study_of_one_precision_is_refused(tmp_path):
         precision.drawings(OpenStudy(load_study(tmp_path)))
 
 
-def test_the_largest_fall_along_the_stream_is_found():
-    table = pd.DataFrame(
-        {"precision": "W1A1", "layer": ["a", "b.attn", "b.mlp", "b", "c"], "cka": [1.0, 0.1, 0.3, 0.9, 0.5]}
+def test_a_second_seed_of_full_precision_says_what_agreement_can_be_expected(tmp_path):
+    file = _FILE.replace("    id: real\n", "    id: real\n    seeds: [0, 1]\n")
+    study = stored_study(tmp_path / "two", file)
+    agreement = precision.agreement(OpenStudy(study), images=20)
+    second = agreement.inputs["agreement"].query("seed == 1")
+    assert set(second["precision"]) == {"W32A32"} and second["cka"].lt(1 - 1e-6).any()
+    assert "W32A32, seed 1" in [line.get_label() for line in agreement.draw().axes[0].lines]
+    assert "Two seeds of W32A32 agree to" in agreement.finding
+    (study.output / "runs" / "real-seed1" / "weights.safetensors").unlink()  # the first seed's may be all that is kept
+    alone = precision.agreement(OpenStudy(study), images=20)
+    assert "There is one seed of W32A32" in alone.finding
+
+
+def test_sentences_on_agreement_follow_the_numbers():
+    rows = [("W1A1", [0.8, 0.1, 0.3]), ("W1A32", [0.9, 0.5, 0.7])]
+    table = pd.concat(
+        [
+            pd.DataFrame({"precision": name, "seed": 0, "layer": ["a", "b.attn", "b.mlp"], "cka": cka})
+            for name, cka in rows
+        ]
     )
-    finding = precision_findings.of_agreement(table, "5 images")
-    assert "from 1.000 (a) to 0.500 (c) and falls most between b and c (-0.400)" in finding
-    assert "mean of 0.100 and FFN branches of 0.300" in finding
+    claim, finding = precision_findings.of_agreement(table)
+    assert claim == "W1A32 keeps full precision's features best, W1A1 least"
+    assert "is 0.80 for W1A1, 0.90 for W1A32; in the branches it is 0.20 to 0.60." in finding
+    assert precision_findings.of_agreement(table[:3])[0] == "W1A1 keeps full precision's features best"

@@ -1,0 +1,33 @@
+"""What tables of several runs say about each: its model, variant, seed and precision."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from binaryvit.analysis.stored import StoredRun
+
+
+def model_label(run: StoredRun) -> str:
+    """What the run's model is called, whatever the seed."""
+    return run.label.removesuffix(f", seed {run.record.seed}")
+
+
+def labelled(table: pd.DataFrame, runs: Sequence[StoredRun]) -> pd.DataFrame:
+    """The table, whose column "run" holds ids, with the columns label, variant, seed and bits ("W1A1") after it."""
+    columns = {
+        "label": {run.id: model_label(run) for run in runs},
+        "variant": {run.id: run.variant for run in runs},
+        "seed": {run.id: run.record.seed for run in runs},
+        "bits": {run.id: bits_of(run) for run in runs},
+    }
+    for place, (name, values) in enumerate(columns.items(), start=1):
+        table.insert(place, name, table["run"].map(values))
+    return table
+
+
+def bits_of(run: StoredRun) -> str:
+    """The bits of weights and activations, "W1A32"; those of a model without binary layers are "W32A32"."""
+    if not run.is_binary:
+        return "W32A32"
+    arguments = run.record.config["model_args"]
+    return f"W{arguments.get('weight_bits', 1)}A{arguments.get('activation_bits', 1)}"

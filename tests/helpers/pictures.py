@@ -1,0 +1,23 @@
+"""Whether a figure can be read: nothing cut off, no labels on top of each other, a claim above."""
+
+import itertools
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+
+def assert_readable(figure):
+    """Asserts that all that is drawn lies inside the figure, no two tick labels overlap, and a title says something."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer, (width, height) = canvas.get_renderer(), canvas.get_width_height()
+    parts = [*figure.axes, *figure.legends, *figure.texts, figure._suptitle]
+    for part, box in [(part, part.get_tightbbox(renderer)) for part in parts]:
+        inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
+        assert inside, f"{part} reaches from {box.min} to {box.max} in a figure of {width} x {height}"
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+        labels = [label for tick in ticks for label in (tick.label1, tick.label2) if label.get_visible()]
+        boxes = [label.get_window_extent(renderer) for label in labels if label.get_text()]
+        assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
+    assert len(figure.get_suptitle()) > 10
