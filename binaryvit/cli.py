@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("model", metavar="MODEL", help="a packed file, or a run's weights file")
     classify.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     classify.add_argument("--top", type=int, default=5, metavar="N", help="classes an image (default: 5)")
+    classify.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     classify.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
     classify.set_defaults(command=_classify)
 
@@ -258,9 +259,9 @@ def _classify(options: argparse.Namespace) -> int:
 
     from binaryvit.packed.classify import Classifier, image_files
 
-    if options.top < 1:
-        raise BinaryViTError("--top is a positive number.")
-    classifier, files = Classifier(options.model), image_files(options.images)
+    if min(options.top, options.threads or 1) < 1:
+        raise BinaryViTError("--top and --threads are positive numbers.")
+    classifier, files = Classifier(options.model, options.threads), image_files(options.images)
     problems = 0
     # A bar for many files, and only where someone watches.
     for answer in tqdm(classifier.classify(files, options.top), total=len(files), disable=None if files[1:] else True):

@@ -15,6 +15,7 @@ from binaryvit.data.images import to_rgb
 from binaryvit.data.transforms import normalize
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.weights_file import Description, Preprocessing
+from binaryvit.packed.engine import PackedModel
 from binaryvit.packed.file import read_packed
 
 _BATCH_SIZE = 16
@@ -53,15 +54,16 @@ class Classifier:
 
     Args:
         path: a packed file, or the weights of a run.
+        threads: that compute; None: as many as PyTorch uses.
 
     Raises:
         BinaryViTError: the file can't be read (see `file.read_packed`), or its model takes no RGB images.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, threads: int | None = None):
         packed = read_packed(path)
-        self._model = packed.model()
-        self._names = _class_names(packed.description, self._model.num_classes)
+        self._model = PackedModel(packed.skeleton, packed.tensors, threads)
+        self._names = _class_names(packed.description, packed.skeleton.num_classes)
         self._prepared = packed.description.preprocessing or Preprocessing.of(packed.skeleton)
         if self._prepared.input_size[0] != 3:
             raise BinaryViTError(f"{path} takes images of {self._prepared.input_size[0]} channels, not RGB.")

@@ -98,7 +98,13 @@ def write_program(stages: dict[str, Stage], norm: str | None, tensors: Mapping[s
         writer.channels(torch.ones(stage.dim), torch.zeros(stage.dim))
     else:
         writer.norm(norm)
-    return Program(torch.tensor(writer.sizes), torch.cat(writer.floats), torch.cat(writer.words), tokens, stage.dim)
+    return Program(
+        torch.tensor(writer.sizes),
+        torch.cat(writer.floats),
+        torch.cat([torch.empty(0, dtype=torch.int64), *writer.words]),
+        tokens,
+        stage.dim,
+    )
 
 
 def _write_merge(writer: _Writer, name: str, merge: BinaryPatchMerging, positions: Tensor) -> None:

@@ -13,7 +13,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from binaryvit.cli import main
 from binaryvit.config import TrainingConfig
-from binaryvit.data.batches import eval_batches, load_data
+from binaryvit.data.data_set import load_data
+from binaryvit.data.transforms import eval_transform, normalize
 from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.packed.classify import Classifier, image_files
 from binaryvit.packed.export import export_packed
@@ -52,7 +53,9 @@ def test_probabilities_are_those_of_the_evaluation(model, tmp_path):
     """The same preprocessing as in training's evaluation, and the same model."""
     config = TrainingConfig(variant="binaryvit_micro_patch2_32", data="digits", eval_crop=1.0)
     data = load_data(config)
-    images, _, _ = next(eval_batches(data, config, (3, 16, 16), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    transform = eval_transform(config, (3, 16, 16))
+    pixels = torch.stack([transform(image) for image in data.eval.images(range(8))])
+    images = normalize(pixels, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     with torch.no_grad():
         expected = load_inference_weights(RUN / "weights.safetensors")(images).softmax(1)
     files = [tmp_path / f"{row}.pgm" for row in range(8)]

@@ -1,0 +1,36 @@
+"""What may be said of a deployed run, from its numbers."""
+
+import pandas as pd
+
+from binaryvit.analysis.deployment.measure import Equality
+
+
+def bytes_finding(table: pd.DataFrame) -> str:
+    """Of `measure.file_bytes`: file and cost table."""
+    whole, scales = table.iloc[-1], table.set_index("part").loc["mantissas of the scales"]
+    more = whole["stored"] / whole["counted"] - 1
+    return (
+        f"The file has {whole['stored'] / 1e6:.3f} MB, {more:.1%} more than the {whole['counted'] / 1e6:.3f} MB of the "
+        f"cost table. The scales take {scales['stored'] / whole['counted']:.1%}; the table counts them as folded away."
+    )
+
+
+def equality_finding(result: Equality) -> str:
+    """Of `measure.equality`: how many logits are the same."""
+    if result.identical == result.images:
+        return f"The logits of all {result.images:,} images are the model's, bit for bit."
+    return (
+        f"The logits of {result.identical:,} of {result.images:,} images are the model's bit for bit; the largest "
+        f"difference is {result.difference:.2g}, and {result.same_class:,} images keep their class."
+    )
+
+
+def latency_finding(table: pd.DataFrame, threads: int, processor: str, instructions: str) -> str:
+    """Of `measure.latency`: the whole, and the part that takes longest."""
+    packed, simulated = table["packed"].sum(), table["simulated"].sum()
+    longest = table.loc[table["packed"].idxmax()]
+    return (
+        f"With {threads} thread{'s' if threads > 1 else ''} of {processor} ({instructions}), one image takes "
+        f"{packed:.2f} ms packed and {simulated:.1f} ms by the modules, {simulated / packed:.0f} times as long. "
+        f"The part that takes longest, {longest['part']}, has {longest['packed'] / packed:.0%} of the packed time."
+    )
