@@ -7,8 +7,6 @@ from torch import nn
 from binaryvit.models.layers import AttentionBinarizer
 from binaryvit.models.quantizers import MINIMUM_ATTENTION_LEVEL
 
-INITIAL_LEVEL = AttentionBinarizer().level.item()
-
 
 def is_off(level: Any) -> Any:
     """Whether attention of a level a (a number, or a Series of them) is off.
@@ -21,8 +19,17 @@ def is_off(level: Any) -> Any:
 
 def attention_levels(model: nn.Module) -> dict[str, float]:
     """The level of each binary attention, by its module path."""
-    return {
-        path.rpartition(".")[0]: module.level.item()
+    return {path: binarizer.level.item() for path, binarizer in _binarizers(model)}
+
+
+def initial_levels(model: nn.Module) -> dict[str, float]:
+    """Where training started the level of each binary attention, by its module path."""
+    return {path: binarizer.initial_level for path, binarizer in _binarizers(model)}
+
+
+def _binarizers(model: nn.Module) -> list[tuple[str, AttentionBinarizer]]:
+    return [
+        (path.rpartition(".")[0], module)
         for path, module in model.named_modules()
         if isinstance(module, AttentionBinarizer)
-    }
+    ]

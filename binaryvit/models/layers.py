@@ -250,6 +250,7 @@ class AttentionBinarizer(nn.Module):
 
     def __init__(self, initial_level: float):
         super().__init__()
+        self.initial_level = initial_level
         self.level = nn.Parameter(torch.tensor(initial_level))
 
     @property

@@ -17,7 +17,7 @@ from binaryvit.analysis.attention.rollout import pooling_weights, rollout, to_pi
 from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import ExampleImages, Images, evaluation_batches, example_images, images_for
 from binaryvit.analysis.labels import labelled, model_label
-from binaryvit.analysis.levels import INITIAL_LEVEL, is_off
+from binaryvit.analysis.levels import initial_levels, is_off
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun
@@ -109,14 +109,15 @@ def density(opened: OpenStudy, images: int = 200) -> Drawing | None:
     binary = head_statistics(opened, images).dropna(subset="level")
     if binary.empty:
         return None
+    started = {run.id: initial_levels(run.model()) for run in opened.runs()}
+    initial = [started[run][layer] for run, layer in zip(binary["run"], binary["layer"], strict=True)]
     binary = binary.assign(
-        threshold=binary["level"] * binary["keys"] / 2, initial_threshold=INITIAL_LEVEL * binary["keys"] / 2
+        threshold=binary["level"] * binary["keys"] / 2, initial_threshold=initial * binary["keys"] / 2
     )
     quantities = {"density": "attended keys", "threshold": "threshold a / 2\n× number of keys"}
-    initial = {"threshold": "initial_threshold"}
-    said = findings.of_density(binary)
+    said, before = findings.of_density(binary), {"threshold": "initial_threshold"}
     return _draw_blocks(
-        opened, "attention_density", binary, quantities, said, logarithmic={"threshold"}, initial=initial
+        opened, "attention_density", binary, quantities, said, logarithmic={"threshold"}, initial=before
     )
 
 

@@ -13,7 +13,6 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.palette import BLACK, BLUE, GREY, SKY, VERMILION
 
-INITIAL_LEVEL = 0.005  # what the level a starts at (Le and Li 2023; `models.layers.AttentionBinarizer`)
 _OFF = 1e-4  # where a level at or below zero is drawn
 _OTHERS = "thin lines: evaluation of the best other run of each variant"
 _SHADES = LinearSegmentedColormap.from_list("depth", [SKY, BLUE, BLACK])
@@ -143,7 +142,7 @@ def flips_by_block(table: pd.DataFrame) -> Figure:
 
 @styled
 def levels_by_block(table: pd.DataFrame) -> Figure:
-    """The learned level a of each block over the epochs, a panel a model; one at or below zero is drawn as off.
+    """The learned level a of each block over the epochs, from its start at 0, a panel a model; off at or below zero.
 
     `table`: columns run, label, variant, seed, block, epoch, level.
     """
@@ -155,10 +154,8 @@ def levels_by_block(table: pd.DataFrame) -> Figure:
     for axes, (label, _) in zip(figure.axes, table.groupby("label", sort=False), strict=False):
         off = table["epoch"][is_off & (table["label"] == label)]
         axes.plot(off, [_OFF] * len(off), "x", color=VERMILION, clip_on=False)
-        axes.axhline(INITIAL_LEVEL, color=GREY, linestyle=":")
         axes.set(yscale="log")
-    start = Line2D([], [], color=GREY, linestyle=":", label="start")
-    return _with_legend(figure, start, Line2D([], [], color=VERMILION, marker="x", linestyle="", label="off"))
+    return _with_legend(figure, Line2D([], [], color=VERMILION, marker="x", linestyle="", label="off"))
 
 
 @styled

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from binaryvit.analysis.curves import figures, findings
+from binaryvit.analysis.levels import initial_levels
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.errors import BinaryViTError
@@ -60,7 +61,10 @@ def levels(opened: OpenStudy) -> Drawing | None:
     table = _tables(opened, LEVELS_FILE)
     if table.empty:
         return None
-    table = _by_block(table).drop(columns="layer")
+    started = {run.id: initial_levels(run.model()) for run in opened.runs()}
+    start = table[table["epoch"] == table["epoch"].min()].assign(epoch=0)
+    start["level"] = [started[run][layer] for run, layer in zip(start["run"], start["layer"], strict=True)]
+    table = _by_block(pd.concat([start, table], ignore_index=True)).drop(columns="layer")
     return _drawing(opened, "level_curves", table, lambda: figures.levels_by_block(table), findings.of_levels(table))
 
 
