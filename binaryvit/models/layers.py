@@ -14,6 +14,7 @@ from binaryvit.models.ops.cross_convolution import cross_convolution
 from binaryvit.models.ops.precision import without_autocast
 from binaryvit.models.ops.products import level_matmul, sign_linear, sign_matmul
 from binaryvit.models.ops.reference import UnitParameters
+from binaryvit.models.ops.synchronized import SynchronizedBatchNorm, normalize
 from binaryvit.models.quantizers import (
     MINIMUM_ATTENTION_LEVEL,
     at_least_float32,
@@ -28,8 +29,8 @@ from binaryvit.models.quantizers import (
 class TokenBatchNorm(nn.Module):
     """Batch normalization of (B, N, C) tokens per channel, over all tokens of all images.
 
-    It holds a `BatchNorm1d` over the flattened (B*N, C) view, so nothing is transposed and
-    `torch.nn.SyncBatchNorm.convert_sync_batchnorm` works on it. It takes the place of every LayerNorm of a ViT.
+    It holds a `BatchNorm1d` over the flattened (B*N, C) view, so nothing is transposed and `ops.synchronized` can
+    replace it where several processes train. It takes the place of every LayerNorm of a ViT.
     """
 
     def __init__(self, channels: int):
@@ -245,6 +246,18 @@ class BinaryUnit(nn.Module):
         )
 
 
+def _units(*units: tuple[BinaryUnit, Tensor]) -> list[Tensor]:
+    """Each binary unit of its input; where their norms are synchronized, all of them at once."""
+    norms = [unit.norm.batch_norm for unit, _ in units]
+    if not all(isinstance(norm, SynchronizedBatchNorm) and norm.training for norm in norms):
+        return [unit(x) for unit, x in units]
+    products = [unit.linear(unit.binarize(x)) for unit, x in units]
+    normalized = normalize([at_least_float32(product).flatten(0, -2) for product in products], norms)
+    return [
+        unit.act(add_shortcut(y.unflatten(0, x.shape[:-1]), x)) for (unit, x), y in zip(units, normalized, strict=True)
+    ]
+
+
 class AttentionBinarizer(nn.Module):
     """Attention probabilities to {0, a} with one learnable level a (see `quantizers.binarize_attention`)."""
 
@@ -331,7 +344,7 @@ class BinaryAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = self._reduced(x)
-        q, k, v = self.q(x), self.k(z), self.v(z)
+        q, k, v = _units((self.q, x), (self.k, z), (self.v, z))
         scores = self._scores(self._heads(self.binarize_q(q)), self._heads(self.binarize_k(k)))
         attn = torch.softmax(at_least_float32(scores) * self.softmax_scale, dim=-1)
         attn = self.attn_drop(self.binarize_attn(attn))

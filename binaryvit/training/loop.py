@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import gather_object
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from binaryvit.data.batches import Batch, ToDevice, eval_loader, train_loader
 from binaryvit.data.data_set import Data
 from binaryvit.data.sampling import derived_seed, steps_per_epoch
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.ops.synchronized import synchronize
 from binaryvit.models.quantizers import MINIMUM_ATTENTION_LEVEL
 from binaryvit.records.provenance import git_state
 from binaryvit.records.run import METRICS_FILE
@@ -73,8 +74,7 @@ class Trainer:
             teacher = load_teacher(config.teacher, config.teacher_variant, data.num_classes)
             self.teacher = Teacher(teacher, mean, std).to(self.device)
         self.mixup = create_mixup(config, data.num_classes)
-        synchronized = process.num_processes > 1 and self.device.type == "cuda"
-        self.model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if synchronized else model
+        self.model = synchronize(model) if process.num_processes > 1 else model
         self.optimizer = create_optimizer_v2(
             self.model,
             opt=config.optimizer,
@@ -102,7 +102,10 @@ class Trainer:
         self.network = self.model
         if process.num_processes > 1:
             self.network = DistributedDataParallel(
-                self.model, device_ids=[self.device] if self.device.type == "cuda" else None
+                self.model,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                forward_sync_buffers=False,  # the statistics are synchronized, and so the same everywhere
+                gradient_as_bucket_view=True,
             )
 
     @property
@@ -118,8 +121,6 @@ class Trainer:
             progress.note(self.started_from)
         if done:
             progress.note(f"resumed after step {self.state['step']} of epoch {self.state['epoch'] + 1}")
-        if self.process.num_processes > 1 and self.device.type == "cpu":
-            progress.note("Batch norm statistics are those of each process: PyTorch synchronizes them on GPUs only.")
         self.network.train()
         self._saved = time.monotonic()
         with self.interruption:
@@ -139,8 +140,6 @@ class Trainer:
 
     def evaluate(self, model: nn.Module, precision: str) -> Evaluation:
         """Evaluates `model` on the whole evaluation split."""
-        if self.process.num_processes > 1:  # without synchronized batch norm the first process's statistics count
-            broadcast(list(model.buffers()))
         return evaluate(model, map(self.to_device, self.eval_loader.epoch()), self.device, precision)
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from binaryvit.data.batches import eval_loader
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.training import loop, processes
-from binaryvit.training.build import create_model
+from binaryvit.training.build import blocks_of, create_model
 from binaryvit.training.loop import Trainer
 from binaryvit.training.run import train
 from binaryvit.training.step_log import StepLog
@@ -55,9 +55,9 @@ def trainer_of(config: TrainingConfig) -> Trainer:
     return Trainer(config, load_data(config), Path("nowhere"), {}, PartialState(cpu=True))
 
 
-def step(run: Trainer, frozen: bool) -> dict[str, torch.Tensor]:
+def step(run: Trainer) -> dict[str, torch.Tensor]:
     """Gradients of the first optimizer step by parameter, from AdamW's first moment, which is a tenth of them."""
-    run.network.train(not frozen)  # in evaluation mode batch norm takes its running statistics
+    run.network.train()
     run.learning_rate.set(0, 0)
     run._step(0, 0, run.train_loader.epoch())
     moments = [state["exp_avg"] / 0.1 for state in run.optimizer.state.values()]
@@ -65,12 +65,14 @@ def step(run: Trainer, frozen: bool) -> dict[str, torch.Tensor]:
 
 
 def gradients(folder: Path, rank: int) -> None:
-    """One step with frozen batch norm and a teacher, one with each process's own statistics; then an evaluation."""
+    """One step with a teacher, traced as for the compiler; one from the labels; then an evaluation."""
     with in_float64():
-        frozen = trainer_of(TOGETHER.model_copy(update={"teacher": str(folder / "teacher.safetensors")}))
-        save_file(step(frozen, frozen=True), folder / f"frozen-{rank}.safetensors")
+        traced = trainer_of(TOGETHER.model_copy(update={"teacher": str(folder / "teacher.safetensors")}))
+        for block in blocks_of(traced.model):
+            block.compile(backend="aot_eager", fullgraph=True, dynamic=False)
+        save_file(step(traced), folder / f"traced-{rank}.safetensors")
         run = trainer_of(TOGETHER)
-        save_file(step(run, frozen=False), folder / f"local-{rank}.safetensors")
+        save_file(step(run), folder / f"labels-{rank}.safetensors")
         results = [run.evaluate(run.trained_model, "fp32")]
         save_file(dict(run.model.named_buffers()), folder / f"buffers-{rank}.safetensors")
         one_image = load_data(TOGETHER.model_copy(update={"max_eval_images": 1}))  # one process has none

@@ -22,6 +22,7 @@ from binaryvit.models.layers import (
     match_channels,
     tokens_to_grid,
 )
+from binaryvit.models.ops.synchronized import SynchronizedBatchNorm, synchronize
 
 
 def randomize(module, seed=0):
@@ -42,9 +43,13 @@ def test_token_batch_norm_is_over_all_tokens_of_all_images():
     torch.testing.assert_close(norm.batch_norm.running_var, 0.9 + 0.1 * flat.var(0, unbiased=True))
 
 
-def test_synchronized_batch_norm_replaces_it_by_the_usual_conversion():
-    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(BinaryUnit(4, 4, 1, 1))
-    assert isinstance(converted.norm.batch_norm, torch.nn.SyncBatchNorm)
+def test_synchronized_norms_have_the_same_parameters_and_compute_the_same_in_evaluation():
+    unit = randomize(BinaryUnit(4, 4, 1, 1)).eval()
+    x, names, parameters = torch.randn(2, 3, 4), list(unit.state_dict()), list(unit.parameters())
+    expected = unit(x)
+    assert isinstance(synchronize(unit).norm.batch_norm, SynchronizedBatchNorm)
+    assert list(unit.state_dict()) == names and all(a is b for a, b in zip(unit.parameters(), parameters, strict=True))
+    assert torch.equal(unit(x), expected)
 
 
 def test_rprelu_is_prelu_between_two_shifts():

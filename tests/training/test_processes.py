@@ -13,13 +13,11 @@ from helpers.places import TESTS
 from helpers.training_setup import student, write_teacher
 from helpers.two_processes import TOGETHER, in_float64, step, trainer_of
 from safetensors.torch import load_file
-from torch import nn
 
-from binaryvit.data.batches import ToDevice, eval_loader, train_loader
+from binaryvit.data.batches import eval_loader
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.run import read_record
-from binaryvit.training.build import create_model, input_settings
 from binaryvit.training.resume import CHECKPOINT_FILE, load_state
 from binaryvit.training.run import train
 
@@ -43,35 +41,24 @@ def assert_equal_gradients(one: dict[str, torch.Tensor], other: dict[str, torch.
         torch.testing.assert_close(gradient, other[name], rtol=1e-9, atol=1e-12)
 
 
-def test_gradients_are_those_of_one_process_with_the_doubled_batch(left):
-    """With frozen batch norm, since PyTorch synchronizes its statistics on GPUs only."""
-    alone = student(teacher=str(left / "teacher.safetensors"))
+@pytest.mark.parametrize("name", ["labels", "traced"])
+def test_gradients_and_statistics_are_those_of_one_process_with_the_doubled_batch(left, name):
+    """Run as they are, and as the compiler traces them, without a graph break."""
+    alone = student(teacher=str(left / "teacher.safetensors") if name == "traced" else None)
     with in_float64():
-        expected = step(trainer_of(alone), frozen=True)
+        run = trainer_of(alone)
+        expected = step(run)
     for rank in range(2):
-        assert_equal_gradients(load_file(left / f"frozen-{rank}.safetensors"), expected)
-
-
-def test_with_local_statistics_gradients_are_the_mean_of_the_processes(left):
-    data = load_data(TOGETHER)
-    halves = []
-    for rank in range(2):
-        model = create_model(TOGETHER, 10).double().train()
-        size, mean, std = input_settings(model)
-        batch = next(train_loader(data, TOGETHER, size, mean, rank, 2).epoch())
-        images, labels = ToDevice(mean, std, torch.device("cpu"), torch.float64)(batch)
-        assert len(images) == 16
-        F.cross_entropy(model(images), labels).backward()
-        halves.append([parameter.grad for parameter in model.parameters()])
-    # The optimizer sorts parameters by weight decay, which is 0 here: the order is the model's.
-    expected = {str(number): (one + other) / 2 for number, (one, other) in enumerate(zip(*halves, strict=True))}
-    assert max((one - other).abs().max() for one, other in zip(*halves, strict=True)) > 1e-3
-    for rank in range(2):
-        assert_equal_gradients(load_file(left / f"local-{rank}.safetensors"), expected)
+        assert_equal_gradients(load_file(left / f"{name}-{rank}.safetensors"), expected)
+        if name == "labels":
+            buffers = load_file(left / f"buffers-{rank}.safetensors")
+            assert buffers.keys() == dict(run.model.named_buffers()).keys()
+            for buffer, tensor in run.model.named_buffers():
+                torch.testing.assert_close(buffers[buffer], tensor, rtol=1e-9, atol=1e-12)
 
 
 def test_an_odd_number_of_images_is_evaluated_exactly(left):
-    """By both alike, with the first process's statistics and the weights after one step."""
+    """By both alike, with the weights after one step."""
     results = [json.loads((left / f"evaluations-{rank}.json").read_text()) for rank in range(2)]
     assert results[0][0] == results[1][0] and [result["images"] for result in results[0]] == [51, 1]
     assert results[0][1]["loss"] == results[1][1]["loss"]
@@ -97,7 +84,7 @@ def test_an_odd_number_of_images_is_evaluated_exactly(left):
 
 
 def load_file_in_order(left: Path) -> list[torch.Tensor]:
-    gradients = load_file(left / "local-0.safetensors")
+    gradients = load_file(left / "labels-0.safetensors")
     return [gradients[str(number)] for number in range(len(gradients))]
 
 
@@ -115,7 +102,6 @@ def test_one_process_writes_and_both_return_the_record(left):
     output = (left / "output.txt").read_text()
     assert output.count("epoch 2/2") == 3, "the whole run's and the interrupted ones', each once"
     assert [(left / f"fingerprints-{rank}").read_text() for rank in range(2)] == ["1", "0"], "once a machine"
-    assert "statistics are those of each process: PyTorch synchronizes them on GPUs only" in output
 
 
 @pytest.mark.parametrize(("name", "step"), [("interrupted", 2), ("late", 3)])
@@ -144,14 +130,3 @@ def test_a_checkpoint_of_two_processes_is_refused_by_one(left, tmp_path):
     identity = load_state(tmp_path / CHECKPOINT_FILE, {})[1]["identity"]
     assert identity["processes"] == 2
     assert load_state(tmp_path / CHECKPOINT_FILE, identity)
-
-
-def test_batch_norm_is_synchronized_where_pytorch_can():
-    """On CUDA all of a model's statistics; the conversion itself needs no GPU. (On the CPU: the sentence above.)"""
-    model = create_model(TOGETHER, 10)
-    names = list(model.state_dict())
-    statistics = [name for name, module in model.named_modules() if getattr(module, "running_mean", None) is not None]
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    modules = dict(converted.named_modules())
-    assert statistics and all(isinstance(modules[name], nn.SyncBatchNorm) for name in statistics)
-    assert converted is model and list(model.state_dict()) == names

@@ -1,1 +1,1 @@
-"""The steps of a binary unit made fast: the PyTorch reference, the same in C++, and its compilation. No modules."""
+"""The steps of a binary unit made fast, in PyTorch and in C++, and batch norm over several processes."""

@@ -8,6 +8,7 @@ from helpers.units import step
 import binaryvit  # noqa: F401 - registers the models
 from binaryvit.models import layers
 from binaryvit.models.layers import BinaryUnit
+from binaryvit.models.ops.synchronized import synchronize
 from binaryvit.training.build import blocks_of
 
 
@@ -26,7 +27,7 @@ def test_modules_are_used_where_someone_could_tell() -> None:
     cumulative.norm.batch_norm.momentum = None
     assert not step(cumulative, x)
     assert not step(unit.eval(), x)
-    assert not step(torch.nn.SyncBatchNorm.convert_sync_batchnorm(BinaryUnit(8, 8, 1, 1)), x)
+    assert not step(synchronize(BinaryUnit(8, 8, 1, 1)), x)
 
 
 def test_every_unit_of_a_block_trains_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
