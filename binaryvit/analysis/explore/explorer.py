@@ -12,26 +12,40 @@ from html import escape
 import ipywidgets
 from IPython.display import Image, Markdown
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from binaryvit.analysis.attention.capture import AttentionCapture, AttentionMaps, select
+from binaryvit.analysis.attention.rollout import pooling_weights, rollout, to_pixels
 from binaryvit.analysis.display import show_figure
-from binaryvit.analysis.explore.figures import head_and_channel
+from binaryvit.analysis.explore.figures import Panels, head_and_channel
 from binaryvit.analysis.images import Images, example_images
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.config import suggestion
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers import BinaryActivation
 
-_PLACE = (0.5, 0.5)  # of the patch that attends
+_LAST = 0.99  # a place is a share in [0, 1)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is looked at. `layer` is the place in the block where a sign is taken; empty in a model that takes none."""
+    """What is looked at.
+
+    Attributes:
+        run: id of the run.
+        image: name of the image.
+        other: id of a run to show below it, in the block, head, layer and channel nearest to these; empty: none.
+        down, right: place of the patch that attends, shares in [0, 1) of the image's sides.
+        block, head: whose attention.
+        layer: the place in the block where a sign is taken; empty in a model that takes none.
+        channel: of the layer.
+    """
 
     run: str
     image: str
+    other: str = ""
+    down: float = 0.5
+    right: float = 0.5
     block: int = 0
     head: int = 0
     layer: str = ""
@@ -52,9 +66,11 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """One forward pass: attention of all blocks, and by module path what signs are taken of, (tokens, channels)."""
+    """One forward pass: attention of all blocks, its rollout from the output to the image's places (None where it can't
+    follow), and by module path what signs are taken of, (tokens, channels)."""
 
     maps: list[AttentionMaps]
+    rollout: Tensor | None
     before_sign: dict[str, Tensor]
 
 
@@ -108,40 +124,51 @@ class Explorer:
         return self._values(selection).shape[-1] if selection.layer else 0
 
     def view(self, selection: Selection) -> View:
-        """The picture of a selection.
+        """The picture of a selection: one model, or two below each other.
 
-        Raises BinaryViTError when the study has no such run, the model no such block, head, layer or channel, or there
-        is no such image.
+        Raises BinaryViTError when the study has no such run, the model no such block, head, layer or channel, there is
+        no such image, or the place is outside of it.
         """
+        place = (selection.down, selection.right)
+        if not all(0 <= share < 1 for share in place):
+            raise BinaryViTError(
+                f"The place {place} is not in the image: down and right go from 0 up to, not including, 1."
+            )
+        shown = [self._look(selection)]
+        if selection.other:
+            shown.append(self._look(self.fit(replace(selection, run=selection.other))))
+        panels, sentences = zip(*shown, strict=True)
+        return View(lambda: head_and_channel(panels, place), " ".join(sentences))
+
+    def _look(self, selection: Selection) -> tuple[Panels, str]:
+        """What the selected run shows, and in a sentence."""
         seen = self._see(selection)
         maps, head = select(seen.maps, selection.block, selection.head)
         images = self._inputs(selection.run)
-        query = maps.query_at(_PLACE)
+        query = maps.query_at((selection.down, selection.right))
         ratio = maps.on_key_grid(maps.probabilities[0, head, query]) * maps.used.shape[-1]
         attended = None if maps.level is None else maps.on_key_grid(maps.used[0, head, query]) > 0
+        label = self._runs[selection.run].label
         # Not the label first: "+ affine" at the beginning of a line would become an item of a list.
-        sentences = [f"Head {head} of block {selection.block} in {self._runs[selection.run].label}:"]
+        sentence = f"Head {head} of block {selection.block} in {label}: "
         if attended is None:
-            sentences.append(f"the highest probability is {ratio.max():.1f} times that of even attention.")
+            sentence += f"the highest probability is {ratio.max():.1f} times that of even attention"
         else:
-            sentences.append(f"{int(attended.sum())} of {attended.numel()} keys are attended.")
+            sentence += f"{int(attended.sum())} of {attended.numel()} keys are attended"
+        title = f"{label}: block {selection.block}, head {head}"
         layer = channel = None
         if selection.layer:
-            layer = self._values(selection)
-            if not 0 <= selection.channel < layer.shape[-1]:
-                raise BinaryViTError(
-                    f"There is no channel {selection.channel} in {selection.layer}: it has {layer.shape[-1]}, "
-                    f"0 to {layer.shape[-1] - 1}."
-                )
-            channel = layer[:, selection.channel]
+            layer, channel = self._values(selection), self._channel(selection)
             positive, inside = (channel >= 0).float().mean(), (channel.abs() < 1).float().mean()
-            sentences.append(
-                f"In channel {selection.channel} of {selection.layer}, {positive:.0%} of the tokens become +1, and "
-                f"{inside:.0%} are inside [-1, 1], where the sign passes a gradient."
+            sentence += (
+                f"; in channel {selection.channel} of {selection.layer}, {positive:.0%} of the tokens become +1, and "
+                f"{inside:.0%} are inside [-1, 1], where the sign passes a gradient"
             )
+            title += f"; {selection.layer}, channel {selection.channel}"
         pixels = images.pixels[images.names.index(selection.image)]
-        arrays = [None if values is None else values.numpy() for values in (ratio, attended, channel, layer)]
-        return View(lambda: head_and_channel(pixels, _PLACE, *arrays), " ".join(sentences))
+        arrays = (ratio, attended, seen.rollout, channel, layer)
+        arrays = [None if values is None else values.numpy() for values in arrays]
+        return Panels(title, pixels, *arrays), f"{sentence}."
 
     def views(self) -> list[View]:
         """The first image in every run, its first block, head, layer and channel."""
@@ -162,7 +189,7 @@ class Explorer:
                     lambda module, inputs, name=name: before_sign.update({name: (inputs[0] + module.shift)[0]})
                 )
         maps = capture(images.inputs[[images.names.index(image)]])
-        return _Seen(maps, before_sign)
+        return _Seen(maps, _rollout(capture.model, maps), before_sign)
 
     def _block(self, selection: Selection) -> str:
         """Module path of the selected block, with the dot behind it."""
@@ -175,6 +202,26 @@ class Explorer:
             raise BinaryViTError(f"No sign is taken at {selection.layer!r}{suggestion(selection.layer, layers)}")
         return self._see(selection).before_sign[name]
 
+    def _channel(self, selection: Selection) -> Tensor:
+        values = self._values(selection)
+        if not 0 <= selection.channel < values.shape[-1]:
+            raise BinaryViTError(
+                f"There is no channel {selection.channel} in {selection.layer}: it has {values.shape[-1]}, "
+                f"0 to {values.shape[-1] - 1}."
+            )
+        return values[:, selection.channel]
+
+
+def _rollout(model: nn.Module, maps: list[AttentionMaps]) -> Tensor | None:
+    """Rolled-out attention of the output to the places of the first grid, over the even share."""
+    first = maps[0]
+    try:
+        rows = rollout(maps, pooling_weights(model, maps[-1]))[0, 0]
+    except BinaryViTError:  # attention in windows, or grids that don't divide
+        return None
+    shares = to_pixels(rows, first.prefix_tokens, first.grid_size, (first.grid_size,) * 2)
+    return shares * shares.numel()
+
 
 def widgets_run_here() -> bool:
     """Whether a Jupyter server runs this kernel for a notebook, so that somebody can move widgets."""
@@ -182,11 +229,15 @@ def widgets_run_here() -> bool:
 
 
 def controls(explorer: Explorer) -> ipywidgets.VBox:
-    """Widgets to choose run, image, block, head, layer and channel with, above the picture and its finding."""
+    """Widgets to choose runs, image, patch, block, head, layer and channel with, above the picture and its finding."""
     first = explorer.first()
+    place = dict(max=_LAST, step=0.03, readout_format=".0%")
     fields = {
-        "run": ipywidgets.Dropdown(options=list(explorer.runs.items()), value=first.run),
-        "image": ipywidgets.Dropdown(options=list(explorer.images), value=first.image),
+        "run": ipywidgets.Dropdown(options=list(explorer.runs.items())),
+        "other": ipywidgets.Dropdown(options=[("none", ""), *explorer.runs.items()]),
+        "image": ipywidgets.Dropdown(options=list(explorer.images)),
+        "down": ipywidgets.FloatSlider(**place),
+        "right": ipywidgets.FloatSlider(**place),
         "block": ipywidgets.IntSlider(max=100),
         "head": ipywidgets.IntSlider(max=100),
         "layer": ipywidgets.Dropdown(),
@@ -194,7 +245,8 @@ def controls(explorer: Explorer) -> ipywidgets.VBox:
     }
     for name, field in fields.items():
         field.description = name
-    picture, finding = ipywidgets.Image(), ipywidgets.HTML()
+    fields["other"].description = "below it"
+    picture, finding = ipywidgets.Image(layout={"width": "100%"}), ipywidgets.HTML()
     state = {"selection": first, "busy": False}
 
     def show(selection: Selection) -> None:
@@ -211,7 +263,7 @@ def controls(explorer: Explorer) -> ipywidgets.VBox:
                 field.value = getattr(selection, name)
             fields["layer"].disabled = fields["channel"].disabled = not selection.layer
             image, text = explorer.view(selection).show()
-            picture.value, picture.width, finding.value = image.data, image.width, escape(text.data, quote=False)
+            picture.value, finding.value = image.data, escape(text.data, quote=False)
         finally:
             state["busy"] = False
 
@@ -224,5 +276,6 @@ def controls(explorer: Explorer) -> ipywidgets.VBox:
         field.observe(changed, names="value")
     show(first)
     whole = ipywidgets.Layout(flex="0 0 auto")  # on a narrow page the columns stand below each other, not cut off
-    columns = [ipywidgets.VBox(part, layout=whole) for part in ([*fields.values()][:3], [*fields.values()][3:])]
+    parts = ([*fields.values()][start : start + 3] for start in (0, 3, 6))
+    columns = [ipywidgets.VBox(part, layout=whole) for part in parts]
     return ipywidgets.VBox([ipywidgets.HBox(columns, layout={"flex_flow": "row wrap"}), picture, finding])

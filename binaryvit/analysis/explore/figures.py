@@ -1,64 +1,101 @@
-"""One head and one channel of a model on one image: what a patch attends to, and what the sign is taken of."""
+"""One head and one channel of one or two models on an image: what a patch attends to, and what the sign is taken of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
-from binaryvit.analysis.attention.figures import ON_OFF, SHARES, ring
-from binaryvit.analysis.style import DOUBLE_COLUMN, styled
+from binaryvit.analysis.attention.figures import SHARES, ring
+from binaryvit.analysis.style import styled
 from binaryvit.palette import BLUE, GREY, ORANGE
 
+WIDTH = 9.7  # inches: as wide as a notebook
+_ROW, _SIDE = 2.5, 1.6  # inches: of a row, and of a map in it
+_EXTENT = dict(extent=(0, 1, 1, 0), interpolation="nearest")
 _BINS = np.linspace(-4, 4, 49)
+_NOT_ATTENDED = LinearSegmentedColormap.from_list("veil", [(1, 1, 1, 0.85), (1, 1, 1, 0)])  # over the image
 
 
-@styled
-def head_and_channel(
-    pixels: np.ndarray,
-    place: tuple[float, float],
-    ratio: np.ndarray,
-    attended: np.ndarray | None,
-    channel: np.ndarray | None,
-    layer: np.ndarray | None,
-) -> Figure:
-    """The image with the patch that attends, its attention before and after the threshold, and two histograms.
+@dataclass(frozen=True, eq=False)
+class Panels:
+    """What one model shows of one head and one channel.
 
-    Args:
+    Attributes:
+        title: the model, the head and the channel.
         pixels: the image, uint8 (height, width, 3).
-        place: of the patch, (down, right) as shares of the image's sides.
         ratio: (row, column), probability of each key times the number of keys.
         attended: (row, column), 1 where the key is attended, else 0; None in a model without a threshold.
+        rollout: (row, column), how often over the even share the output attends to a place; None where it can't follow.
         channel: what the sign is taken of in one channel, at all tokens; None where no sign is taken.
         layer: the same in all channels of the layer.
     """
-    figure = Figure(figsize=(DOUBLE_COLUMN, 2.0))
-    figure.set_layout_engine("none")
-    maps = [_axes(figure, 0.08 + 1.28 * column, 0.54, 1.15, 1.15) for column in range(3)]
-    for axes, title in zip(maps, ("image and patch", "probability × keys", "attended keys"), strict=True):
-        axes.set(title=title, xticks=[], yticks=[])
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-    look = dict(extent=(0, 1, 1, 0), interpolation="nearest")
-    maps[0].imshow(pixels, **look)
-    ring(maps[0], place[1], place[0])
-    shown = maps[1].imshow(ratio, cmap=SHARES, vmin=0, vmax=max(2.0, float(ratio.max())), **look)
-    figure.colorbar(shown, cax=_axes(figure, 1.36, 0.4, 1.15, 0.06), orientation="horizontal")
-    if attended is None:
-        _say(maps[2], "no threshold")
-    else:
-        maps[2].imshow(attended, **ON_OFF, **look)
-    distribution = _axes(figure, 4.32, 0.54, 1.45, 1.15)
-    distribution.set(title="what the sign is taken of", xlabel="value", xlim=(_BINS[0], _BINS[-1]))
-    if channel is None:
-        _say(distribution, "no sign is taken")
-    else:
-        _histograms(distribution, channel, layer)
+
+    title: str
+    pixels: np.ndarray
+    ratio: np.ndarray
+    attended: np.ndarray | None
+    rollout: np.ndarray | None
+    channel: np.ndarray | None
+    layer: np.ndarray | None
+
+
+@styled
+def head_and_channel(models: Sequence[Panels], place: tuple[float, float]) -> Figure:
+    """A row a model: the image with the patch that attends, its attention before and after the threshold, the rollout
+    from the output, and the values that become +1 or -1.
+
+    `place`: of the patch, (down, right) as shares of the image's sides.
+    """
+    figure = Figure(figsize=(WIDTH, _ROW * len(models)))
+    figure.set_layout_engine("none")  # places in inches are found at once; a layout takes longer than all else
+    for row, panels in enumerate(models):
+        bottom = _ROW * (len(models) - 1 - row)
+        figure.text(0.01, (bottom + _ROW - 0.1) / (_ROW * len(models)), panels.title, va="top", weight="bold")
+        image, ratio, attended, rollout = (
+            _axes(figure, 0.1 + 1.85 * column, bottom + 0.45, _SIDE) for column in range(4)
+        )
+        _show(image, "image and patch", panels.pixels)
+        ring(image, place[1], place[0])
+        _show_shares(ratio, "probability × keys", panels.ratio)
+        if panels.attended is None:
+            _say(attended, "no threshold")
+        else:
+            _show(attended, "attended keys", panels.pixels)
+            attended.imshow(panels.attended, cmap=_NOT_ATTENDED, vmin=0, vmax=1, **_EXTENT)
+        if panels.rollout is None:
+            _say(rollout, "no rollout")
+        else:
+            _show_shares(rollout, "rollout × places", panels.rollout)
+        values = _axes(figure, 7.85, bottom + 0.85, 1.75, 1.2)
+        values.set(title="before the sign", xlim=(_BINS[0], _BINS[-1]))
+        if panels.channel is None:
+            _say(values, "no sign is taken")
+        else:
+            _histograms(values, panels.channel, panels.layer)
     return figure
 
 
-def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place in inches."""
+def _axes(figure: Figure, left: float, bottom: float, width: float, height: float | None = None) -> Axes:
+    """Axes at a place in inches, a square without a height."""
     across, up = figure.get_size_inches()
-    return figure.add_axes((left / across, bottom / up, width / across, height / up))
+    return figure.add_axes((left / across, bottom / up, width / across, (height or width) / up))
+
+
+def _show(axes: Axes, title: str, values: np.ndarray, **look: Any) -> AxesImage:
+    axes.set(title=title, xticks=[], yticks=[])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    return axes.imshow(values, **look, **_EXTENT)
+
+
+def _show_shares(axes: Axes, title: str, ratio: np.ndarray) -> None:
+    shown = _show(axes, title, ratio, cmap=SHARES, vmin=0, vmax=max(2.0, float(ratio.max())))
+    axes.figure.colorbar(shown, cax=axes.inset_axes((0, -0.1, 1, 0.05)), orientation="horizontal")
 
 
 def _histograms(axes: Axes, channel: np.ndarray, layer: np.ndarray) -> None:
@@ -68,11 +105,11 @@ def _histograms(axes: Axes, channel: np.ndarray, layer: np.ndarray) -> None:
     for values, colour, name in ((layer, GREY, "layer"), (channel, BLUE, "channel")):
         shares = np.histogram(values.clip(_BINS[0], _BINS[-1]), _BINS)[0] / values.size
         axes.stairs(
-            shares, _BINS, color=colour, fill=name == "channel", alpha=0.7, label=f"{name}\n(n = {values.size:,})"
+            shares, _BINS, color=colour, fill=name == "channel", alpha=0.7, label=f"{name}, n = {values.size:,}"
         )
     axes.axvline(float(channel.mean()), color=ORANGE, linewidth=1, label="channel's mean")
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=1, labelspacing=0.2, handlelength=1)
 
 
 def _say(axes: Axes, text: str) -> None:

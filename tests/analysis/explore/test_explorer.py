@@ -9,6 +9,7 @@ import torch
 from helpers.places import ROOT
 from helpers.stored_study import BASELINE, PYRAMID, TEACHER, stored_study
 
+from binaryvit.analysis.attention.measure import attended_places
 from binaryvit.analysis.explore.explorer import Explorer, Selection, controls
 from binaryvit.analysis.images import example_images
 from binaryvit.analysis.stored import OpenStudy, stored_runs
@@ -29,7 +30,9 @@ def explorer(study):
 
 
 def test_values_are_those_the_model_takes_signs_of(study, explorer):
-    selection = explorer.fit(Selection(PYRAMID, explorer.images[1], 2, 1, "mlp.fc1.binarize", 5))
+    selection = explorer.fit(
+        Selection(PYRAMID, explorer.images[1], block=2, head=1, layer="mlp.fc1.binarize", channel=5)
+    )
     (run,) = stored_runs(study, [PYRAMID])
     model, seen = run.model(), []
     module = model.stages[2].blocks[0].mlp.fc1.binarize
@@ -38,7 +41,7 @@ def test_values_are_those_the_model_takes_signs_of(study, explorer):
         model(example_images(run, 4).inputs[1:2])
     positive = (seen[0][0, :, 5] > 0).float().mean().item()
     assert (
-        f"In channel 5 of mlp.fc1.binarize, {positive:.0%} of the tokens become +1" in explorer.view(selection).finding
+        f"in channel 5 of mlp.fc1.binarize, {positive:.0%} of the tokens become +1" in explorer.view(selection).finding
     )
     assert explorer.view(selection).finding.startswith("Head 1 of block 2 in ")
     assert explorer.layers(selection)[0] == "attn.q.binarize" and explorer.channels(selection) == 32
@@ -62,17 +65,42 @@ def test_forward_passes_are_kept(explorer, monkeypatch):
         explorer.view(replace(selection, image=explorer.images[3]))
 
 
+def test_the_patch_is_where_it_was_put(explorer):
+    """In a grid of 4 x 4 patches, (0.9, 0.99) lies in the last one."""
+    selection = explorer.fit(replace(Selection(BASELINE, explorer.images[0]), down=0.9, right=0.99))
+    maps = explorer._see(selection).maps[0]
+    attended = int((maps.on_key_grid(maps.used[0, 0, -1]) > 0).sum())
+    assert f"{attended} of 16 keys are attended" in explorer.view(selection).finding
+
+
+def test_two_runs_are_shown_below_each_other(explorer):
+    one = explorer.fit(Selection(PYRAMID, explorer.images[0], block=4, head=7, layer="attn.v.binarize", channel=60))
+    both = explorer.view(replace(one, other=TEACHER))
+    alone = explorer.view(explorer.fit(replace(one, run=TEACHER)))
+    assert both.finding == f"{explorer.view(one).finding} {alone.finding}"
+    heights = [view.draw().get_figheight() for view in (both, alone)]
+    assert heights[0] == 2 * heights[1]
+
+
+def test_the_rollout_is_that_of_the_analysis_of_attention(explorer, study):
+    selection = explorer.fit(Selection(PYRAMID, explorer.images[0]))
+    (run,) = stored_runs(study, [PYRAMID])
+    places = attended_places(run.model(), example_images(run, 4))
+    table = places[(places["map"] == "rollout") & (places["image"] == explorer.images[0])]
+    assert explorer._see(selection).rollout.flatten().tolist() == pytest.approx(table["ratio"].tolist(), rel=1e-5)
+
+
 def test_moved_widgets_show_the_selection(explorer):
     box = controls(explorer)
-    (left, right), picture, finding = (column.children for column in box.children[0].children), *box.children[1:]
-    run, _, block = left
+    columns, picture, finding = box.children[0].children, *box.children[1:]
+    (run, other, _), (down, right, block), (head, layer, channel) = (column.children for column in columns)
     run.value, block.value = PYRAMID, 3
-    head, layer, channel = right
     assert (block.max, head.max, channel.max) == (4, 3, 31)
     head.value, layer.value, channel.value = 2, "attn.k.binarize", 7
-    expected = explorer.view(Selection(PYRAMID, explorer.images[0], 3, 2, "attn.k.binarize", 7))
-    image, text = expected.show()
-    assert picture.value == image.data and finding.value == text.data
+    down.value, right.value, other.value = 0.0, 0.3, TEACHER
+    selection = Selection(PYRAMID, explorer.images[0], TEACHER, 0.0, 0.3, 3, 2, "attn.k.binarize", 7)
+    image, text = explorer.view(selection).show()
+    assert picture.value == image.data and finding.value == text.data and picture.layout.width == "100%"
     run.value = TEACHER
     assert layer.options == ("",) and layer.disabled and channel.disabled and "full-precision" in finding.value
 
@@ -82,6 +110,8 @@ def test_moved_widgets_show_the_selection(explorer):
     [
         ({"run": PYRAMID[:-1]}, f"did you mean '{PYRAMID}'"),
         ({"image": "none"}, "There is no 'none' to look at"),
+        ({"other": BASELINE[:-1]}, f"did you mean '{BASELINE}'"),
+        ({"right": 1.0}, "is not in the image"),
         ({"block": 5}, "no block 5"),
         ({"head": 1}, "no head 1"),
         ({"layer": "attn.q.binarise"}, "did you mean 'attn.q.binarize'"),
