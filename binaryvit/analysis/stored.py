@@ -162,13 +162,15 @@ def _teacher_among(records: dict[Path, RunRecord], student: RunRecord, config: T
 def stored_runs(study: Study, ids: Sequence[str] | None = None) -> list[StoredRun]:
     """The finished, current runs of a study in the study's order: those of the ladder (`Study.ladder`), or of `ids`.
 
+    Without `ids`, further seeds of a model are left out where they have no weights.
+
     Raises BinaryViTError for an empty selection, an id the study does not have (it says so when another study has), a
     chosen run that is not done, no finished run at all, and a finished run without its weights.
     """
     models = labelled_runs(study)
     planned = {run.id: run for _, runs in models for run in runs}
     if ids is None:
-        ids = [run.id for run in study.ladder if planned[run.id].state is State.DONE]
+        ids = {run.id for run in study.ladder}.intersection(openable(study))
     else:
         _check_selection(study, ids, planned)
     found = []
@@ -188,6 +190,16 @@ def stored_runs(study: Study, ids: Sequence[str] | None = None) -> list[StoredRu
                 f"move the run's folder away and train it again with `binaryvit reproduce {study.path}`."
             )
     return found
+
+
+def openable(study: Study) -> list[str]:
+    """The ids of the study's finished runs; further seeds of a model may have kept no weights and are then left out."""
+    return [
+        run.id
+        for _, runs in labelled_runs(study)
+        for place, run in enumerate(runs)
+        if run.state is State.DONE and (place == 0 or (run.folder / record_of(run).weights.file).is_file())
+    ]
 
 
 def _check_selection(study: Study, ids: Sequence[str], planned: dict[str, PlannedRun]) -> None:

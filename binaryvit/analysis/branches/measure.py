@@ -18,10 +18,9 @@ from binaryvit.analysis.labels import labelled
 from binaryvit.analysis.levels import attention_levels, is_off
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
-from binaryvit.analysis.stored import OpenStudy, StoredRun, stored_runs
+from binaryvit.analysis.stored import OpenStudy, StoredRun, openable, stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
-from binaryvit.studies.study import State, plan
 
 _VERSION = 1  # of the measuring code in this file
 
@@ -215,7 +214,7 @@ def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
 
 
 def _runs_with_branches(opened: OpenStudy) -> list[StoredRun]:
-    finished = [run.id for run in plan(opened.study) if run.state is State.DONE] or None
+    finished = openable(opened.study) or None
     runs = stored_runs(opened.study, finished if opened.ids is None else opened.ids)
     suitable = [run for run in runs if isinstance(run.model(), BinaryVisionTransformer)]
     others = [run.id for run in runs if run not in suitable]
