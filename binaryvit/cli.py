@@ -16,6 +16,7 @@ from typing import Any
 from binaryvit.errors import BinaryViTError
 
 INTERRUPTED = 130
+_INFER_PARTS = ("models", "products", "scaling")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,6 +132,15 @@ def _parser() -> argparse.ArgumentParser:
     train_speed.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     train_speed.add_argument("--output", metavar="DIR", help="where to store the table, every repetition, the machine")
     train_speed.set_defaults(command=_bench_train)
+    infer = measurements.add_parser("infer", help="inference on single bits beside floating point, bf16 and int8")
+    infer.add_argument("--family", default="small", choices=("small", "micro"), help="224 (default) or 32 pixels")
+    infer.add_argument("--cases", nargs="+", default=[], metavar="CASE", help='such as "DeiT, eager bf16"')
+    infer.add_argument("--parts", nargs="+", default=list(_INFER_PARTS), choices=_INFER_PARTS, help="default: all")
+    infer.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
+    infer.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
+    infer.add_argument("--repetitions", type=int, default=15, metavar="N", help="interleaved (default: 15)")
+    infer.add_argument("--output", metavar="DIR", help="where to store the tables, every repetition, the machine")
+    infer.set_defaults(command=_bench_infer)
     return parser
 
 
@@ -313,6 +323,25 @@ def _bench_train(options: argparse.Namespace) -> int:
     if options.output:
         write_benchmark(options.output, f"train-{options.family}", measured, summary)
     print(summary.round(2).to_string(index=False))
+    return 0
+
+
+def _bench_infer(options: argparse.Namespace) -> int:
+    from binaryvit.bench.inference import available_cases, measure_part
+    from binaryvit.bench.report import write_benchmark
+
+    if min(*options.batch_sizes, *options.threads, options.repetitions) <= 0:
+        raise BinaryViTError("--batch-sizes, --threads and --repetitions are positive numbers.")
+    cases, left_out = available_cases(options.cases)
+    for part in options.parts:
+        measured, summary = measure_part(
+            part, options.family, cases, options.batch_sizes, options.threads, options.repetitions
+        )
+        if options.output:
+            write_benchmark(options.output, f"infer-{options.family}-{part}", measured, summary)
+        print(summary.round(3).to_string(index=False))
+    if left_out:
+        print(left_out, file=sys.stderr)
     return 0
 
 

@@ -1,1 +1,1 @@
-"""Measurements of speed: of training, and of loading its images."""
+"""Measurements of speed: of training, of loading its images, and of inference."""

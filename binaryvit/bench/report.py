@@ -20,11 +20,17 @@ def write_benchmark(folder: str | Path, name: str, measured: pd.DataFrame, summa
         "hardware": describe_hardware(device, native.compiled_by() if device == "cpu" else None).model_dump(),
         "packages": package_versions(),
         "git": git_state().model_dump(),
-        "threads": None if measured["threads"].isna().all() else int(measured["threads"].iloc[0]),
-        "batch_size": int(measured["batch_size"].iloc[0]),
+        "threads": _one_or_all(measured["threads"]),
+        "batch_size": _one_or_all(measured["batch_size"]),
         "repetitions": int(measured["repetition"].max()) + 1,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_text_atomically(folder / f"{name}.csv", summary.to_csv(index=False, float_format="%.4g"))
     write_text_atomically(folder / f"{name}.repetitions.csv", measured.to_csv(index=False, float_format="%.5g"))
     write_text_atomically(folder / f"{name}.json", json.dumps(identity, indent=2) + "\n")
+
+
+def _one_or_all(column: pd.Series) -> int | list[int] | None:
+    """The number that a column holds, all where they differ; None where it holds none."""
+    numbers = [int(number) for number in column.dropna().unique()]
+    return numbers if len(numbers) > 1 else numbers[0] if numbers else None

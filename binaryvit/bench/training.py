@@ -5,14 +5,10 @@ they take turns, one step each, so that what else the machine does falls on all 
 """
 
 import os
-import resource
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from unittest import mock
 
 import pandas as pd
 import psutil
@@ -21,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 
+from binaryvit.bench.processes import MeasuringProcess, peak_memory
 from binaryvit.config import suggestion
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER
@@ -82,19 +79,18 @@ def measure_training(
         allocated), first_step_seconds, first_step_again_seconds (both with compilation; NaN where there is none) and
         matmul_share (of one step's time).
     """
-    context = get_context("spawn")
     rows, running = [], []
     with tempfile.TemporaryDirectory(prefix="binaryvit-") as cache:
         try:
             for number, case in enumerate(chosen):
                 compiled = MODES[case.mode][0]
                 own_cache = os.path.join(cache, str(number))
-                first = _Process(context, case, batch_size, threads, own_cache)
+                process, first = _started(case, batch_size, threads, own_cache)
                 again = None
                 if compiled:
-                    first.end()
-                    again = _Process(context, case, batch_size, threads, own_cache)
-                running.append((case, again or first, first.setup_seconds, again and again.setup_seconds))
+                    process.end()
+                    process, again = _started(case, batch_size, threads, own_cache)
+                running.append((case, process, first, again))
             for _, process, *_ in running:
                 process.ask("step")  # while others compiled, the system may have taken its memory
             for repetition in range(repetitions):
@@ -136,31 +132,15 @@ def summarize_training(measured: pd.DataFrame) -> pd.DataFrame:
     return table.join(facts).reset_index()
 
 
-class _Process:
-    """A process that holds one case, ready for its next step."""
-
-    def __init__(self, context, case: Case, batch_size: int, threads: int | None, cache: str):
-        self._connection, theirs = context.Pipe()
-        with mock.patch.dict(os.environ, HUGE_PAGES | dict.fromkeys(_CACHES, cache)):  # which it inherits
-            self._process = context.Process(target=_serve, args=(theirs, case, batch_size, threads), daemon=True)
-            self._process.start()
-        theirs.close()
-        self.setup_seconds = self.ask("setup")
-
-    def ask(self, question: str) -> float:
-        try:
-            self._connection.send(question)
-            return self._connection.recv()
-        except (EOFError, BrokenPipeError) as error:
-            raise BinaryViTError("A measuring process died; its error is above.") from error
-
-    def end(self) -> None:
-        self._connection.close()
-        self._process.join()
+def _started(case: Case, batch_size: int, threads: int | None, cache: str) -> tuple[MeasuringProcess, float]:
+    """A process that has done the first steps of a case, and the seconds of the very first."""
+    environment = HUGE_PAGES | dict.fromkeys(_CACHES, cache)
+    process = MeasuringProcess(_answers, (case, batch_size, threads), environment)
+    return process, process.ask("setup")
 
 
-def _serve(connection: Connection, case: Case, batch_size: int, threads: int | None) -> None:
-    """Answers the questions of `_Process` until it hangs up."""
+def _answers(case: Case, batch_size: int, threads: int | None) -> Callable[[str], float]:
+    """What the process of a case says to "setup", "step", "memory" and "share"."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
@@ -175,22 +155,20 @@ def _serve(connection: Connection, case: Case, batch_size: int, threads: int | N
             torch.cuda.synchronize()
         return time.perf_counter() - begun
 
-    with connection:
-        while True:
-            try:
-                question = connection.recv()
-            except EOFError:
-                return
-            if question == "setup":
-                step = _training_step(case, batch_size, device)
-                connection.send(timed())
-                timed()  # the second step warms up what the first did not
-            elif question == "step":
-                connection.send(timed())
-            elif question == "memory":
-                connection.send((_peak_memory(device) - (idle if device.type == "cpu" else 0)) / 1e9)
-            else:
-                connection.send(_matmul_share(timed))
+    def answer(question: str) -> float:
+        nonlocal step
+        if question == "setup":
+            step = _training_step(case, batch_size, device)
+            seconds = timed()
+            timed()  # the second step warms up what the first did not
+            return seconds
+        if question == "step":
+            return timed()
+        if question == "memory":
+            return (_peak_memory(device) - (idle if device.type == "cpu" else 0)) / 1e9
+        return _matmul_share(timed)
+
+    return answer
 
 
 def _training_step(case: Case, batch_size: int, device: torch.device):
@@ -218,8 +196,7 @@ def _training_step(case: Case, batch_size: int, device: torch.device):
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    unit = 1 if os.uname().sysname == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_memory()
 
 
 def _matmul_share(step) -> float:

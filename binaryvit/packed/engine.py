@@ -4,7 +4,6 @@ import copy
 import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Lock
 
 import torch
@@ -12,14 +11,11 @@ from torch import Tensor, nn
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers import FullPrecisionPatchMerging
-from binaryvit.models.ops.compiler import call, load
+from binaryvit.models.ops.compiler import call
 from binaryvit.models.vision_transformer import BinaryVisionTransformer, Stage
+from binaryvit.packed.library import engine_library, instructions
 from binaryvit.packed.program import Program, write_program
 from binaryvit.packed.tensors import check_one_bit, packed_tensors, restored
-
-_SOURCE = Path(__file__).with_name("native") / "engine.cpp"
-# The engine rounds as the model's modules do, which fuse no multiplication with an addition but the norm's.
-_FLAGS = ("-ffp-contract=off",)
 
 
 def pack(model: BinaryVisionTransformer, threads: int | None = None) -> "PackedModel":
@@ -39,6 +35,9 @@ class PackedModel:
         tensors: the numbers, see `tensors.packed_tensors`.
         threads: that compute; None: as many as PyTorch uses.
 
+    Attributes:
+        instructions: what counts bits, see `library.instructions`.
+
     Raises:
         BinaryViTError: weights or activations of `structure` have 32 bits.
     """
@@ -47,21 +46,14 @@ class PackedModel:
         check_one_bit(structure)
         self.threads = threads
         self.input_size = (structure.in_chans, structure.img_size, structure.img_size)
-        self._library = load(_SOURCE, _FLAGS)
+        library = engine_library()
+        self.instructions = instructions()
         self._programs: list[_LoadedProgram] = []
         structure = copy.deepcopy(structure).to("meta")
-        if self._library is not None:
-            self._programs = _programs(self._library, structure, tensors)
+        if library is not None:
+            self._programs = _programs(library, structure, tensors)
             _remove_blocks(structure)
         self._modules = restored(structure, tensors)
-
-    @property
-    def instructions(self) -> str:
-        """What counts bits: the processor's instructions the engine was compiled for, or "PyTorch" without it."""
-        if self._library is None:
-            return "PyTorch"
-        self._library.instructions.restype = ctypes.c_char_p
-        return self._library.instructions().decode()
 
     @torch.inference_mode()
     def forward_features(self, images: Tensor) -> Tensor:
@@ -118,8 +110,6 @@ def _programs(
     library: ctypes.CDLL, structure: BinaryVisionTransformer, tensors: Mapping[str, Tensor]
 ) -> list[_LoadedProgram]:
     """All stages as one program; stages between full-precision merges, which PyTorch computes, each as one."""
-    library.lanes.restype = ctypes.c_int64
-    lanes = library.lanes()
     stages = {f"stages.{index}": stage for index, stage in enumerate(structure.stages)}
     groups: list[dict[str, Stage]] = []
     for name, stage in stages.items():
@@ -130,7 +120,7 @@ def _programs(
     if not isinstance(structure.norm, nn.Identity):
         norms[-1] = "norm"
     return [
-        _LoadedProgram(library, write_program(group, norm, tensors, lanes))
+        _LoadedProgram(library, write_program(group, norm, tensors, library.lanes()))
         for group, norm in zip(groups, norms, strict=True)
     ]
 

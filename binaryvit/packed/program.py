@@ -66,12 +66,12 @@ class _Writer:
         signs = unpack_signs(bits, layer.weight.shape)
         if signs.ndim == 4:  # a convolution: token by token, as the merge packs them
             signs = signs.permute(0, 2, 3, 1)
-        words = _words(signs.reshape(outputs * segments, inputs // segments)).reshape(outputs, -1)
+        words = words_of(signs.reshape(outputs * segments, inputs // segments)).reshape(outputs, -1)
         self.sizes += [inputs, outputs, words.shape[1]]
         self.channels(self.tensors[f"{name}.binarize.shift"], self.tensors[f"{name}.{layer_name}.weight.scale"])
         self.norm(f"{name}.norm")
         self.activation(f"{name}.act")
-        self.words.append(_tiles(words, self.lanes))
+        self.words.append(tiles(words, self.lanes))
 
     def binary_unit(self, name: str, unit: nn.Module) -> None:
         self.unit(name, unit.linear, "linear")
@@ -179,14 +179,14 @@ def _largest_sums(exponentials: np.ndarray, level: np.ndarray) -> np.ndarray:
     return np.where(low < one, np.float32(-1), low.view(np.float32))
 
 
-def _words(signs: Tensor) -> Tensor:
+def words_of(signs: Tensor) -> Tensor:
     """Signs (rows, columns) as 64-bit words, bit i of a word for column i, padded with zeros."""
     bits = np.packbits(signs.numpy() > 0, axis=1, bitorder="little")
     padded = np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8)))
     return torch.from_numpy(padded.view("<i8"))
 
 
-def _tiles(words: Tensor, lanes: int) -> Tensor:
+def tiles(words: Tensor, lanes: int) -> Tensor:
     """Words (outputs, words) tile by tile: for each word those of the even channels, then of the odd ones."""
     padded = F.pad(words, (0, 0, 0, -len(words) % lanes))
     return padded.unflatten(0, (-1, lanes // 2, 2)).permute(0, 3, 2, 1).flatten()

@@ -1,14 +1,12 @@
 """Packed inference against the evaluation mode of the models: the same bits, for every variant, width and reduction."""
 
 import logging
-import os
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from helpers.compilers import needs_compiler
 from helpers.packed_models import images_for, scattered
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,12 +14,9 @@ from hypothesis import strategies as st
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.weights_file import Description
-from binaryvit.packed import engine, load
+from binaryvit.packed import library, load
 from binaryvit.packed.engine import pack
 from binaryvit.packed.file import save_packed
-
-_has_compiler = sys.platform.startswith("linux") and any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++")))
-needs_compiler = pytest.mark.skipif(not _has_compiler, reason="there is no C++ compiler here, or this is not Linux")
 
 COLUMNAR, PYRAMID = "reactdeit_micro_patch4_32", "binaryvit_micro_patch2_32"
 SHAPES = {
@@ -73,7 +68,7 @@ def test_every_variant_gives_the_same_bits(variant: str) -> None:
 def test_any_shape_and_any_instructions_give_the_same_bits(shape: str, build: str, monkeypatch) -> None:
     if build == "AVX2" and "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this processor has no AVX2")
-    monkeypatch.setattr(engine, "_FLAGS", (*engine._FLAGS, *BUILDS[build]))
+    monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, *BUILDS[build]))
     variant, arguments = SHAPES[shape]
     model = scattered(variant, **arguments)
     packed = pack(model, threads=2)
@@ -118,7 +113,7 @@ def test_an_exact_zero_is_a_plus() -> None:
 
 def test_without_a_compiler_the_modules_give_the_same_bits(monkeypatch, caplog) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(engine, "_FLAGS", (*engine._FLAGS, "-DNOT_COMPILED_YET"))
+    monkeypatch.setattr(library, "FLAGS", (*library.FLAGS, "-DNOT_COMPILED_YET"))
     with caplog.at_level(logging.WARNING):
         packed = pack(scattered(PYRAMID))
     assert packed.instructions == "PyTorch"

@@ -24,6 +24,8 @@ import binaryvit
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
 DIRECT = RUNTIME + [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+# Named as they are imported; installed by those alone who ask for them.
+OPTIONAL = {Requirement(line).name for line in PROJECT["optional-dependencies"]["bench"]}
 LOCK_LINES = [
     line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")
 ]
@@ -143,7 +145,7 @@ def test_what_is_imported_is_declared(folder: str, declared: list[Requirement]):
     distributions = metadata.packages_distributions()
     missing = {
         name
-        for name in set().union(*map(imported_packages, sources)) - own
+        for name in set().union(*map(imported_packages, sources)) - own - OPTIONAL
         if not {canonicalize_name(distribution) for distribution in distributions.get(name, [])} & pins(declared).keys()
     }
     assert missing == set(), "Add these to pyproject.toml and environment.yml, then run `make lock`."

@@ -62,6 +62,40 @@ static void forward(const Model& model, const float* from, float* to, int64_t im
   }
 }
 
+// One product by itself: rows of floats are packed, a group at a time, and multiplied.
+static void sign_product(const float* x, const float* shift, const uint64_t* tiles, int32_t* to, int64_t count,
+                         int64_t inputs, int64_t outputs, int threads) {
+  const int64_t words = words_for(inputs);
+#pragma omp parallel num_threads(threads)
+  {
+    const Team team{omp_get_num_threads(), omp_get_thread_num()};
+    std::vector<uint64_t> packed(kRows * words);
+    std::vector<float> row(padded(inputs) + kPadding), shifts(shift, shift + inputs);
+    shifts.resize(row.size());
+    const int64_t begin = team.begin(count);
+    for_each_group(team.end(count) - begin, [&](int64_t first, auto group) {
+      constexpr int rows = group;
+      first += begin;
+      const uint64_t* bits[rows];
+      for (int r = 0; r < rows; ++r) {
+        std::copy_n(x + (first + r) * inputs, inputs, row.begin());
+        pack_signs(row.data(), shifts.data(), inputs, packed.data() + r * words);
+        bits[r] = packed.data() + r * words;
+      }
+      for (int64_t output = 0; output < outputs; output += kLanes) {
+        Ints different[rows];
+        count_tile<simd::Different>(tiles + output * words, bits, words, different);
+        for (int r = 0; r < rows; ++r) {
+          int32_t counts[kLanes];
+          simd::store(counts, different[r]);
+          for (int64_t i = 0; i < std::min<int64_t>(kLanes, outputs - output); ++i)
+            to[(first + r) * outputs + output + i] = static_cast<int32_t>(inputs) - 2 * counts[i];
+        }
+      }
+    });
+  }
+}
+
 static int64_t memory_needed(const Model& model, int threads) {
   const Sizes sizes(model);
   Arena arena(nullptr);
@@ -79,6 +113,12 @@ extern "C" {
 // Channels side by side in a tile, by which the words of weights are laid out.
 int64_t lanes() { return simd::kLanes; }
 const char* instructions() { return simd::kName; }
+
+// The integers (rows, outputs) of signs of x + shift (rows, inputs) and a weight in tiles.
+void sign_product(const float* x, const float* shift, const uint64_t* tiles, int32_t* to, int64_t rows, int64_t inputs,
+                  int64_t outputs, int64_t threads) {
+  binaryvit::sign_product(x, shift, tiles, to, rows, inputs, outputs, static_cast<int>(threads));
+}
 
 // Bytes that `forward` needs as `memory`.
 void memory_needed(const int64_t* sizes, const float* floats, const uint64_t* words, int64_t threads, int64_t* bytes) {

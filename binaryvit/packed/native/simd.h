@@ -61,7 +61,9 @@ inline Floats first_lanes(Floats values, int64_t count) {
   return reinterpret_cast<Floats>(first_lanes(reinterpret_cast<Ints>(values), count, Ints{}));
 }
 
-inline int32_t smallest(Ints values) {
+// Of all lanes; a simd_*.h may know better.
+template <class Vector>
+int32_t smallest(Vector values) {
   int32_t lanes[kLanes];
   store(lanes, values);
   for (int half = kLanes / 2; half > 0; half /= 2)
@@ -69,8 +71,9 @@ inline int32_t smallest(Ints values) {
   return lanes[0];
 }
 
-// The sum of all lanes, in the order in which PyTorch's softmax takes it.
-inline float sum(Floats values) {
+// Of all lanes, halves onto halves, in the order in which PyTorch's softmax takes it.
+template <class Vector>
+float sum(Vector values) {
   float lanes[kLanes];
   store(lanes, values);
   for (int half = kLanes / 2; half > 0; half /= 2)

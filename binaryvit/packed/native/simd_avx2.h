@@ -14,7 +14,6 @@ constexpr int kWords = 4;
 
 inline Words load(const uint64_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 inline Words broadcast(uint64_t word) { return _mm256_set1_epi64x(static_cast<int64_t>(word)); }
-inline Words zero_words() { return _mm256_setzero_si256(); }
 inline Words add(Words a, Words b) { return _mm256_add_epi64(a, b); }
 
 // By a table of the ones in each half byte (Mula et al. 2018), summed over the bytes of each word.
@@ -39,8 +38,8 @@ inline uint64_t not_negative(Floats x) { return mask_of(_mm256_cmp_ps(x, _mm256_
 inline uint64_t at_most(Floats a, Floats b) { return mask_of(_mm256_cmp_ps(a, b, _CMP_LE_OQ)); }
 inline uint64_t less(Ints a, Ints b) { return mask_of(_mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a))); }
 
-inline Floats where_positive(Floats x, Floats otherwise) {
-  return _mm256_blendv_ps(otherwise, x, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ));
+inline Floats prelu(Floats x, Floats slope) {
+  return _mm256_blendv_ps(_mm256_mul_ps(x, slope), x, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ));
 }
 inline Ints broadcast_int(int32_t value) { return _mm256_set1_epi32(value); }
 inline Ints subtract(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }

@@ -14,7 +14,6 @@ constexpr int kWords = 8;
 
 inline Words load(const uint64_t* from) { return _mm512_loadu_si512(from); }
 inline Words broadcast(uint64_t word) { return _mm512_set1_epi64(static_cast<int64_t>(word)); }
-inline Words zero_words() { return _mm512_setzero_si512(); }
 inline Words add(Words a, Words b) { return _mm512_add_epi64(a, b); }
 inline Words count_ones(Words words) { return _mm512_popcnt_epi64(words); }
 
@@ -32,11 +31,14 @@ inline uint64_t not_negative(Floats x) { return _mm512_cmp_ps_mask(x, _mm512_set
 inline uint64_t at_most(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
 inline uint64_t less(Ints a, Ints b) { return _mm512_cmplt_epi32_mask(a, b); }
 
-inline Floats where_positive(Floats x, Floats otherwise) {
-  return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), x);
+// x where it is positive, elsewhere slope * x.
+inline Floats prelu(Floats x, Floats slope) {
+  return _mm512_mask_mul_ps(x, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NGT_UQ), x, slope);
 }
 inline Ints broadcast_int(int32_t value) { return _mm512_set1_epi32(value); }
 inline Ints subtract(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
+inline int32_t smallest(Ints values) { return _mm512_reduce_min_epi32(values); }
+inline float sum(Floats values) { return _mm512_reduce_add_ps(values); }  // halves onto halves
 inline Ints smaller(Ints a, Ints b) { return _mm512_min_epi32(a, b); }
 
 // Floats by index; the first 64 stay in registers, which is much faster than gathering from memory.

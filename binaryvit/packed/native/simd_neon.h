@@ -14,7 +14,6 @@ constexpr int kWords = 2;
 
 inline Words load(const uint64_t* from) { return vld1q_u64(from); }
 inline Words broadcast(uint64_t word) { return vdupq_n_u64(word); }
-inline Words zero_words() { return vdupq_n_u64(0); }
 inline Words add(Words a, Words b) { return vaddq_u64(a, b); }
 inline Words count_ones(Words words) {
   return vpaddlq_u32(vpaddlq_u16(vpaddlq_u8(vcntq_u8(vreinterpretq_u8_u64(words)))));
@@ -37,7 +36,7 @@ inline uint64_t not_negative(Floats x) { return mask_of(vcgezq_f32(x)); }
 inline uint64_t at_most(Floats a, Floats b) { return mask_of(vcleq_f32(a, b)); }
 inline uint64_t less(Ints a, Ints b) { return mask_of(vcltq_s32(a, b)); }
 
-inline Floats where_positive(Floats x, Floats otherwise) { return vbslq_f32(vcgtzq_f32(x), x, otherwise); }
+inline Floats prelu(Floats x, Floats slope) { return vbslq_f32(vcgtzq_f32(x), x, vmulq_f32(x, slope)); }
 inline Ints broadcast_int(int32_t value) { return vdupq_n_s32(value); }
 inline Ints subtract(Ints a, Ints b) { return vsubq_s32(a, b); }
 inline Ints smaller(Ints a, Ints b) { return vminq_s32(a, b); }

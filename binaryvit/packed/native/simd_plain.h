@@ -14,7 +14,6 @@ constexpr int kWords = 2;
 
 inline Words load(const uint64_t* from) { return Words{from[0], from[1]}; }
 inline Words broadcast(uint64_t word) { return Words{word, word}; }
-inline Words zero_words() { return Words{0, 0}; }
 inline Words add(Words a, Words b) { return a + b; }
 inline uint64_t count_ones(uint64_t word) { return static_cast<uint64_t>(__builtin_popcountll(word)); }
 inline Words count_ones(Words words) { return Words{count_ones(words[0]), count_ones(words[1])}; }
@@ -44,7 +43,7 @@ inline uint64_t not_negative(Floats x) { return mask_of(x >= Floats{}); }
 inline uint64_t at_most(Floats a, Floats b) { return mask_of(a <= b); }
 inline uint64_t less(Ints a, Ints b) { return mask_of(a < b); }
 
-inline Floats where_positive(Floats x, Floats otherwise) { return x > Floats{} ? x : otherwise; }
+inline Floats prelu(Floats x, Floats slope) { return x > Floats{} ? x : slope * x; }
 inline Ints broadcast_int(int32_t value) { return Ints{value, value, value, value}; }
 inline Ints subtract(Ints a, Ints b) { return a - b; }
 inline Ints smaller(Ints a, Ints b) { return a < b ? a : b; }

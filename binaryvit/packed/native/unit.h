@@ -39,9 +39,15 @@ inline void pack_signs(const float* row, const float* shift, int64_t channels, u
 template <class Compared, int rows>
 inline void count_tile(const uint64_t* tile, const uint64_t* const (&row)[rows], int64_t words, Ints (&counts)[rows]) {
   simd::Words even[rows], odd[rows];
-  for (int r = 0; r < rows; ++r) even[r] = odd[r] = simd::zero_words();
-  for (int64_t word = 0; word < words; ++word, tile += simd::kTileWords) {
-    const simd::Words of_even = simd::load(tile), of_odd = simd::load(tile + simd::kWords);
+  const simd::Words of_even = simd::load(tile), of_odd = simd::load(tile + simd::kWords);
+  for (int r = 0; r < rows; ++r) {
+    const simd::Words input = simd::broadcast(row[r][0]);
+    even[r] = simd::count_ones(Compared::of(of_even, input));
+    odd[r] = simd::count_ones(Compared::of(of_odd, input));
+  }
+  for (int64_t word = 1; word < words; ++word) {
+    const uint64_t* both = tile + word * simd::kTileWords;
+    const simd::Words of_even = simd::load(both), of_odd = simd::load(both + simd::kWords);
     for (int r = 0; r < rows; ++r) {
       const simd::Words input = simd::broadcast(row[r][word]);
       even[r] = simd::add(even[r], simd::count_ones(Compared::of(of_even, input)));
@@ -52,8 +58,7 @@ inline void count_tile(const uint64_t* tile, const uint64_t* const (&row)[rows],
 }
 
 inline Floats activated(Floats x, Floats shift_in, Floats slope, Floats shift_out) {
-  x -= shift_in;
-  return simd::where_positive(x, slope * x) + shift_out;
+  return simd::prelu(x - shift_in, slope) + shift_out;
 }
 
 // What a row adds to a unit's output: `period` floats, repeated. A multiple of kLanes, or all of the outputs.
@@ -67,7 +72,7 @@ struct Shortcut {
 template <int rows>
 void apply(const Unit& unit, const uint64_t* const (&bits)[rows], const Shortcut<rows>& shortcut,
            float* const (&to)[rows]) {
-  const Floats inputs = simd::all(static_cast<float>(unit.inputs));
+  const Floats inputs = simd::all(static_cast<float>(unit.inputs)), minus_two = simd::all(-2);
   const int64_t tile_words = unit.words * simd::kTileWords;
   int64_t in_shortcut = 0;
   for (int64_t tile = 0, first = 0; first < unit.outputs; ++tile, first += kLanes) {
@@ -78,7 +83,7 @@ void apply(const Unit& unit, const uint64_t* const (&bits)[rows], const Shortcut
                  slope = simd::load(unit.activation.slope + first),
                  shift_out = simd::load(unit.activation.shift_out + first);
     for (int r = 0; r < rows; ++r) {
-      const Floats mismatches = simd::to_floats(different[r]), product = inputs - (mismatches + mismatches);
+      const Floats product = simd::fused_multiply_add(simd::to_floats(different[r]), minus_two, inputs);
       const Floats normalized = simd::fused_multiply_add(product * scale, factor, offset);
       const Floats sum = normalized + simd::load(shortcut.row[r] + in_shortcut);
       simd::store(to[r] + first, activated(sum, shift_in, slope, shift_out));

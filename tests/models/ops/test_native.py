@@ -2,14 +2,13 @@
 
 import copy
 import logging
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.compilers import has_compiler, needs_compiler
 from helpers.units import outcome, randomized, step, unfused
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +16,6 @@ from hypothesis import strategies as st
 from binaryvit.models.layers import BinaryUnit
 from binaryvit.models.ops import compiler, native, reference
 
-_has_compiler = sys.platform.startswith("linux") and any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++")))
-needs_compiler = pytest.mark.skipif(not _has_compiler, reason="there is no C++ compiler here, or this is not Linux")
 WIDTHS = [(8, 32), (32, 8), (64, 16), (10, 5), (12, 12), (1, 3), (3, 1)]
 
 
@@ -183,8 +180,8 @@ def test_compiled_code_takes_the_native_step_and_any_strides() -> None:
 
 def test_what_does_not_fit_is_left_to_pytorch() -> None:
     unit, x = BinaryUnit(4, 4, 1, 1), torch.randn(2, 3, 4)
-    assert fits(unit, x) == _has_compiler
-    assert fits(unit, x.bfloat16()) == _has_compiler, "it is widened first"
+    assert fits(unit, x) == has_compiler
+    assert fits(unit, x.bfloat16()) == has_compiler, "it is widened first"
     assert not fits(unit, x.double())
     assert not fits(BinaryUnit(5000, 5000, 1, 1), torch.empty(2, 3, 5000))
     with torch.autocast("cpu", torch.float16):

@@ -1,0 +1,39 @@
+"""One product of signs by itself, as the engine computes it: for measurements, tests and explanations."""
+
+import torch
+from torch import Tensor
+
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.ops.compiler import call
+from binaryvit.packed.library import engine_library
+from binaryvit.packed.program import tiles, words_of
+
+
+class SignProduct:
+    """sign(x + shift) @ sign(weight).T as exact integers, by XNOR and popcount on 64-bit words.
+
+    Args:
+        signs: of the weight, (outputs, inputs), in {-1, +1}.
+
+    Raises:
+        BinaryViTError: there is no C++ compiler.
+    """
+
+    def __init__(self, signs: Tensor):
+        self._library = engine_library()
+        if self._library is None:
+            raise BinaryViTError("Products on packed bits need a C++ compiler: install g++, or name one in CXX.")
+        self.outputs, self.inputs = signs.shape
+        self.words = words_of(signs)
+        """The packed weight (outputs, words), bit i of a row's word for column i, 1 for +1, as int64."""
+        self._tiles = tiles(self.words, self._library.lanes())
+
+    def __call__(self, x: Tensor, shift: Tensor | None = None, threads: int | None = None) -> Tensor:
+        """The product (rows, outputs) as int32 for x (rows, inputs) float32, packing of x included."""
+        shift = x.new_zeros(self.inputs) if shift is None else shift
+        product = torch.empty(len(x), self.outputs, dtype=torch.int32)
+        call(
+            self._library.sign_product, x.contiguous(), shift, self._tiles, product, len(x), self.inputs, self.outputs,
+            threads or torch.get_num_threads(),
+        )  # fmt: skip
+        return product

@@ -1,0 +1,22 @@
+"""A product on packed bits against the one the models take."""
+
+import torch
+from helpers.compilers import needs_compiler
+from hypothesis import given
+from hypothesis import strategies as st
+
+from binaryvit.models.ops.products import int8_sign, sign_product
+from binaryvit.packed.products import SignProduct
+
+
+@needs_compiler
+@given(
+    rows=st.integers(1, 11), inputs=st.integers(1, 200), outputs=st.integers(1, 50), threads=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_its_integers_are_those_of_the_models(rows, inputs, outputs, threads, seed) -> None:
+    torch.manual_seed(seed)
+    x, shift = torch.randint(-2, 3, (rows, inputs)).float(), torch.randint(-1, 2, (inputs,)).float()
+    signs = int8_sign(torch.randn(outputs, inputs))
+    expected = sign_product(int8_sign(x + shift), signs).int()
+    assert torch.equal(SignProduct(signs)(x, shift, threads), expected)
