@@ -20,6 +20,7 @@ from binaryvit.models.layers import (
     RPReLU,
     TokenBatchNorm,
     add_shortcut,
+    fix_packed_weights,
     grid_to_tokens,
     tokens_to_grid,
 )
@@ -97,6 +98,7 @@ class BinaryResNet(nn.Module):
         ]
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+        self.register_load_state_dict_pre_hook(_unpack)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -133,6 +135,12 @@ class BinaryResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+def _unpack(model: BinaryResNet, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before loading: unpacks weights that are stored in one bit."""
+    if not prefix:
+        fix_packed_weights(model, state_dict)
 
 
 class Stage(nn.Module):

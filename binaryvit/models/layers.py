@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from binaryvit.models.bits import unpack_weight
 from binaryvit.models.ops.choice import step_of
 from binaryvit.models.ops.cross_convolution import cross_convolution
 from binaryvit.models.ops.precision import without_autocast
@@ -190,6 +191,19 @@ def binary_layers(model: nn.Module) -> dict[str, BinaryLinear | BinaryConv2d]:
         for name, module in model.named_modules()
         if isinstance(module, _BinaryWeight) and module.weight_bits == 1
     }
+
+
+def fix_packed_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
+    """Replaces `<layer>.weight.bits` and `.scale` (see `weights_file`) by the binary weight they stand for.
+
+    Such a layer then has no latent weight (`BinaryLinear.fix_weight`).
+    """
+    for name, layer in binary_layers(model).items():
+        packed = (f"{name}.weight.bits", f"{name}.weight.scale")
+        if all(part in state_dict for part in packed):
+            bits, scale = (state_dict.pop(part) for part in packed)
+            state_dict[f"{name}.weight"] = unpack_weight(bits, scale, layer.weight.shape)
+            layer.fix_weight(state_dict[f"{name}.weight"].to(layer.weight))
 
 
 def match_channels(x: Tensor, channels: int) -> Tensor:

@@ -14,7 +14,6 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.bits import unpack_weight
 from binaryvit.models.checkpoints import from_authors_names, has_authors_names
 from binaryvit.models.layers import (
     BinaryBlock,
@@ -22,7 +21,7 @@ from binaryvit.models.layers import (
     FullPrecisionPatchMerging,
     PatchEmbedding,
     TokenBatchNorm,
-    binary_layers,
+    fix_packed_weights,
 )
 from binaryvit.models.ops.precision import without_autocast
 from binaryvit.models.shapes import check_choice, initial_attention_level, stage_shapes
@@ -327,7 +326,7 @@ def _adapt_state_dict(model: BinaryVisionTransformer, state_dict: dict[str, Tens
     """
     if prefix:
         return
-    _fix_packed_weights(model, state_dict)
+    fix_packed_weights(model, state_dict)
     if has_authors_names(state_dict):
         renamed = from_authors_names(state_dict, [len(stage.blocks) for stage in model.stages])
         state_dict.clear()
@@ -342,16 +341,3 @@ def _adapt_state_dict(model: BinaryVisionTransformer, state_dict: dict[str, Tens
             state_dict[name] = resample_abs_pos_embed(
                 state_dict[name], [stage.grid_size] * 2, num_prefix_tokens=model.num_prefix_tokens
             )
-
-
-def _fix_packed_weights(model: BinaryVisionTransformer, state_dict: dict[str, Tensor]) -> None:
-    """Replaces `<layer>.weight.bits` and `.scale` (see `weights_file`) by the binary weight they stand for.
-
-    Such a layer then has no latent weight (`layers.BinaryLinear.fix_weight`).
-    """
-    for name, layer in binary_layers(model).items():
-        packed = (f"{name}.weight.bits", f"{name}.weight.scale")
-        if all(part in state_dict for part in packed):
-            bits, scale = (state_dict.pop(part) for part in packed)
-            state_dict[f"{name}.weight"] = unpack_weight(bits, scale, layer.weight.shape)
-            layer.fix_weight(state_dict[f"{name}.weight"].to(layer.weight))

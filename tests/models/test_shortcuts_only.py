@@ -39,7 +39,7 @@ def test_nothing_binary_is_left_and_every_parameter_learns(tmp_path) -> None:
     control = timm.create_model(f"{NAME}_shortcuts", num_classes=7)
     assert not binary_layers(control) and not any(isinstance(m, BinaryActivation) for m in control.modules())
     counted = cost(control)
-    assert counted.bops == counted.binary_weights == 0 and counted.flops < 0.2 * cost(timm.create_model(NAME)).ops
+    assert counted.bops == counted.binary_weights == 0 < counted.flops < cost(timm.create_model(NAME)).ops
     images = torch.randn(2, 3, 32, 32)
     control(images).sum().backward()
     assert all(parameter.grad is not None for parameter in control.parameters())

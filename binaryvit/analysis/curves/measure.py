@@ -63,7 +63,9 @@ def levels(opened: OpenStudy) -> Drawing | None:
         return None
     started = {run.id: initial_levels(run.model()) for run in opened.runs()}
     start = table[table["epoch"] == table["epoch"].min()].assign(epoch=0)
-    start["level"] = [started[run][layer] for run, layer in zip(start["run"], start["layer"], strict=True)]
+    start["level"] = [
+        started[run][layer.rpartition(".")[0]] for run, layer in zip(start["run"], start["layer"], strict=True)
+    ]
     table = _by_block(pd.concat([start, table], ignore_index=True)).drop(columns="layer")
     return _drawing(opened, "level_curves", table, lambda: figures.levels_by_block(table), findings.of_levels(table))
 
