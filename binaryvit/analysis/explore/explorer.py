@@ -231,7 +231,7 @@ def widgets_run_here() -> bool:
 def controls(explorer: Explorer) -> ipywidgets.VBox:
     """Widgets to choose runs, image, patch, block, head, layer and channel with, above the picture and its finding."""
     first = explorer.first()
-    place = dict(max=_LAST, step=0.03, readout_format=".0%")
+    place = dict(max=_LAST, step=0.02, readout_format=".0%")  # a multiple of it is where the first patch is
     fields = {
         "run": ipywidgets.Dropdown(options=list(explorer.runs.items())),
         "other": ipywidgets.Dropdown(options=[("none", ""), *explorer.runs.items()]),

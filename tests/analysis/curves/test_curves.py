@@ -7,8 +7,11 @@ from helpers.stored_study import BASELINE, PYRAMID, STUDY, TEACHER, stored_study
 
 from binaryvit.analysis import curves
 from binaryvit.analysis.curves import figures
+from binaryvit.analysis.levels import attention_levels
 from binaryvit.analysis.stored import OpenStudy
+from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.records.run import read_record
+from binaryvit.training.run import WEIGHTS_FILE
 from binaryvit.training.tables import FLIPS_FILE, LEVELS_FILE, SHIFTS_FILE
 
 LAYERS = ["stages.0.blocks.0.attn.q.linear", "stages.0.blocks.0.mlp.fc1.linear", "stages.1.embed.linear"]
@@ -37,9 +40,11 @@ def note_epochs(study):
 def note_levels(study):
     """Levels of two blocks, of which one falls below zero, and shifts, as later versions note them."""
     for run in study.runs[1:]:
+        model = load_inference_weights(run.folder / WEIGHTS_FILE)
+        first, second = [f"{path}.binarize_attn" for path in attention_levels(model)][:2]
         levels = {
-            "stages.0.blocks.0.attn.binarize": [0.004, 0.001, -0.01],
-            "stages.0.blocks.1.attn.binarize": [0.01] * 3,
+            first: [0.004, 0.001, -0.01],
+            second: [0.01] * 3,
         }
         rows = [(epoch, layer, value) for layer, values in levels.items() for epoch, value in enumerate(values, 1)]
         pd.DataFrame(rows, columns=["epoch", "layer", "level"]).to_csv(run.folder / LEVELS_FILE, index=False)
