@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 
 from binaryvit.studies.study import PlannedRun, State, Study
 
-STAGES = ("teacher", "students")
-
 
 def pending_runs(runs: Iterable[PlannedRun], stage: str | None = None) -> list[PlannedRun]:
     """Those of `runs` (a study's, with their states) that have to be trained, a teacher before its students.
