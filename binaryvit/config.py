@@ -25,10 +25,6 @@ NOT_IN_KEY = frozenset(
     {"data_dir", "data_label", "teacher", "init_from", "workers", "threads", "checkpoint_minutes", "keep_best"}
 )
 
-# Settings that came after the first runs. At its default such a setting changes no number and is left out of the key,
-# so that a run made before the setting existed keeps its key.
-_LATER_SETTINGS = frozenset({"holdout_images", "init_from", "latent_scale"})
-
 _NOT_MODEL_ARGS = {
     "num_classes": "comes from the data",
     "img_size": "is set by image_size",
@@ -269,6 +265,9 @@ class TrainingConfig(BaseModel):
     def key(self, teacher_identity: str | None = None, init_identity: str | None = None) -> str:
         """Hex SHA-256 of what determines the run's numbers, apart from the data and the training code's version.
 
+        Settings at their default are left out, so a setting that is new keeps the key of what was trained before it. A
+        default that changes is a change of the training code, with a version of its own.
+
         `teacher_identity` names the content of the teacher where there is one (`training.teacher.identity` of one that
         exists, `training.teacher.run_identity` of one that will), `init_identity` that of `init_from`. An undecided
         `compile` counts as what it is on this machine (`resolved`).
@@ -276,11 +275,10 @@ class TrainingConfig(BaseModel):
         for name, identity in (("teacher", teacher_identity), ("init_from", init_identity)):
             if getattr(self, name) is not None and identity is None:
                 raise ValueError(f"The key of a configuration with {name} needs the identity of its content.")
-        content = self.resolved().model_dump(mode="json", exclude=NOT_IN_KEY)
-        content |= {"teacher": teacher_identity, "init_from": init_identity, "data": without_place(self.data)}
-        for name in _LATER_SETTINGS:
-            if content[name] == type(self).model_fields[name].default:
-                del content[name]
+        content = self.resolved().model_dump(mode="json", exclude=NOT_IN_KEY, exclude_defaults=True)
+        content |= {"teacher": teacher_identity, "data": without_place(self.data)}
+        if init_identity is not None:
+            content["init_from"] = init_identity
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """A binary convolutional network to compare BinaryViT with: residual 3x3 convolutions after ReActNet.
 
 It is built from the same parts as the transformers (signs with learnable shifts, weights of one bit and a scale, batch
-norm, RPReLU, average-pooled shortcuts), so that the two can be compared at equal cost.
+norm, RPReLU, average-pooled shortcuts) and costs what BinaryViT costs at the same size.
 """
 
 from typing import Any
@@ -169,5 +169,5 @@ default_cfgs = generate_default_cfgs({
 
 @register_model
 def reactresnet_micro_patch2_32(pretrained: bool = False, **model_args: Any) -> BinaryResNet:
-    """A binary residual network of 1.5 M parameters and 1.4 M operations at 32 x 32."""
+    """A binary residual network with the parameters and operations of binaryvit_micro_patch2_32."""
     return build_model_with_cfg(BinaryResNet, "reactresnet_micro_patch2_32", pretrained, **model_args)

@@ -13,9 +13,14 @@ from timm.models import VisionTransformer, build_model_with_cfg, generate_defaul
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
 from binaryvit.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 
+# The micro family is a scale model of the small one: the pyramid's first stage has 64 channels, as every head has, the
+# columnar grid is that of its second but last stage (8 x 8; 14 x 14), and beside the columnar model with affine it has
+# 1.08 of the parameters, 0.86 of the BOPs and 0.70 of the OPs (small: 1.01, 0.85, 0.54).
 _COLUMNAR = {
     "small": dict(img_size=224, patch_size=16, embed_dims=384, depths=12, num_heads=6, mlp_ratios=4),
-    "micro": dict(img_size=32, patch_size=4, embed_dims=192, depths=3, num_heads=3, mlp_ratios=4),
+    "micro": dict(
+        img_size=32, patch_size=4, embed_dims=192, depths=3, num_heads=3, mlp_ratios=4, attention_level="keys"
+    ),
 }
 _PYRAMID = {
     "small": dict(
@@ -31,12 +36,13 @@ _PYRAMID = {
     "micro": dict(
         img_size=32,
         patch_size=2,
-        embed_dims=(32, 64, 128, 256),
-        depths=(1, 1, 2, 1),
-        num_heads=(1, 2, 4, 8),
-        mlp_ratios=(4, 4, 4, 4),
-        reductions=(4, 2, 1, 1),
+        embed_dims=(64, 128, 256),
+        depths=(2, 2, 1),
+        num_heads=(1, 2, 4),
+        mlp_ratios=(8, 4, 3),
+        reductions=(4, 2, 1),
         stem_norm=True,
+        attention_level="keys",
     ),
 }
 

@@ -243,7 +243,7 @@ def _judge(study: Study, run: PlannedRun, record: RunRecord, fingerprint: str | 
     config = run.config.resolved(record.config.get("compile"))
     now = config.model_dump(mode="json", exclude=NOT_IN_KEY) | {"data": without_place(run.config.data)}
     # A record made before a setting existed was made with its default.
-    before = {name: field.default for name, field in TrainingConfig.model_fields.items()} | record.config
+    before = TrainingConfig.model_construct().model_dump(mode="json") | record.config
     changes = [f"{name} was {before[name]!r} and is {value!r}" for name, value in now.items() if before[name] != value]
     if record.key.training_version != TRAINING_VERSION:
         changes += [f"the training code was version {record.key.training_version} and is {TRAINING_VERSION}"]

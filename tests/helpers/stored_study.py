@@ -20,7 +20,7 @@ recipe: {image_size: 16, eval_crop: 1.0, epochs: 6}
 teacher: {variant: deit_micro_patch4_32, recipe: {model_args: {embed_dim: 24, depth: 2}}}
 variants:
   - {variant: reactdeit_micro_patch4_32, recipe: {model_args: {embed_dims: 24, depths: 2}}}
-  - {variant: binaryvit_micro_patch2_32, recipe: {model_args: {embed_dims: [8, 16, 32, 64]}}}
+  - {variant: binaryvit_micro_patch2_32, recipe: {model_args: {embed_dims: [8, 16, 32]}}}
 """
 
 

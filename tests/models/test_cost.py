@@ -74,8 +74,8 @@ def test_every_parameter_is_counted_once_and_layers_are_named_by_module_path():
     assert layers["parameters"].sum() == sum(p.numel() for p in model.parameters())
     modules = dict(model.named_modules())
     assert all(name in modules or name == "(model)" for name in layers.index)
-    assert layers.loc["stages.0.blocks.0.attn.q.linear", "binary_weights"] == 32 * 32
-    assert layers.loc["stages.2.embed.proj", "bytes"] == 64 * 128 * 4 / 8
+    assert layers.loc["stages.0.blocks.0.attn.q.linear", "binary_weights"] == 64 * 64
+    assert layers.loc["stages.1.embed.proj", "bytes"] == 64 * 128 * 4 / 8
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,15 @@ def test_the_summary_ends_with_totals():
     assert table.loc["total", "flops"] == counted.flops > 0
 
 
-def test_the_small_pyramid_costs_this_share_of_the_columnar_model():
-    columnar, pyramid = (cost(timm.create_model(name)) for name in LADDER["small"][4:6])
+@pytest.mark.parametrize(
+    ("family", "parameters", "bops", "ops"), [("small", 1.01, 0.85, 0.54), ("micro", 1.08, 0.86, 0.70)]
+)
+def test_the_pyramid_costs_this_share_of_the_columnar_model(family, parameters, bops, ops):
+    """The micro family is a scale model: its ladder compares what the paper's compares."""
+    columnar, pyramid = (cost(timm.create_model(name)) for name in LADDER[family][4:6])
     shares = [getattr(pyramid, name) / getattr(columnar, name) for name in ("parameters", "bops", "ops")]
-    assert shares == pytest.approx([1.01, 0.85, 0.54], abs=0.006)
+    assert shares == pytest.approx([parameters, bops, ops], abs=0.006)
+    model = timm.create_model(LADDER[family][5])
+    assert model.stages[0].dim == 64
+    assert all(block.attn.q.linear.in_features == 64 * block.attn.num_heads for s in model.stages for block in s.blocks)
+    assert model.stages[-2].grid_size == timm.create_model(LADDER[family][4]).stages[0].grid_size

@@ -184,11 +184,11 @@ def test_a_fixed_weight_is_used_as_it_is_and_not_trained():
 @pytest.mark.parametrize(
     ("variant", "arguments", "levels"),
     [
-        ("binaryvit_micro_patch2_32", {}, [0.005] * 5),
-        ("binaryvit_micro_patch2_32", {"attention_level": "keys"}, [1 / 16] * 4 + [1 / 4]),
-        ("binaryvit_micro_patch2_32", {"attention_level": "keys", "img_size": 64}, [1 / 64] * 4 + [1 / 16]),
-        ("reactdeit_micro_patch4_32", {"attention_level": "keys"}, [1 / 65] * 3),  # with the CLS token
-        ("reactdeit_micro_patch4_32_avg_pool", {"attention_level": "keys"}, [1 / 64] * 3),
+        ("binaryvit_micro_patch2_32", {}, [1 / 16] * 5),
+        ("binaryvit_micro_patch2_32", {"attention_level": 0.005}, [0.005] * 5),
+        ("binaryvit_micro_patch2_32", {"img_size": 64}, [1 / 64] * 5),
+        ("reactdeit_micro_patch4_32", {}, [1 / 65] * 3),  # with the CLS token
+        ("reactdeit_micro_patch4_32_avg_pool", {}, [1 / 64] * 3),
         ("binaryvit_small_patch4_224", {"depths": (1, 1, 1, 1)}, [0.005] * 4),
     ],
 )

@@ -203,9 +203,9 @@ def test_bit_widths(bits):
         if isinstance(module, BinaryLinear):
             module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     model(images_for(model)).sum().backward()
-    assert len(inputs) == 32  # six a block, and two reductions
+    assert len(inputs) == 34  # six a block, and four reductions
     assert all(set(x.unique().tolist()) <= {-1.0, 1.0} for x in inputs) == (bits[1] == 1)
-    assert len(binary_layers(model)) == (35 if bits[0] == 1 else 0)
+    assert len(binary_layers(model)) == (36 if bits[0] == 1 else 0)
     assert any("level" in name for name, _ in model.named_parameters()) == (bits[1] == 1)
 
 

@@ -12,7 +12,7 @@ from binaryvit.models import weights_file
 from binaryvit.models.layers import binary_layers
 
 NAME = "binaryvit_micro_patch2_32"
-SMALL = {"embed_dims": [8, 16, 32, 64]}
+SMALL = {"embed_dims": [8, 16, 32]}
 
 
 def model_of(seed, **arguments):

@@ -82,7 +82,7 @@ def test_norms_name_the_kind_of_each_addition(original):
     norms = table.set_index(["layer", "kind"])
     for layer, kind in [
         ("stages.0.blocks.0.attn.reduce", "attention linears"), ("stages.0.blocks.0.attn", "attention products"),
-        ("stages.2.blocks.1.mlp.fc2", "FFN linears"), ("stages.1.embed", "merges"),
+        ("stages.1.blocks.1.mlp.fc2", "FFN linears"), ("stages.1.embed", "merges"),
         ("stages.0.blocks.0", "attention branch"), ("stages.0.blocks.0", "FFN branch"),
         ("stages.0.blocks.0", "pooling branches"),
     ]:  # fmt: skip

@@ -21,7 +21,7 @@ from binaryvit.models.cost import cost
 from binaryvit.records.run import RunResult
 from binaryvit.studies.study import load_study
 
-_SHAPE = "embed_dims: [8, 16, 32, 64]"
+_SHAPE = "embed_dims: [8, 16, 32]"
 _FILE = f"""
 name: small
 title: Precisions
