@@ -1,10 +1,22 @@
-"""What tables of several runs say about each: its model, variant, seed and precision."""
+"""What tables of several runs say about each: its model, variant, seed and precision; and how blocks are called."""
 
+import re
 from collections.abc import Sequence
 
 import pandas as pd
 
 from binaryvit.analysis.stored import StoredRun
+
+_BLOCK = re.compile(r"(?:(?:stages|layers)\.(\d+)\.)?(?:blocks\.(\d+)|embed)\b")
+
+
+def block_of(layer: str) -> str | None:
+    """The block that a module path lies in, "stage.block" counted from 0; "merge 1" before stage 1; else None."""
+    found = _BLOCK.match(layer)
+    if not found:
+        return None
+    stage, block = found[1] or "0", found[2]
+    return f"merge {stage}" if block is None else f"{stage}.{block}"
 
 
 def model_label(run: StoredRun) -> str:

@@ -77,9 +77,9 @@ class OpenStudy:
     ids: tuple[str, ...] | None = None
     write: bool = False
 
-    def runs(self) -> list[StoredRun]:
+    def runs(self, weights: bool = True) -> list[StoredRun]:
         """The chosen runs, or the finished ones of the ladder; see `stored_runs`."""
-        return stored_runs(self.study, self.ids)
+        return stored_runs(self.study, self.ids, weights)
 
     def teacher(self) -> StoredRun | None:
         """The run that the study's binary models learned from; None when it is not one of the study's."""
@@ -159,10 +159,11 @@ def _teacher_among(records: dict[Path, RunRecord], student: RunRecord, config: T
     return next(made, None)
 
 
-def stored_runs(study: Study, ids: Sequence[str] | None = None) -> list[StoredRun]:
+def stored_runs(study: Study, ids: Sequence[str] | None = None, weights: bool = True) -> list[StoredRun]:
     """The finished, current runs of a study in the study's order: those of the ladder (`Study.ladder`), or of `ids`.
 
-    Without `ids`, further seeds of a model are left out where they have no weights.
+    Without `ids`, further seeds of a model are left out where they have no weights. With `weights=False` no run needs
+    any: enough for what training noted in the runs' tables.
 
     Raises BinaryViTError for an empty selection, an id the study does not have (it says so when another study has), a
     chosen run that is not done, no finished run at all, and a finished run without its weights.
@@ -170,7 +171,8 @@ def stored_runs(study: Study, ids: Sequence[str] | None = None) -> list[StoredRu
     models = labelled_runs(study)
     planned = {run.id: run for _, runs in models for run in runs}
     if ids is None:
-        ids = {run.id for run in study.ladder}.intersection(openable(study))
+        done = (name for name, run in planned.items() if run.state is State.DONE)
+        ids = {run.id for run in study.ladder}.intersection(openable(study) if weights else done)
     else:
         _check_selection(study, ids, planned)
     found = []
@@ -184,7 +186,7 @@ def stored_runs(study: Study, ids: Sequence[str] | None = None) -> list[StoredRu
             f"The study {study.name} has no finished run to look into: `binaryvit reproduce {study.path}` trains them."
         )
     for run in found:
-        if not run.weights.is_file():
+        if weights and not run.weights.is_file():
             raise BinaryViTError(
                 f"The run {run.id} has no weights, {os.path.relpath(run.weights)} is missing: put the file back, or "
                 f"move the run's folder away and train it again with `binaryvit reproduce {study.path}`."

@@ -1,61 +1,86 @@
-"""Sentences of finding under the curves, made from the numbers that are drawn."""
+"""What the curves say: for each figure its claim, which is its title, and a finding of at most two sentences."""
 
 import pandas as pd
 
+from binaryvit.analysis.levels import is_off
 from binaryvit.models.ladder import LADDER
 
 _TEACHERS = {teacher for teacher, *_ in LADDER.values()}
+_FEWEST = 4  # epochs that make a trend
+_SMALL = 0.1  # of the gradient's window
 
 
-def of_curves(table: pd.DataFrame) -> str:
-    """Which models still rose at the end, so that more epochs may change their order."""
-    gains = {}
-    for label, model in table.groupby("label", sort=False):
-        top1 = model.groupby("epoch")["top1"].mean()
-        if len(top1) > 1:
-            gains[label] = top1.iloc[-1] - top1.iloc[-2]
-    if not gains:
-        return "One epoch has no course."
-    rising = [label for label, gain in gains.items() if gain > 0]
-    if not rising:
-        return f"No model's accuracy rose in its last epoch ({len(gains)} models)."
-    most = max(rising, key=gains.__getitem__)
-    return (
-        f"Accuracy still rose in the last epoch for {len(rising)} of {len(gains)} models, most for {most} "
-        f"({gains[most]:+.2f} points): none of these is trained to its end."
-    )
+def of_curves(table: pd.DataFrame) -> tuple[str, str]:
+    """Which binary model ends highest and from when on it leads; which models still rose at the end."""
+    means = table.groupby(["label", "epoch"], sort=False)["top1"].mean()
+    gains = means.groupby("label", sort=False).diff().groupby("label", sort=False).last().dropna()
+    rising = gains[gains > 0]
+    finding = "No model's accuracy rose in its last epoch."
+    if len(rising):
+        finding = (
+            f"Accuracy still rose in the last epoch in {len(rising)} of {len(gains)} models, most in "
+            f"{rising.idxmax()} ({rising.max():+.2f} points): more epochs may change the order."
+        )
+    binary = table[~table["variant"].isin(_TEACHERS)]
+    if binary["label"].nunique() < 2:
+        return "Accuracy and loss over training", finding
+    leaders = binary.groupby(["epoch", "label"], sort=False)["top1"].mean().unstack().dropna().idxmax(axis=1)
+    best = leaders.iloc[-1]
+    behind = leaders.index[leaders != best]
+    if behind.empty:
+        when = "from the first epoch on"
+    elif behind.max() == leaders.index[-2]:
+        when = "only in the last epoch"
+    else:
+        when = f"from epoch {behind.max() + 1} on"
+    return f"Of the binary models, {best} leads {when}", finding
 
 
-def of_flips(table: pd.DataFrame) -> str:
-    """How many weights flip at first and at last, and where most do."""
+def of_flips(table: pd.DataFrame) -> tuple[str, str]:
+    """Whether fewer weights flip at the end than at first, and where most do."""
     means = table.groupby(["label", "epoch"], sort=False)["flip_rate"].mean()
     first, last = (means.groupby("label", sort=False).agg(which) for which in ("first", "last"))
-    together = table[["flip_rate", "lr"]].corr(method="spearman").iloc[0, 1]
+    if table["epoch"].nunique() < _FEWEST:
+        claim = "Which share of the binary weights flips, epoch by epoch"
+    elif (last < first).all():
+        claim = "Fewer binary weights flip as the learning rate falls"
+    else:
+        claim = "Not all models flip fewer binary weights as the learning rate falls"
     blocks = table.groupby(["label", "block"])["flip_rate"].mean()
     label, block = blocks.idxmax()
-    return (
-        f"Between {first.min():.1%} and {first.max():.1%} of a model's binary weights flip in the first epoch, between "
-        f"{last.min():.1%} and {last.max():.1%} in the last; over all blocks and epochs flip rate and learning rate go "
-        f"together with a rank correlation of {together:+.2f}. Most flip in block {block} of {label}, "
-        f"{blocks.max():.1%} an epoch."
+    return claim, (
+        f"In the mean of a model's blocks, {first.min():.1%} to {first.max():.1%} of the binary weights flip in the "
+        f"first epoch and {last.min():.1%} to {last.max():.1%} in the last. Most flip in block {block} of {label}: "
+        f"{blocks.max():.1%} per epoch."
     )
 
 
-def of_levels(table: pd.DataFrame) -> str:
-    """How many levels ended at zero or below, and where the others ended."""
-    last = table[table["epoch"] == table.groupby("run")["epoch"].transform("max")]
-    on = last.loc[last["level"] > 0, "level"]
-    sentence = f"At the end {len(last) - len(on)} of {len(last)} levels are at zero or below: attention there is off."
-    if len(on):
-        sentence += f" The others lie between {on.min():.2g} and {on.max():.2g}, from 0.005 at the start."
-    return sentence
+def of_levels(table: pd.DataFrame) -> tuple[str, str]:
+    """Where levels end: off, or at which multiple of where they started."""
+    last = _last(table)
+    off = is_off(last["level"])
+    ratio = (last["level"] / last["initial"])[~off]
+    span = f"end at {ratio.min():.2g} to {ratio.max():.2g} times their initial value."
+    if not off.any():
+        return "Every level a ends above zero: attention is on in all blocks", f"All {len(last)} levels {span}"
+    models = last["label"]
+    claim = f"Training switches attention off in {models[off].nunique()} of {models.nunique()} models"
+    finding = f"{off.sum()} of {len(last)} levels end at zero or below, where attention is off."
+    return claim, finding + (f" The others {span}" if len(ratio) else "")
 
 
-def of_shifts(table: pd.DataFrame) -> str:
-    """Where shifts moved most."""
-    last = table[table["epoch"] == table.groupby("run")["epoch"].transform("max")]
+def of_shifts(table: pd.DataFrame) -> tuple[str, str]:
+    """How far shifts move, against the window of the gradient, and where most."""
+    last = _last(table)
     most = last.loc[last["mean_absolute_shift"].idxmax()]
-    return (
-        f"At the end shifts are {last['mean_absolute_shift'].mean():.3f} away from 0 in the mean over blocks and "
-        f"models, most in block {most['block']} of {most['label']} ({most['mean_absolute_shift']:.3f})."
+    claim = "Learned shifts move away from 0"
+    if table["mean_absolute_shift"].max() < _SMALL:
+        claim += f", by less than {_SMALL:g} of the gradient's window"
+    return claim, (
+        f"At the end a shift is {last['mean_absolute_shift'].mean():.3f} in size on average, most in block "
+        f"{most['block']} of {most['label']} ({most['mean_absolute_shift']:.3f})."
     )
+
+
+def _last(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["epoch"] == table.groupby("run")["epoch"].transform("max")]

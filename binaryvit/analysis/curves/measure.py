@@ -8,15 +8,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from binaryvit.analysis.curves import figures, findings
+from binaryvit.analysis.labels import block_of, labelled
 from binaryvit.analysis.levels import initial_levels
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.run import METRICS_FILE, RECORD_FILE, read_metrics, read_record, read_table
+from binaryvit.training.build import create_model
 from binaryvit.training.run import LATENT_LAYERS_FILE
 from binaryvit.training.tables import FLIPS_FILE, LEVELS_FILE, SHIFTS_FILE
 
-_BLOCK = r"^stages\.(\d+)\.(?:blocks\.(\d+)|embed)"
+_KEYS = ["run", "label", "variant", "seed", "block", "epoch"]
 
 
 def drawings(opened: OpenStudy) -> list[Drawing]:
@@ -26,16 +28,11 @@ def drawings(opened: OpenStudy) -> list[Drawing]:
 
 def accuracy(opened: OpenStudy) -> Drawing:
     """Accuracy and loss of all runs over the epochs; see `stored_runs` for what is refused."""
-    table = _tables(opened, METRICS_FILE)
-    evaluated_on = _evaluated_on(opened)
-    columns = ["run", "label", "variant", "seed", "epoch", "train_loss", "eval_loss", "top1"]
-    return _drawing(
-        opened,
-        "training_curves",
-        table[columns].assign(evaluated_on=evaluated_on),
-        lambda: figures.all_curves(table, evaluated_on),
-        findings.of_curves(table),
-    )
+    data = opened.runs(weights=False)[0].record.data
+    columns = ["run", "label", "variant", "seed", "epoch", "eval_loss", "top1"]
+    table = _tables(opened, METRICS_FILE)[columns]
+    table = table.assign(evaluated_on=f"{data.eval_images:,} images of {data.label}")
+    return _drawing(opened, "training_curves", table, figures.all_curves, findings.of_curves)
 
 
 def flips(opened: OpenStudy) -> Drawing | None:
@@ -46,28 +43,29 @@ def flips(opened: OpenStudy) -> Drawing | None:
     weights = _tables(opened, LATENT_LAYERS_FILE)[["run", "layer", "weights"]]
     table = _by_block(table.merge(weights, on=["run", "layer"]))
     table["flipped"] = table["flip_rate"] * table["weights"]
-    keys = ["run", "label", "variant", "seed", "block", "epoch"]
-    table = table.groupby(keys, sort=False, as_index=False)[["flipped", "weights"]].sum()
-    table["flip_rate"] = table["flipped"] / table["weights"]
+    table = table.groupby(_KEYS, sort=False, as_index=False)[["flipped", "weights"]].sum()
+    table["flip_rate"] = table.pop("flipped") / table.pop("weights")
     table = table.merge(_tables(opened, METRICS_FILE)[["run", "epoch", "lr"]], on=["run", "epoch"])
-    table = table.drop(columns=["flipped", "weights"])
-    return _drawing(
-        opened, "weight_flips", table, lambda: figures.flips_by_block(table), findings.of_flips(table)
-    )  # fmt: skip
+    return _drawing(opened, "weight_flips", table, figures.flips_by_block, findings.of_flips)
 
 
 def levels(opened: OpenStudy) -> Drawing | None:
-    """The learned level a of each block over the epochs; None: no run noted it."""
+    """The learned level a of each block over the epochs, from its start; None: no run noted it."""
     table = _tables(opened, LEVELS_FILE)
     if table.empty:
         return None
-    started = {run.id: initial_levels(run.model()) for run in opened.runs()}
-    start = table[table["epoch"] == table["epoch"].min()].assign(epoch=0)
-    start["level"] = [
-        started[run][layer.rpartition(".")[0]] for run, layer in zip(start["run"], start["layer"], strict=True)
-    ]
-    table = _by_block(pd.concat([start, table], ignore_index=True)).drop(columns="layer")
-    return _drawing(opened, "level_curves", table, lambda: figures.levels_by_block(table), findings.of_levels(table))
+    noted = set(table["run"])
+    models = {
+        run.id: create_model(run.config, run.record.data.num_classes)
+        for run in opened.runs(weights=False)
+        if run.id in noted
+    }
+    started = {run: initial_levels(model) for run, model in models.items()}
+    layers = table["layer"].str.rpartition(".")[0]
+    table["initial"] = [started[run][layer] for run, layer in zip(table["run"], layers, strict=True)]
+    start = table[table["epoch"] == 1].assign(epoch=0, level=table["initial"])
+    table = _by_block(pd.concat([start, table], ignore_index=True))[[*_KEYS, "level", "initial"]]
+    return _drawing(opened, "level_curves", table, figures.levels_by_block, findings.of_levels)
 
 
 def shifts(opened: OpenStudy) -> Drawing | None:
@@ -75,9 +73,10 @@ def shifts(opened: OpenStudy) -> Drawing | None:
     table = _tables(opened, SHIFTS_FILE)
     if table.empty:
         return None
-    keys = ["run", "label", "variant", "seed", "block", "epoch"]
-    table = _by_block(table).groupby(keys, sort=False, as_index=False)["mean_absolute_shift"].mean()
-    return _drawing(opened, "shift_curves", table, lambda: figures.shifts_by_block(table), findings.of_shifts(table))
+    table = _by_block(table).groupby(_KEYS, sort=False, as_index=False)["mean_absolute_shift"].mean()
+    start = table[table["epoch"] == 1].assign(epoch=0, mean_absolute_shift=0.0)
+    table = pd.concat([start, table], ignore_index=True)
+    return _drawing(opened, "shift_curves", table, figures.shifts_by_block, findings.of_shifts)
 
 
 def metrics_of_others(run_dir: str | Path) -> pd.DataFrame:
@@ -98,32 +97,26 @@ def metrics_of_others(run_dir: str | Path) -> pd.DataFrame:
 
 
 def _tables(opened: OpenStudy, file: str) -> pd.DataFrame:
-    """A file of all runs that have it, below each other; columns run, label (without seed), variant, seed in front."""
-    tables = [pd.DataFrame(columns=["run", "label", "variant", "seed", "layer"])]
-    for run in opened.runs():
-        if not (run.folder / file).is_file():
-            continue
-        table = read_table(run.folder, file)
-        table.insert(0, "run", run.id)
-        table.insert(1, "label", run.label.removesuffix(f", seed {run.record.seed}"))
-        table.insert(2, "variant", run.variant)
-        table.insert(3, "seed", run.record.seed)
-        if len(table):
-            tables.append(table)
-    return pd.concat(tables[1:] or tables, ignore_index=True)
+    """A file of all runs that have it, below each other; see `labels.labelled`. Empty: none has rows."""
+    runs = opened.runs(weights=False)
+    tables = {run.id: read_table(run.folder, file) for run in runs if (run.folder / file).is_file()}
+    tables = {name: table for name, table in tables.items() if len(table)}
+    if not tables:
+        return pd.DataFrame()
+    return labelled(pd.concat(tables, names=["run"]).reset_index("run").reset_index(drop=True), runs)
 
 
 def _by_block(table: pd.DataFrame) -> pd.DataFrame:
-    """With the column block, "stage.block" or "merge stage", for the rows of layers inside of one."""
-    parts = table["layer"].str.extract(_BLOCK)
-    names = (parts[0] + "." + parts[1]).fillna("merge " + parts[0])
-    return table.assign(block=names).dropna(subset="block")
+    """The rows of layers in a block or merge, with the column block: see `labels.block_of`."""
+    return table.assign(block=table["layer"].map(block_of)).dropna(subset="block")
 
 
-def _evaluated_on(opened: OpenStudy) -> str:
-    data = opened.runs()[0].record.data
-    return f"{data.eval_images:,} images of {data.label}"
-
-
-def _drawing(opened: OpenStudy, name: str, table: pd.DataFrame, draw: Callable[[], Figure], finding: str) -> Drawing:
-    return Drawing(opened, name, {"curves": table}, draw, tuple(table["run"].unique()), finding)
+def _drawing(
+    opened: OpenStudy,
+    name: str,
+    table: pd.DataFrame,
+    draw: Callable[[pd.DataFrame, str], Figure],
+    said: Callable[[pd.DataFrame], tuple[str, str]],
+) -> Drawing:
+    claim, finding = said(table)
+    return Drawing(opened, name, {"curves": table}, lambda: draw(table, claim), tuple(table["run"].unique()), finding)

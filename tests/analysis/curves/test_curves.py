@@ -3,14 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.pictures import assert_readable
 from helpers.stored_study import BASELINE, PYRAMID, STUDY, TEACHER, stored_study
 
 from binaryvit.analysis import curves
-from binaryvit.analysis.curves import figures
+from binaryvit.analysis.curves import figures, findings
 from binaryvit.analysis.levels import attention_levels
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.records.run import read_record
+from binaryvit.studies.study import load_study
 from binaryvit.training.run import WEIGHTS_FILE
 from binaryvit.training.tables import FLIPS_FILE, LEVELS_FILE, SHIFTS_FILE
 
@@ -70,20 +72,33 @@ def test_curves_are_the_runs_own(study):
     assert drawing.runs == (TEACHER, BASELINE, PYRAMID)
     assert table[table["run"] == BASELINE]["top1"].tolist() == [30.0, 45.0, 60.0]
     figure = drawing.draw()
-    assert figure.get_suptitle() == "Of the binary models, ReActNet-DeiT (baseline) leads only after epoch 1"
+    assert figure.get_suptitle() == "Of the binary models, ReActNet-DeiT (baseline) leads from epoch 2 on"
     top1 = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
     assert top1["BinaryViT (+ pyramid)"] == [31.0, 43.0, 55.0] and len(top1) == 3
-    assert drawing.finding.startswith("Accuracy still rose in the last epoch for 3 of 3 models, most for ReActNet")
+    assert drawing.finding.startswith("Accuracy still rose in the last epoch in 3 of 3 models, most in ReActNet")
 
 
-def test_seeds_are_a_mean_and_a_band(tmp_path):
+def test_seeds_are_a_mean_and_a_band_also_those_that_kept_no_weights(tmp_path):
     study = stored_study(tmp_path / "seeds", STUDY + "seeds: [0, 4]\n")
     note_epochs(study)
-    figure = curves.accuracy(OpenStudy(study)).draw()
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert len(lines) == 3, "a model is one line"
-    assert len(figure.axes[0].collections) == 2, "and a band where it has seeds"
-    assert "mean and range of seeds" in figure.legends[0].get_title().get_text()
+    note_levels(study)
+    for run in study.runs:
+        if run.config.seed:
+            (run.folder / WEIGHTS_FILE).unlink()
+    accuracy, *by_block = curves.drawings(OpenStudy(load_study(study.output)))
+    figure = accuracy.draw()
+    (panel, _), (legend,) = figure.axes, figure.legends
+    assert len(panel.lines) == 3, "a model is one line"
+    assert len(panel.collections) == 2, "and a band where it has seeds"
+    assert "mean of up to 2 seeds, band: their range" in legend.get_title().get_text()
+    baseline = next(line for line in panel.lines if line.get_label() == "ReActNet-DeiT (baseline)")
+    seeds = [pd.read_csv(run.folder / "metrics.csv")["top1"] for run in study.runs if run.id.startswith("react")]
+    assert len(seeds) == 2 and baseline.get_ydata().tolist() == ((seeds[0] + seeds[1]) / 2).tolist()
+    assert [drawing.name for drawing in by_block] == ["weight_flips", "level_curves", "shift_curves"]
+    for drawing in by_block:
+        assert drawing.inputs["curves"].groupby("label")["seed"].unique().map(list).tolist() == [[0, 4]] * 2
+        assert_readable(drawing.draw())
+        assert drawing.draw().axes[0].collections, "a band"
 
 
 def test_flips_of_a_block_are_weighted_by_its_weights(study):
@@ -93,7 +108,7 @@ def test_flips_of_a_block_are_weighted_by_its_weights(study):
     assert table.loc[(BASELINE, "0.0", 2), "flip_rate"] == pytest.approx((100 * 0.4 + 300 * 0.2) / 400 / 2)
     assert table.loc[(PYRAMID, "merge 1", 1), ["flip_rate", "lr"]].tolist() == pytest.approx([0.1, 3e-3])
     figure = drawing.draw()
-    assert figure.get_suptitle() == "Weights flip as the learning rate lets them"
+    assert figure.get_suptitle() == "Which share of the binary weights flips, epoch by epoch", "three make no trend"
     assert [axes.get_title() for axes in figure.axes[:2]] == ["ReActNet-DeiT (baseline)", "BinaryViT (+ pyramid)"]
     assert curves.flips(OpenStudy(study, (TEACHER,))) is None
 
@@ -106,17 +121,25 @@ def test_levels_and_shifts_are_shown_where_they_were_noted(study):
     assert names == ["training_curves", "weight_flips", "level_curves", "shift_curves"]
     levels, shifts = curves.levels(OpenStudy(study)), curves.shifts(OpenStudy(study))
     figure = levels.draw()
-    assert figure.get_suptitle() == "2 of 4 levels a end at zero or below, where attention is off"
+    assert figure.get_suptitle() == "Training switches attention off in 2 of 2 models"
     off = [line.get_xdata().tolist() for line in figure.axes[0].lines if line.get_marker() == "x"]
     assert off == [[3]], "the epoch in which it is off"
-    assert levels.finding.startswith("At the end 2 of 4 levels are at zero or below: attention there is off.")
-    table = shifts.inputs["curves"]
-    assert table[table["run"] == PYRAMID]["mean_absolute_shift"].tolist() == [
-        2.0,
-        4.0,
-        6.0,
-    ]  # the mean of a block's layers
-    assert len(shifts.draw().axes[0].lines) == 1
+    table = levels.inputs["curves"]
+    assert (table["level"] / table["initial"])[table["epoch"] == 0].tolist() == [1.0] * 4, "before training"
+    assert levels.finding.startswith(
+        "2 of 4 levels end at zero or below, where attention is off. The others end at 0.04 "
+    )
+    table = shifts.inputs["curves"].query("run == @PYRAMID").set_index("epoch")["mean_absolute_shift"]
+    assert table.to_dict() == {0: 0.0, 1: 2.0, 2: 4.0, 3: 6.0}, "from 0, the mean of a block's layers"
+
+
+def test_a_trend_is_claimed_from_four_epochs_on(study):
+    table = curves.flips(OpenStudy(study)).inputs["curves"]
+    fourth = table[table["epoch"] == 3].assign(epoch=4)
+    claim = findings.of_flips(pd.concat([table, fourth]))[0]
+    assert claim == "Fewer binary weights flip as the learning rate falls"
+    claim = findings.of_flips(pd.concat([table, fourth.assign(flip_rate=1.0)]))[0]
+    assert claim == "Not all models flip fewer binary weights as the learning rate falls"
 
 
 def test_a_run_is_drawn_before_the_best_others_of_each_variant(study):
