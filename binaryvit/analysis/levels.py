@@ -1,10 +1,10 @@
-"""The learned levels a of binary attention, and when attention is off: one rule for all figures and sentences."""
+"""When binary attention is off, and where its levels started: one rule for all figures and sentences."""
 
 from typing import Any
 
 from torch import nn
 
-from binaryvit.models.layers import AttentionBinarizer
+from binaryvit.models.layers import attention_binarizers
 from binaryvit.models.quantizers import MINIMUM_ATTENTION_LEVEL
 
 
@@ -17,19 +17,6 @@ def is_off(level: Any) -> Any:
     return level <= MINIMUM_ATTENTION_LEVEL
 
 
-def attention_levels(model: nn.Module) -> dict[str, float]:
-    """The level of each binary attention, by its module path."""
-    return {path: binarizer.level.item() for path, binarizer in _binarizers(model)}
-
-
 def initial_levels(model: nn.Module) -> dict[str, float]:
     """Where training started the level of each binary attention, by its module path."""
-    return {path: binarizer.initial_level for path, binarizer in _binarizers(model)}
-
-
-def _binarizers(model: nn.Module) -> list[tuple[str, AttentionBinarizer]]:
-    return [
-        (path.rpartition(".")[0], module)
-        for path, module in model.named_modules()
-        if isinstance(module, AttentionBinarizer)
-    ]
+    return {path: binarizer.initial_level for path, binarizer in attention_binarizers(model).items()}

@@ -19,7 +19,7 @@ from binaryvit.config import RECIPES, TrainingConfig, suggestion
 from binaryvit.data.data_set import Data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import Cost
-from binaryvit.records.run import RunRecord
+from binaryvit.records.run_record import RunRecord
 from binaryvit.training.recipes import configure, recipe_of
 from binaryvit.training.teacher import key_of
 

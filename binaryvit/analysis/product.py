@@ -14,7 +14,7 @@ from binaryvit.analysis.display import show_figure
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.notes import Note, csv_of, sha256_of_text
-from binaryvit.records.run import read_record
+from binaryvit.records.run_record import read_record
 
 FIGURES_FOLDER = "figures"
 

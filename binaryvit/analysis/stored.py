@@ -12,7 +12,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import LIBRARY_PARENT, find_upwards
 from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.models.weights_file import load_inference_weights
-from binaryvit.records.run import RECORD_FILE, RUNS_FOLDER, RunRecord, read_record
+from binaryvit.records.run_record import RECORD_FILE, RUNS_FOLDER, RunRecord, read_record
 from binaryvit.studies.rows import labelled_runs, record_of
 from binaryvit.studies.study import PlannedRun, State, Study, load_study
 from binaryvit.training.build import input_settings

@@ -289,6 +289,22 @@ class AttentionBinarizer(nn.Module):
         return binarize_attention(probabilities, self.level)
 
 
+def attention_binarizers(model: nn.Module) -> dict[str, AttentionBinarizer]:
+    """The binarizer of each binary attention, by the module path of the attention."""
+    return {
+        name.rpartition(".")[0]: module
+        for name, module in model.named_modules()
+        if isinstance(module, AttentionBinarizer)
+    }
+
+
+@torch.no_grad()
+def attention_levels(model: nn.Module) -> dict[str, float]:
+    """The learned level a of each binary attention, by its module path."""
+    levels = {name: binarizer.level for name, binarizer in attention_binarizers(model).items()}
+    return dict(zip(levels, torch.stack([*levels.values()]).tolist(), strict=True)) if levels else {}
+
+
 class BinaryAttention(nn.Module):
     """Multi-head self-attention whose two products are binary.
 

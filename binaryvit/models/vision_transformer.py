@@ -14,7 +14,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.checkpoints import from_authors_names, has_authors_names
+from binaryvit.models.authors_names import from_authors_names, has_authors_names
 from binaryvit.models.layers import (
     BinaryBlock,
     BinaryPatchMerging,

@@ -235,7 +235,8 @@ def read_weights_file(path: str | Path) -> WeightsFile:
             metadata = file.metadata() or {}
             if FORMAT not in metadata:
                 raise BinaryViTError(
-                    f"{path} holds no inference weights of this library; load it with checkpoints.load_checkpoint."
+                    f"{path} holds no inference weights of this library; load it with "
+                    "models.external_checkpoint.load_checkpoint."
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:

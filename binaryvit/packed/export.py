@@ -12,7 +12,7 @@ from binaryvit.files import write_atomically, write_text_atomically
 from binaryvit.models.weights_file import Description, Preprocessing, WeightsFile, model_of, read_weights_file
 from binaryvit.packed.file import read_packed, save_packed
 from binaryvit.packed.model_card import model_card
-from binaryvit.records.run import RunRecord, read_record
+from binaryvit.records.run_record import RunRecord, read_record
 
 TIMM_FILES = ("config.json", "model.safetensors", "README.md")
 

@@ -7,7 +7,7 @@ from binaryvit.models.cost import cost
 from binaryvit.models.ladder import variant_style
 from binaryvit.models.layers import binary_layers
 from binaryvit.models.weights_file import Description
-from binaryvit.records.run import RunRecord
+from binaryvit.records.run_record import RunRecord
 
 _PAPER = "https://arxiv.org/abs/2306.16678"
 

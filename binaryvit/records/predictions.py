@@ -10,7 +10,7 @@ from safetensors.numpy import load, save_file
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_atomically
 from binaryvit.records.notes import sha256_of
-from binaryvit.records.run import PredictionsRecord, read_record
+from binaryvit.records.run_record import PredictionsRecord, read_record
 
 PREDICTIONS_FILE = "predictions.safetensors"
 

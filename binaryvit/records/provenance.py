@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from binaryvit.records.run import GitState, Hardware
+from binaryvit.records.run_record import GitState, Hardware
 
 _PACKAGES = (
     "binaryvit",

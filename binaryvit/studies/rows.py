@@ -18,7 +18,7 @@ from binaryvit.config import NOT_IN_KEY, TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import Cost, cost
 from binaryvit.models.ladder import variant_style
-from binaryvit.records.run import RunRecord, read_record
+from binaryvit.records.run_record import RunRecord, read_record
 from binaryvit.studies.study import PlannedRun, State, Study, plan
 from binaryvit.training.build import create_model
 

@@ -16,7 +16,7 @@ from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
 from binaryvit.locks import hold
-from binaryvit.records.run import Failure, read_failure, read_record
+from binaryvit.records.run_record import Failure, read_failure, read_record
 from binaryvit.studies.execution import Executor, process_environment
 from binaryvit.studies.notebooks import check_parameters, declared_parameters, find_notebook, training_parameters
 from binaryvit.studies.processes import Job, Processes, Say, Share, default_jobs, shares

@@ -15,8 +15,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from binaryvit.config import NOT_IN_KEY, RECIPES, TrainingConfig, read_yaml, suggestion, without_place
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import is_locked
-from binaryvit.records.run import LOCK_FILE, RUNS_FOLDER, TRAINING_VERSION, RunKey, RunRecord, read_failure, read_record
-from binaryvit.training.resume import CHECKPOINT_FILE, stored_identity
+from binaryvit.records.run_record import (
+    LOCK_FILE,
+    RUNS_FOLDER,
+    TRAINING_VERSION,
+    RunKey,
+    RunRecord,
+    read_failure,
+    read_record,
+)
+from binaryvit.training.checkpoint import CHECKPOINT_FILE, stored_identity
 from binaryvit.training.teacher import identity, run_identity
 
 STUDY_FILE = "study.yaml"

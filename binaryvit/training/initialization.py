@@ -6,10 +6,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.checkpoints import from_authors_names, has_authors_names, read_state_dict
+from binaryvit.models.authors_names import from_authors_names, has_authors_names
+from binaryvit.models.external_checkpoint import read_state_dict
 from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.training.build import pretrained_model
-from binaryvit.training.resume import of_prefix
+from binaryvit.training.checkpoint import of_prefix
 from binaryvit.training.teacher import PRETRAINED, finished_run
 
 

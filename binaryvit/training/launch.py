@@ -12,16 +12,16 @@ import yaml
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import LIBRARY_PARENT
-from binaryvit.records.run import RunRecord, read_record
+from binaryvit.records.run_record import RunRecord, read_record
 from binaryvit.training.memory import HUGE_PAGES
-from binaryvit.training.run import train as train_in_process
+from binaryvit.training.train import train as train_in_process
 
 SENTENCE = "binaryvit: "  # how the command line begins the sentence of an error
 _GRACE_SECONDS = 30
 
 
 def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_id: str = "") -> RunRecord:
-    """`binaryvit.training.run.train`, in `config.processes` processes of this machine.
+    """`binaryvit.training.train.train`, in `config.processes` processes of this machine.
 
     With one process, or inside a process that torchrun or `accelerate launch` started, it trains right here. Otherwise
     torchrun starts the processes, and what they print appears here. (torchrun is also what accelerate starts; it reads

@@ -28,8 +28,8 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.models.ops.synchronized import synchronize
 from binaryvit.models.quantizers import MINIMUM_ATTENTION_LEVEL
 from binaryvit.records.provenance import git_state
-from binaryvit.records.run import METRICS_FILE
-from binaryvit.training import resume
+from binaryvit.records.run_record import METRICS_FILE
+from binaryvit.training import checkpoint
 from binaryvit.training.build import compile_blocks, create_model, input_settings, store_weights
 from binaryvit.training.evaluation import Evaluation, autocast, evaluate
 from binaryvit.training.initialization import initialize
@@ -85,7 +85,7 @@ class Trainer:
         self.learning_rate = LearningRate(config, self.optimizer, self.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.signs = weight_signs(self.model)
-        self.state = resume.initial_state(identity)
+        self.state = checkpoint.initial_state(identity)
         self.interruption = Interruption()
         self.log = StepLog(process, config.batch_size)
         self._last: StepResult | None = None  # of this process's steps the last one that was read
@@ -290,12 +290,12 @@ class Trainer:
         self._saved = time.monotonic()
         if not self.process.is_main_process:
             return
-        tensors = resume.training_tensors(self.model, self.ema and self.ema.module, self.optimizer, self.signs)
+        tensors = checkpoint.training_tensors(self.model, self.ema and self.ema.module, self.optimizer, self.signs)
         state = self.state | {"scaler": self.scaler.state_dict()}
-        resume.save_state(self.run_dir / resume.CHECKPOINT_FILE, tensors, state)
+        checkpoint.save_state(self.run_dir / checkpoint.CHECKPOINT_FILE, tensors, state)
 
     def _restore(self) -> None:
-        path = self.run_dir / resume.CHECKPOINT_FILE
+        path = self.run_dir / checkpoint.CHECKPOINT_FILE
         if len(set(gather_object([path.exists()]))) > 1:
             raise BinaryViTError(f"Not all processes see {path}: the folder must be one that all machines share.")
         if not path.exists():
@@ -305,8 +305,10 @@ class Trainer:
                     "folder away to start again, or choose another one."
                 )
             return
-        tensors, state = resume.load_state(path, self.identity)
-        self.signs = resume.restore_training(path, tensors, self.model, self.ema and self.ema.module, self.optimizer)
+        tensors, state = checkpoint.load_state(path, self.identity)
+        self.signs = checkpoint.restore_training(
+            path, tensors, self.model, self.ema and self.ema.module, self.optimizer
+        )
         self.scaler.load_state_dict(state.pop("scaler"))
         self.state = state
         if len(set(gather_object([(state["epoch"], state["step"])]))) > 1:
@@ -321,7 +323,7 @@ class Trainer:
             raise self._not_finite(what, self.state["epoch"], self.state["step"] - 1, rows)
 
     def _not_finite(self, what: str, epoch: int, step: int, rows: list[int]) -> BinaryViTError:
-        path = self.run_dir / resume.CHECKPOINT_FILE
+        path = self.run_dir / checkpoint.CHECKPOINT_FILE
         kept = f"The last good checkpoint stays in {path}" if path.exists() else "There is no checkpoint yet"
         return BinaryViTError(
             f"{what} at step {step + 1} of {self.steps} in epoch {epoch + 1}, on the training images {rows}. "

@@ -16,7 +16,7 @@ from binaryvit.data.data_set import Data, load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold
 from binaryvit.records.provenance import local_processes
-from binaryvit.records.run import LOCK_FILE
+from binaryvit.records.run_record import LOCK_FILE
 
 # What a network file system may take to show a machine a file that another one made.
 _VISIBLE_SECONDS = 90.0

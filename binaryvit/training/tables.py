@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from binaryvit.files import write_text_atomically
-from binaryvit.models.layers import AttentionBinarizer, BinaryActivation
-from binaryvit.records.run import METRICS_FILE
+from binaryvit.models.layers import BinaryActivation, attention_levels
+from binaryvit.records.run_record import METRICS_FILE
 
 Rows = list[dict[str, Any]]
 
@@ -27,13 +27,6 @@ LAYER_TABLES = {
     LEVELS_FILE: ("epoch", "layer", "level"),
     SHIFTS_FILE: ("epoch", "layer", "mean_absolute_shift"),
 }
-
-
-@torch.no_grad()
-def attention_levels(model: nn.Module) -> dict[str, float]:
-    """The learned level a of each layer that binarizes attention probabilities to {0, a}."""
-    levels = {name: module.level for name, module in model.named_modules() if isinstance(module, AttentionBinarizer)}
-    return dict(zip(levels, torch.stack([*levels.values()]).tolist(), strict=True)) if levels else {}
 
 
 @torch.no_grad()
@@ -65,7 +58,7 @@ def append_layers(tables: dict[str, Rows], epoch: int, model: nn.Module, flips: 
 
     Returns the layers whose attention level fell to zero or below for the first time.
     """
-    levels = attention_levels(model)
+    levels = {f"{layer}.binarize_attn": level for layer, level in attention_levels(model).items()}
     known = {row["layer"] for row in tables.get(LEVELS_FILE, []) if row["level"] <= 0}
     measured = {FLIPS_FILE: flips, LEVELS_FILE: levels, SHIFTS_FILE: activation_shifts(model)}
     for file, values in measured.items():

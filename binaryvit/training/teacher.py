@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.checkpoints import load_checkpoint
+from binaryvit.models.external_checkpoint import load_checkpoint
 from binaryvit.models.quantizers import at_least_float32
 from binaryvit.models.weights_file import load_inference_weights
-from binaryvit.records.run import RunKey, RunRecord, read_record
+from binaryvit.records.run_record import RunKey, RunRecord, read_record
 from binaryvit.training.build import image_size, input_settings, pretrained_model
 
 PRETRAINED = "timm:"

@@ -24,7 +24,7 @@ from binaryvit.config import RECIPES, TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.weights_file import load_inference_weights, save_inference_weights
-from binaryvit.records.run import RunResult, read_metrics, read_record
+from binaryvit.records.run_record import RunResult, read_metrics, read_record
 from binaryvit.studies.execution import process_environment
 from binaryvit.studies.study import load_study
 from binaryvit.training.teacher import key_of

@@ -16,7 +16,7 @@ from binaryvit.analysis.stored import OpenStudy, open_study, stored_runs
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.weights_file import load_inference_weights
-from binaryvit.records.run import read_record
+from binaryvit.records.run_record import read_record
 from binaryvit.studies.study import load_study
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # ImageNet's

@@ -14,7 +14,7 @@ from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.analysis.verify import Verdict, verify
 from binaryvit.cli import main
 from binaryvit.files import write_text_atomically
-from binaryvit.records.run import read_record
+from binaryvit.records.run_record import read_record
 from binaryvit.studies.study import load_study
 
 VERSION = {"norms": 1}

@@ -14,8 +14,8 @@ from typing import Any
 
 from binaryvit import files
 from binaryvit.config import TrainingConfig
-from binaryvit.records.run import RunRecord
-from binaryvit.training import resume, run
+from binaryvit.records.run_record import RunRecord
+from binaryvit.training import checkpoint, train
 from binaryvit.training.loop import Trainer
 
 
@@ -42,19 +42,19 @@ def half_written(tensors: Any, path: Path, metadata: Any) -> None:
     die()
 
 
-save_file = resume.save_file
+save_file = checkpoint.save_file
 # Steps: 3 an epoch, 2 epochs; a checkpoint after each step that does not end an epoch, and after each epoch.
 MOMENTS: dict[str, tuple[Any, str, int, Callable]] = {
     "first step": (Trainer, "_backward", 1, die),
     "mid-epoch": (Trainer, "_backward", 4, die),
     "second epoch": (Trainer, "_backward", 11, die),
-    "first save": (resume, "save_file", 1, half_written),
-    "mid-save": (resume, "save_file", 2, half_written),
-    "save at the end of an epoch": (resume, "save_file", 3, half_written),
+    "first save": (checkpoint, "save_file", 1, half_written),
+    "mid-save": (checkpoint, "save_file", 2, half_written),
+    "save at the end of an epoch": (checkpoint, "save_file", 3, half_written),
     "between writing and moving into place": (files.os, "replace", 2, die),
     "before the metrics are written": (Trainer, "write_tables", 1, die),
     "evaluation": (Trainer, "evaluate", 2, die),
-    "before the weights are written": (run, "store_weights", 1, die),
+    "before the weights are written": (train, "store_weights", 1, die),
     "before the record is written": (RunRecord, "write", 1, die),
 }
 
@@ -65,7 +65,7 @@ def main() -> None:
         process = os.fork()
         if process == 0:
             setattr(owner, name, on_call(count, then, getattr(owner, name)))
-            run.train(config, Path(sys.argv[2]) / moment)
+            train.train(config, Path(sys.argv[2]) / moment)
             os._exit(0)
         _, status = os.waitpid(process, 0)
         if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):

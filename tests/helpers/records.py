@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from binaryvit.records.run import (
+from binaryvit.records.run_record import (
     TRAINING_VERSION,
     DataRecord,
     GitState,

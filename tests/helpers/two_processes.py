@@ -28,9 +28,9 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.training import loop, processes
 from binaryvit.training.build import blocks_of, create_model
 from binaryvit.training.loop import Trainer
-from binaryvit.training.run import train
 from binaryvit.training.step_log import StepLog
 from binaryvit.training.teacher import load_teacher
+from binaryvit.training.train import train
 
 TOGETHER = student(processes=2, max_eval_images=51)
 

@@ -15,7 +15,8 @@ from helpers.places import ROOT, TESTS
 from safetensors.torch import load_file
 from timm.utils import AttentionExtract
 
-from binaryvit.models.checkpoints import load_checkpoint, our_name
+from binaryvit.models.authors_names import our_name
+from binaryvit.models.external_checkpoint import load_checkpoint
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
 
 RELATIVE = 1e-9

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.checkpoints import load_checkpoint
+from binaryvit.models.external_checkpoint import load_checkpoint
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.layers import BinaryBlock, BinaryLinear, binary_layers
 from binaryvit.models.vision_transformer import BinaryVisionTransformer

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.checkpoints import load_checkpoint
+from binaryvit.models.external_checkpoint import load_checkpoint
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.layers import TokenBatchNorm, binary_layers
 from binaryvit.models.weights_file import (

@@ -16,7 +16,7 @@ from binaryvit.cli import main
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold, is_locked
-from binaryvit.records.run import read_record
+from binaryvit.records.run_record import read_record
 from binaryvit.studies.cluster import command_of, pending_runs
 from binaryvit.studies.study import State, load_study, plan
 

@@ -11,7 +11,7 @@ from helpers.training_setup import PYRAMID, SHORT, VIT
 
 from binaryvit.cli import main
 from binaryvit.models.weights_file import load_inference_weights
-from binaryvit.records.run import read_metrics, read_runs
+from binaryvit.records.run_record import read_metrics, read_record
 
 TEXT = {".json", ".csv", ".ipynb", ".yaml", ".md", ".tex"}
 
@@ -34,12 +34,13 @@ def test_a_tiny_study_trains_is_tabulated_and_is_not_trained_again(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "results/tiny", "--threads", "1"]) == 0, capfd.readouterr()
 
-    runs = read_runs(folder)
-    assert runs["config.variant"].tolist() == [PYRAMID["variant"], VIT["variant"]]
-    assert set(runs["threads"]) == {1} and set(runs["study"]) == {"tiny"}
-    for run in runs.itertuples():
-        assert read_metrics(folder / run.folder)["epoch"].tolist() == [1, 2]
-        assert load_inference_weights(folder / run.folder / "weights.safetensors").num_classes == 10
+    ids = [f"{name}-seed0" for name in (PYRAMID["variant"], VIT["variant"])]
+    assert sorted(path.name for path in (folder / "runs").iterdir() if path.is_dir()) == ids
+    for run in (folder / "runs" / name for name in ids):
+        record = read_record(run)
+        assert (record.threads, record.study) == (1, "tiny")
+        assert read_metrics(run)["epoch"].tolist() == [1, 2]
+        assert load_inference_weights(run / "weights.safetensors").num_classes == 10
     assert list((folder / "tables").glob("*.csv")) and (folder / "tables.ipynb").is_file()
     for file in folder.rglob("*"):
         if file.suffix in TEXT:
@@ -49,7 +50,7 @@ def test_a_tiny_study_trains_is_tabulated_and_is_not_trained_again(tmp_path, mon
 
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
     capfd.readouterr()
-    assert main(["reproduce", "results/tiny", "--only", *runs["id"]]) == 0
+    assert main(["reproduce", "results/tiny", "--only", *ids]) == 0
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")} == before
     assert main(["status", "results/tiny"]) == 0
     assert capfd.readouterr().out.count("done") >= 2

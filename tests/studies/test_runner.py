@@ -12,7 +12,7 @@ from helpers.records import FINGERPRINT, record_of
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold
-from binaryvit.records.run import read_record
+from binaryvit.records.run_record import read_record
 from binaryvit.studies import runner
 from binaryvit.studies.execution import ExecutionFailed, Executor
 from binaryvit.studies.study import load_study

@@ -12,9 +12,9 @@ from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold
 from binaryvit.models.ladder import LADDER
-from binaryvit.records.run import LOCK_FILE, TRAINING_VERSION, Failure, RunKey
+from binaryvit.records.run_record import LOCK_FILE, TRAINING_VERSION, Failure, RunKey
 from binaryvit.studies.study import State, load_study, plan
-from binaryvit.training.resume import CHECKPOINT_FILE, save_state
+from binaryvit.training.checkpoint import CHECKPOINT_FILE, save_state
 from binaryvit.training.teacher import identity, run_identity
 
 RESULTS = ROOT / "results"

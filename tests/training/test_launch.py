@@ -16,7 +16,7 @@ from helpers.training_setup import student
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import is_locked
-from binaryvit.records.run import read_record
+from binaryvit.records.run_record import read_record
 from binaryvit.training import launch
 
 TWO = student(processes=2, epochs=1)

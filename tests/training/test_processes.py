@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from binaryvit.data.batches import eval_loader
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
-from binaryvit.records.run import read_record
-from binaryvit.training.resume import CHECKPOINT_FILE, load_state
-from binaryvit.training.run import train
+from binaryvit.records.run_record import read_record
+from binaryvit.training.checkpoint import CHECKPOINT_FILE, load_state
+from binaryvit.training.train import train
 
 pytestmark = pytest.mark.slow
 

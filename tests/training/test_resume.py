@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
-from binaryvit.records.run import GitState
+from binaryvit.records.run_record import GitState
+from binaryvit.training.checkpoint import CHECKPOINT_FILE, load_state, save_state
 from binaryvit.training.loop import Trainer
-from binaryvit.training.resume import CHECKPOINT_FILE, load_state, save_state
-from binaryvit.training.run import train
+from binaryvit.training.train import train
 
 MOMENTS = [
     "first step", "mid-epoch", "second epoch", "first save", "mid-save", "save at the end of an epoch",
@@ -86,8 +86,10 @@ def test_killed_run_goes_on_to_the_same_bits(moment, uninterrupted, killed):
 def test_killed_from_outside_and_resumed_with_other_workers(uninterrupted, tmp_path):
     config, expected = uninterrupted
     run = tmp_path / "run"
-    script = "import json, sys; from binaryvit.config import TrainingConfig; from binaryvit.training.run import train; "
-    script += "train(TrainingConfig(**json.loads(sys.argv[1])), sys.argv[2])"
+    script = "import json, sys; from binaryvit.config import TrainingConfig; "
+    script += (
+        "from binaryvit.training.train import train; train(TrainingConfig(**json.loads(sys.argv[1])), sys.argv[2])"
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", script, config.model_dump_json(), str(run)], cwd=ROOT, stdout=subprocess.DEVNULL
     )

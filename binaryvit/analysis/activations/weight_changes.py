@@ -7,7 +7,7 @@ from torch import nn
 from binaryvit.analysis.stored import StoredRun
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers import binary_layers
-from binaryvit.records.run import read_table
+from binaryvit.records.run_record import read_table
 from binaryvit.training.build import create_model
 from binaryvit.training.latent import latent_histograms
 

@@ -15,8 +15,9 @@ from timm.utils import AttentionExtract
 from torch import Tensor, nn
 
 from binaryvit.analysis.device import device_of
-from binaryvit.analysis.levels import attention_levels, is_off
+from binaryvit.analysis.levels import is_off
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.layers import attention_levels
 from binaryvit.training.build import image_size
 
 # Both are called with probabilities: before binarization, and as the product with the values uses them.

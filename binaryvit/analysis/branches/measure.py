@@ -15,11 +15,12 @@ from binaryvit.analysis.device import device_of, on_best_device
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
 from binaryvit.analysis.labels import labelled
-from binaryvit.analysis.levels import attention_levels, is_off
+from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun, openable, stored_runs
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.layers import attention_levels
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
 
 _VERSION = 1  # of the measuring code in this file

@@ -26,7 +26,7 @@ def training_curves(metrics: pd.DataFrame, others: pd.DataFrame | None = None) -
     What the run has no numbers for (flips of a full-precision model) gets no panel.
 
     Args:
-        metrics: a row an epoch, as `records.run.read_metrics` returns it.
+        metrics: a row an epoch, as `records.run_record.read_metrics` returns it.
         others: those of other runs with their variant, to draw thinly behind this one's evaluation.
 
     Raises BinaryViTError when there is no epoch at all.

@@ -13,10 +13,10 @@ from binaryvit.analysis.levels import initial_levels
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.errors import BinaryViTError
-from binaryvit.records.run import METRICS_FILE, RECORD_FILE, read_metrics, read_record, read_table
+from binaryvit.records.run_record import METRICS_FILE, RECORD_FILE, read_metrics, read_record, read_table
 from binaryvit.training.build import create_model
-from binaryvit.training.run import LATENT_LAYERS_FILE
 from binaryvit.training.tables import FLIPS_FILE, LEVELS_FILE, SHIFTS_FILE
+from binaryvit.training.train import LATENT_LAYERS_FILE
 
 _KEYS = ["run", "label", "variant", "seed", "block", "epoch"]
 

@@ -21,7 +21,7 @@ from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.packed.engine import PackedModel
 from binaryvit.packed.export import export_packed
 from binaryvit.packed.file import PackedFile, read_packed
-from binaryvit.records.run import read_record
+from binaryvit.records.run_record import read_record
 
 
 @dataclass(frozen=True)

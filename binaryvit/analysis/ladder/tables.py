@@ -19,7 +19,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import LIBRARY_PARENT, find_upwards, write_text_atomically
 from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.records.notes import Note
-from binaryvit.records.run import RECORD_FILE
+from binaryvit.records.run_record import RECORD_FILE
 from binaryvit.studies.rows import NOT_RUN, NOTHING, Row, describe_scale, model_cost, read_ladder, record_of, scale_of
 from binaryvit.studies.study import PlannedRun, Study, plan
 

@@ -8,13 +8,13 @@ from helpers.stored_study import BASELINE, PYRAMID, STUDY, TEACHER, stored_study
 
 from binaryvit.analysis import curves
 from binaryvit.analysis.curves import figures, findings
-from binaryvit.analysis.levels import attention_levels
 from binaryvit.analysis.stored import OpenStudy
+from binaryvit.models.layers import attention_levels
 from binaryvit.models.weights_file import load_inference_weights
-from binaryvit.records.run import read_record
+from binaryvit.records.run_record import read_record
 from binaryvit.studies.study import load_study
-from binaryvit.training.run import WEIGHTS_FILE
 from binaryvit.training.tables import FLIPS_FILE, LEVELS_FILE, SHIFTS_FILE
+from binaryvit.training.train import WEIGHTS_FILE
 
 LAYERS = ["stages.0.blocks.0.attn.q.linear", "stages.0.blocks.0.mlp.fc1.linear", "stages.1.embed.linear"]
 

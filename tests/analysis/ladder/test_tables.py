@@ -20,7 +20,7 @@ from binaryvit.analysis.stored import OpenStudy
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import cost
 from binaryvit.models.ladder import LADDER
-from binaryvit.records.run import Failure, RunResult
+from binaryvit.records.run_record import Failure, RunResult
 from binaryvit.studies.rows import read_rows
 from binaryvit.studies.study import load_study
 

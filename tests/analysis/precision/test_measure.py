@@ -18,7 +18,7 @@ from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import cost
-from binaryvit.records.run import RunResult
+from binaryvit.records.run_record import RunResult
 from binaryvit.studies.study import load_study
 
 _SHAPE = "embed_dims: [8, 16, 32]"

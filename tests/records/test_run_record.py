@@ -1,4 +1,4 @@
-"""Run records survive the disk, tables of them are exact, and damaged ones are refused by name."""
+"""Run records survive the disk, and damaged ones are refused by name."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from helpers.records import record_of
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.provenance import describe_hardware, git_state, package_versions
-from binaryvit.records.run import Failure, read_failure, read_metrics, read_record, read_runs
+from binaryvit.records.run_record import Failure, read_failure, read_metrics, read_record
 from binaryvit.studies.study import load_study
 
 
@@ -32,26 +32,6 @@ def test_a_record_comes_back_as_it_was_written_and_ends_a_failure(study):
     assert read_failure(run.folder) is None
 
 
-def test_the_table_has_a_row_a_run_with_the_records_own_names(study, tmp_path):
-    for run in study.runs:
-        record_of(study, run).write(run.folder)
-    study.runs[0].folder.rename(study.runs[0].folder.with_name("deit_micro_patch4_32-seed0.stale-20250101"))
-    table = read_runs(tmp_path).set_index("id")
-    assert list(table.index) == sorted(run.id for run in study.runs[1:])
-    row = table.loc["binaryvit_micro_patch2_32-seed1"]
-    assert row["folder"] == "runs/binaryvit_micro_patch2_32-seed1"
-    assert (row["config.variant"], row["seed"], row["config.epochs"]) == ("binaryvit_micro_patch2_32", 1, 300)
-    assert (row["result.top1"], row["data.label"], row["weights.bytes"]) == (55.5, "digits", 1000)
-    assert row["config.model_args"] == {}
-
-
-def test_without_runs_the_table_is_empty_and_keeps_its_columns(study, tmp_path):
-    empty = read_runs(tmp_path)
-    record_of(study, study.runs[0]).write(study.runs[0].folder)
-    columns = [name for name in read_runs(tmp_path) if not name.startswith(("config.", "packages."))]
-    assert len(empty) == 0 and sorted(empty.columns) == sorted(columns)
-
-
 def _without_result(text):
     return json.dumps({name: value for name, value in json.loads(text).items() if name != "result"})
 
@@ -68,13 +48,13 @@ def _without_result(text):
         lambda text: text + " " * 5_000_000,
     ],
 )
-def test_a_damaged_record_is_refused_by_name(study, tmp_path, damage):
+def test_a_damaged_record_is_refused_by_name(study, damage):
     folder = study.runs[0].folder
     record_of(study, study.runs[0]).write(folder)
     file = folder / "run.json"
     file.write_text(damage(file.read_text()))
     with pytest.raises(BinaryViTError, match=r"run\.json is not a run record"):
-        read_runs(tmp_path)
+        read_record(folder)
 
 
 def test_metrics_keep_every_digit_and_missing_ones_are_said(tmp_path):

@@ -19,7 +19,7 @@ from binaryvit.models.ops.compiler import require_compiler
 from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.records.predictions import write_predictions
 from binaryvit.records.provenance import describe_hardware, package_versions
-from binaryvit.records.run import (
+from binaryvit.records.run_record import (
     TRAINING_VERSION,
     BestRecord,
     DataRecord,
@@ -31,13 +31,13 @@ from binaryvit.records.run import (
     read_record,
 )
 from binaryvit.training.build import store_weights
+from binaryvit.training.checkpoint import PROCESSES
 from binaryvit.training.evaluation import Evaluation
 from binaryvit.training.latent import latent_histograms, latent_layers
 from binaryvit.training.loop import BEST_WEIGHTS_FILE, Trainer
 from binaryvit.training.memory import keep_freed_memory
 from binaryvit.training.numerics import chosen_numerics, current_numerics
 from binaryvit.training.processes import check_launch, load_data_once_a_machine, locked
-from binaryvit.training.resume import PROCESSES
 from binaryvit.training.tables import best_epoch
 from binaryvit.training.teacher import key_of
 

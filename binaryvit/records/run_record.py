@@ -1,10 +1,9 @@
-"""The run record: what was run, on what, with what result; and many of them as a table.
+"""The run record: what was run, on what, with what result.
 
 A run's folder holds `run.json` (written last: its presence means the run is finished), `metrics.csv` with a row
 per epoch, the inference weights and the executed notebook; `failure.json` instead of `run.json` when it failed.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -190,43 +189,6 @@ def read_failure(run_dir: str | Path) -> Failure | None:
     """
     path = Path(run_dir) / FAILURE_FILE
     return _read(path, Failure, "the note of a failed run") if path.exists() else None
-
-
-def run_folders(study_dir: str | Path) -> list[Path]:
-    """Folders of all finished runs of the study in `study_dir`, by name. Archived (stale) runs are not among them."""
-    return sorted(
-        path.parent
-        for path in (Path(study_dir) / RUNS_FOLDER).glob(f"*/{RECORD_FILE}")
-        if ".stale-" not in path.parent.name
-    )
-
-
-def read_runs(study_dir: str | Path) -> pd.DataFrame:
-    """The finished runs of a study as a table, one row per run, sorted by folder name.
-
-    A column is named by the value's path in run.json ("result.top1", "config.variant", "data.label", "id"); the column
-    "folder" is the run's folder relative to `study_dir`. Without runs, the table is empty but has the
-    columns, except those of the configuration, the packages and the numerics.
-
-    Raises BinaryViTError when a record is damaged.
-    """
-    rows = [
-        json.loads(read_record(folder).model_dump_json()) | {"folder": folder.relative_to(study_dir).as_posix()}
-        for folder in run_folders(study_dir)
-    ]
-    if rows:
-        return pd.json_normalize(rows, max_level=1)
-    return pd.DataFrame(columns=[*_columns(RunRecord), "folder"])
-
-
-def _columns(record: type[BaseModel]) -> list[str]:
-    columns = []
-    for name, field in record.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            columns += [f"{name}.{inner}" for inner in field.annotation.model_fields]
-        elif name not in ("config", "packages", "numerics"):  # their columns depend on their content
-            columns.append(name)
-    return columns
 
 
 def read_metrics(run_dir: str | Path) -> pd.DataFrame:

@@ -28,19 +28,19 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers import binary_layers
 from binaryvit.models.weights_file import load_inference_weights, read_weights_file
 from binaryvit.records.predictions import read_predictions
-from binaryvit.records.run import TRAINING_VERSION, read_metrics, read_record, read_table
+from binaryvit.records.run_record import TRAINING_VERSION, read_metrics, read_record, read_table
 from binaryvit.training import launch
 from binaryvit.training import loop as trainer_module
 from binaryvit.training.build import blocks_of, compile_blocks, create_model
+from binaryvit.training.checkpoint import CHECKPOINT_FILE, load_state, of_prefix
 from binaryvit.training.evaluation import evaluate
 from binaryvit.training.loop import Trainer
 from binaryvit.training.numerics import current_numerics
-from binaryvit.training.resume import CHECKPOINT_FILE, load_state, of_prefix
-from binaryvit.training.run import train
 from binaryvit.training.step_log import StepLog
 from binaryvit.training.stored import evaluate_stored
 from binaryvit.training.tables import METRICS
 from binaryvit.training.teacher import Teacher, identity, key_of, load_teacher, run_identity
+from binaryvit.training.train import train
 
 VERSIONS = TESTS / "training_version.json"
 

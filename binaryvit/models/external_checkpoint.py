@@ -1,0 +1,58 @@
+"""Checkpoints from outside of this library: PyTorch or safetensors files, read as data and never as code."""
+
+import copy
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from binaryvit.errors import BinaryViTError
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or PyTorch file, the latter read with `weights_only=True`.
+
+    A file that holds a state dict under "state_dict", "model" or "module", or names with a "module." prefix as
+    distributed training leaves them, is unwrapped.
+
+    Raises:
+        BinaryViTError: the file is missing, truncated, holds code, or holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BinaryViTError(f"There is no checkpoint file {path}; check the path.")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise BinaryViTError(f"{path} can't be read as a checkpoint; it is truncated or of another kind.") from error
+    except Exception as error:  # pickle.UnpicklingError: anything but plain tensors and containers
+        raise BinaryViTError(
+            f"{path} holds more than tensors and is not opened, for it could run code; "
+            "convert it to safetensors where you trust it."
+        ) from error
+    for key in ("state_dict", "model", "module"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise BinaryViTError(f"{path} holds no state dict (names with tensors); nothing was loaded from it.")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> None:
+    """Loads a checkpoint with our names or the authors' into a model, strictly; another image size is resampled.
+
+    Raises:
+        BinaryViTError: the file can't be read, or does not fit the model; the model is then unchanged.
+    """
+    state_dict = read_state_dict(path)
+    try:
+        copy.deepcopy(model).load_state_dict(state_dict)
+        model.load_state_dict(state_dict)
+    except (RuntimeError, IndexError, ValueError) as error:
+        problems = str(error).split("\n\t", 1)[-1].replace("\n\t", " ")
+        raise BinaryViTError(f"{path} does not fit this {type(model).__name__}: {problems[:600]}") from error
