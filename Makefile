@@ -3,22 +3,24 @@
 
 BIN = .venv/bin
 SMOKE = results/reproduced/smoke
+# Runs and notebooks at a time, each on its share of the cores: models this small do not keep two busy.
+JOBS = 2
 PYTEST_ARGS =
 
 # Notebooks run on this environment's kernel, not on a user's of the same name.
 export JUPYTER_PREFER_ENV_PATH = 1
 export PYTHON
 
-.PHONY: help install reproduce figures test lint format lock clean
+.PHONY: help install reproduce figures test check-gpu lint format lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 install: ## the virtual environment .venv: exact versions, and this package
 	@sh .ci/install
 
 reproduce: install ## train the smoke study, teacher and all binary variants, and fill its tables (minutes on 2 cores)
-	HF_HUB_OFFLINE=1 $(BIN)/binaryvit reproduce results/smoke/study.yaml --output $(SMOKE)
+	HF_HUB_OFFLINE=1 $(BIN)/binaryvit reproduce results/smoke/study.yaml --output $(SMOKE) --jobs $(JOBS)
 	@echo "The tables are in $(SMOKE)/tables."
 
 figures: install ## tables and figures of the committed studies again, from what is stored: no training, no data (minutes)
@@ -30,6 +32,9 @@ figures-of-%:
 # Two processes of one thread each use two cores better than one process of two threads: the models are small.
 test: install ## all tests (10 minutes on 2 cores at most); PYTEST_ARGS="-k name" for some of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+check-gpu: install ## on a machine with a CUDA device, 8 minutes: its tests, its speed, the smoke study; a page in results/benchmarks
+	HF_HUB_OFFLINE=1 $(BIN)/python -m binaryvit.bench.gpu
 
 lint: install ## check the form of code and notebooks, and which room imports which
 	$(BIN)/ruff format --check

@@ -127,9 +127,14 @@ def _parser() -> argparse.ArgumentParser:
     train_speed.add_argument("--family", default="small", help="small (224 pixels, default) or micro (32 pixels)")
     train_speed.add_argument("--variants", nargs="+", default=[], metavar="NAME", help="timm names (default: two)")
     train_speed.add_argument("--modes", nargs="+", default=[], metavar="MODE", help='such as "compiled bf16"')
-    train_speed.add_argument("--batch-size", type=int, default=8, metavar="N", help="images a step (default: 8)")
+    train_speed.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="images a step in each process (default: 8)"
+    )
     train_speed.add_argument("--repetitions", type=int, default=9, metavar="N", help="interleaved (default: 9)")
-    train_speed.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    train_speed.add_argument("--threads", type=int, metavar="N", help="CPU threads of each process")
+    train_speed.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="that train together, each on a GPU or on its CPU threads"
+    )
     train_speed.add_argument("--output", metavar="DIR", help="where to store the table, every repetition, the machine")
     train_speed.set_defaults(command=_bench_train)
     infer = measurements.add_parser("infer", help="inference on single bits beside floating point, bf16 and int8")
@@ -190,7 +195,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     study = _load(options)
     chosen = {"only": options.only, "rerun_stale": options.rerun_stale, "check_data": options.check_data}
     if options.dry_run:
-        rehearse(study, **chosen)
+        rehearse(study, jobs=options.jobs, **chosen)
         return 0
     outcome = reproduce(study, jobs=options.jobs, **chosen)
     for run in outcome.runs:
@@ -315,10 +320,11 @@ def _bench_train(options: argparse.Namespace) -> int:
     from binaryvit.bench.report import write_benchmark
     from binaryvit.bench.training import cases, measure_training, summarize_training
 
-    if min(options.batch_size, options.repetitions, options.threads or 1) <= 0:
-        raise BinaryViTError("--batch-size, --repetitions and --threads are positive numbers.")
+    if min(options.batch_size, options.repetitions, options.threads or 1, options.processes) <= 0:
+        raise BinaryViTError("--batch-size, --repetitions, --threads and --processes are positive numbers.")
     chosen = cases(options.family, options.variants, options.modes)
-    measured = measure_training(chosen, options.batch_size, options.repetitions, options.threads)
+    numbers = (options.batch_size, options.repetitions, options.threads, options.processes)
+    measured = measure_training(chosen, *numbers)
     summary = summarize_training(measured)
     if options.output:
         write_benchmark(options.output, f"train-{options.family}", measured, summary)

@@ -33,9 +33,10 @@ def fixed_seeds() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(
-    params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"))]
-)
+_no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, _no_gpu])])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The CPU, and the CUDA GPU where there is one: a test that takes it runs on each."""
     return torch.device(request.param)

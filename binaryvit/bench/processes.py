@@ -1,8 +1,10 @@
-"""A measuring process: what is measured lives alone in it, so that its memory is its own, and answers questions."""
+"""Measuring processes: what is measured lives alone in one, so that its memory is its own, and answers questions."""
 
 import os
 import resource
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any
 from unittest import mock
 
 from binaryvit.errors import BinaryViTError
+
+# What a process gets to end by itself; one that waits for another that has died never would.
+_GRACE_SECONDS = 10
 
 
 class MeasuringProcess:
@@ -20,7 +25,7 @@ class MeasuringProcess:
         environment: variables that the process gets on top of this one's.
 
     Raises:
-        BinaryViTError: from `ask`, when the process has died.
+        BinaryViTError: from `hear` and `ask`, when the process has died, or has itself raised one.
     """
 
     def __init__(self, make: Callable[..., Callable[[str], Any]], arguments: tuple, environment: Mapping[str, str]):
@@ -31,19 +36,48 @@ class MeasuringProcess:
             self._process.start()
         theirs.close()
 
-    def ask(self, question: str) -> Any:
-        try:
+    def tell(self, question: str) -> None:
+        """Asks without waiting for the answer, which the next `hear` returns."""
+        with suppress(BrokenPipeError):  # the process has died, as `hear` will say
             self._connection.send(question)
+
+    def hear(self) -> Any:
+        try:
             answer = self._connection.recv()
-        except (EOFError, BrokenPipeError) as error:
+        except (EOFError, ConnectionError) as error:
             raise BinaryViTError("A measuring process died; its error is above.") from error
         if isinstance(answer, BinaryViTError):
             raise answer
         return answer
 
+    def ask(self, question: str) -> Any:
+        self.tell(question)
+        return self.hear()
+
     def end(self) -> None:
         self._connection.close()
+        self._process.join(_GRACE_SECONDS)
+        self._process.kill()
         self._process.join()
+
+
+def ask_all(processes: Sequence[MeasuringProcess], question: str) -> list[Any]:
+    """The answers of processes that answer at the same time, as those that train together must."""
+    for process in processes:
+        process.tell(question)
+    return [process.hear() for process in processes]
+
+
+def together(number: int) -> list[dict[str, str]]:
+    """For each of so many processes the environment with which torchrun would start it to train with the others."""
+    if number == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    common |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(number))
+    return [common | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(number)]
 
 
 def _serve(connection: Connection, make: Callable[..., Callable[[str], Any]], arguments: tuple) -> None:

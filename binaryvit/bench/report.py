@@ -20,8 +20,7 @@ def write_benchmark(folder: str | Path, name: str, measured: pd.DataFrame, summa
         "hardware": describe_hardware(device, native.compiled_by() if device == "cpu" else None).model_dump(),
         "packages": package_versions(),
         "git": git_state().model_dump(),
-        "threads": _one_or_all(measured["threads"]),
-        "batch_size": _one_or_all(measured["batch_size"]),
+        **{name: _one_or_all(measured[name]) for name in ("threads", "batch_size", "processes") if name in measured},
         "repetitions": int(measured["repetition"].max()) + 1,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -15,23 +15,34 @@ import psutil
 import timm
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from timm.optim import create_optimizer_v2
 
-from binaryvit.bench.processes import MeasuringProcess, peak_memory
+from binaryvit.bench.processes import MeasuringProcess, ask_all, peak_memory, together
 from binaryvit.config import suggestion
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER
-from binaryvit.training.build import compile_blocks, input_settings
+from binaryvit.models.ops.synchronized import synchronize
+from binaryvit.records.provenance import available_cores
+from binaryvit.training.build import compile_blocks, data_parallel, input_settings
 from binaryvit.training.evaluation import autocast
 from binaryvit.training.memory import HUGE_PAGES, keep_freed_memory
+from binaryvit.training.numerics import chosen_numerics
 
 MODES = {
     "eager fp32": (False, "fp32"),
     "eager bf16": (False, "bf16"),
+    "eager fp16": (False, "fp16"),
     "compiled fp32": (True, "fp32"),
     "compiled bf16": (True, "bf16"),
+    "compiled fp16": (True, "fp16"),
 }
 """Whether the blocks are compiled, and the precision, of each mode."""
+
+_USUAL_MODES = tuple(mode for mode, (_, precision) in MODES.items() if precision != "fp16")
+
+# In a turn. On a GPU they follow each other without waiting, as in training.
+_STEPS = {"cpu": 1, "cuda": 10}
 
 # Where Inductor and `native` keep what they compiled.
 _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
@@ -50,7 +61,8 @@ class Case:
 
 def cases(family: str, variants: Sequence[str] = (), modes: Sequence[str] = ()) -> list[Case]:
     """The full-precision model of a family (of `model.LADDER`) in eager float32, which all are compared with, then each
-    of the variants in each of the modes; by default its BinaryViT and its largest columnar model, in all modes.
+    of the variants in each of the modes; by default its BinaryViT and its largest columnar model, in all modes but
+    fp16, which CPUs do not hurry.
 
     Raises BinaryViTError for an unknown family, mode or variant.
     """
@@ -61,56 +73,74 @@ def cases(family: str, variants: Sequence[str] = (), modes: Sequence[str] = ()) 
         if not timm.is_model(variant):
             raise BinaryViTError(f"timm has no model {variant!r}{suggestion(variant, timm.list_models())}")
     ladder = LADDER[family]
-    chosen = [(variant, mode) for variant in variants or (ladder[5], ladder[4]) for mode in modes or MODES]
+    chosen = [(variant, mode) for variant in variants or (ladder[5], ladder[4]) for mode in modes or _USUAL_MODES]
     return [Case(*case) for case in dict.fromkeys([(ladder[0], "eager fp32"), *chosen])]
 
 
 def measure_training(
-    chosen: Sequence[Case], batch_size: int = 8, repetitions: int = 9, threads: int | None = None
+    chosen: Sequence[Case],
+    batch_size: int = 8,
+    repetitions: int = 9,
+    threads: int | None = None,
+    processes: int = 1,
+    compile_time: bool = True,
 ) -> pd.DataFrame:
     """Measures training steps: forward, cross-entropy, backward, AdamW, on random images, from new weights.
 
-    On the GPU if there is one, else on the CPU with `threads` (None: PyTorch's choice). Compiled cases are set up
-    twice from an empty cache: the second time is what a later start of the same training takes.
+    On the GPU if there is one, else on the CPU with `threads` in each process (None: the cores divided by `processes`).
+
+    Args:
+        batch_size: images that each process takes in a step.
+        processes: how many train together, as `TrainingConfig.processes` says.
+        compile_time: whether compiled cases are set up twice from an empty cache, one after the other: the second time
+            is what a later start of the same training takes. Without it all cases are set up at the same time.
 
     Returns:
-        One row per case and repetition: variant, mode, batch_size, threads, repetition, seconds, images_per_second;
-        and, the same in all rows of a case, peak_memory_gb (1e9 bytes above the idle process; on a GPU those PyTorch
-        allocated), first_step_seconds, first_step_again_seconds (both with compilation; NaN where there is none) and
-        matmul_share (of one step's time).
+        One row per case and repetition: variant, mode, batch_size, threads, processes, repetition, seconds (of the
+        slowest process), images_per_second (of all); and, the same in all rows of a case, peak_memory_gb (1e9 bytes
+        above the idle process; on a GPU those PyTorch allocated; the most that a process had, and with several one more
+        column for each), first_step_seconds, first_step_again_seconds (both with compilation; NaN where there is none)
+        and matmul_share (of one step's time).
+
+    Raises:
+        BinaryViTError: there are fewer GPUs than processes, or memory ran out.
     """
-    rows, running = [], []
-    with tempfile.TemporaryDirectory(prefix="binaryvit-") as cache:
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise BinaryViTError(f"{processes} processes need as many GPUs; there are {torch.cuda.device_count()}.")
+    rows, facts, running = [], {}, {}
+    with tempfile.TemporaryDirectory(prefix="binaryvit-") as folder:
+        caches = {case: os.path.join(folder, str(number)) for number, case in enumerate(chosen)}
+        arguments = (batch_size, threads, processes)
         try:
-            for number, case in enumerate(chosen):
-                compiled = MODES[case.mode][0]
-                own_cache = os.path.join(cache, str(number))
-                process, first = _started(case, batch_size, threads, own_cache)
-                again = None
-                if compiled:
-                    process.end()
-                    process, again = _started(case, batch_size, threads, own_cache)
-                running.append((case, process, first, again))
-            for _, process, *_ in running:
-                process.ask("step")  # while others compiled, the system may have taken its memory
+            for case in chosen:
+                running[case] = _started(case, caches[case], *arguments)
+                if compile_time and MODES[case.mode][0]:
+                    facts[case] = [max(ask_all(running[case], "setup"))]
+                    _end(running[case])
+                    running[case] = _started(case, caches[case], *arguments)
+                    facts[case] += [max(ask_all(running[case], "setup"))]
+            waiting = [process for case in chosen if case not in facts for process in running[case]]
+            ask_all(waiting, "setup")
+            for case in chosen:
+                ask_all(running[case], "step")  # while others compiled, the system may have taken its memory
             for repetition in range(repetitions):
-                for case, process, *_ in running:
-                    seconds = process.ask("step")
-                    rows.append((case.variant, case.mode, batch_size, threads, repetition, seconds))
-            facts = {
-                (case.variant, case.mode): (
-                    process.ask("memory"), first if MODES[case.mode][0] else None, again, process.ask("share")
-                )
-                for case, process, first, again in running
-            }  # fmt: skip
+                for case in chosen:
+                    seconds = max(ask_all(running[case], "step"))
+                    rate = processes * batch_size / seconds
+                    rows.append((case.variant, case.mode, *arguments, repetition, seconds, rate))
+            for case in chosen:
+                memory = ask_all(running[case], "memory")
+                of_each = memory if processes > 1 else []
+                share = ask_all(running[case], "share")[0]
+                facts[case] = [max(memory), *of_each, *facts.get(case, [None, None]), share]
         finally:
-            for _, process, *_ in running:
-                process.end()
-    table = pd.DataFrame(rows, columns=["variant", "mode", "batch_size", "threads", "repetition", "seconds"])
-    table["images_per_second"] = batch_size / table["seconds"]
-    columns = ["peak_memory_gb", "first_step_seconds", "first_step_again_seconds", "matmul_share"]
-    of_case = [facts[row] for row in zip(table["variant"], table["mode"], strict=True)]
-    return table.join(pd.DataFrame(of_case, columns=columns, dtype=float))
+            for group in running.values():
+                _end(group)
+    columns = ["variant", "mode", "batch_size", "threads", "processes", "repetition", "seconds", "images_per_second"]
+    of_each = [f"peak_memory_gb_{rank}" for rank in range(processes)] if processes > 1 else []
+    columns_of_case = ["peak_memory_gb", *of_each, "first_step_seconds", "first_step_again_seconds", "matmul_share"]
+    of_case = [facts[Case(variant, mode)] for variant, mode, *_ in rows]
+    return pd.DataFrame(rows, columns=columns).join(pd.DataFrame(of_case, columns=columns_of_case, dtype=float))
 
 
 def summarize_training(measured: pd.DataFrame) -> pd.DataFrame:
@@ -124,70 +154,96 @@ def summarize_training(measured: pd.DataFrame) -> pd.DataFrame:
     base = base[base["mode"] == measured["mode"].iloc[0]].set_index("repetition")["images_per_second"]
     ratios = measured.assign(ratio=measured["images_per_second"] / measured["repetition"].map(base))
     ratios = ratios.groupby(["variant", "mode"], sort=False)["ratio"]
-    facts = cases_in_order[["peak_memory_gb", "first_step_seconds", "first_step_again_seconds", "matmul_share"]].first()
+    of_case = measured.columns[measured.columns.get_loc("images_per_second") + 1 :]
     table = pd.DataFrame({
         "images/s": rates.median(), "lowest": rates.min(), "highest": rates.max(),
         "ratio": ratios.median(), "lowest ratio": ratios.min(), "highest ratio": ratios.max(),
     })  # fmt: skip
-    return table.join(facts).reset_index()
+    return table.join(cases_in_order[list(of_case)].first()).reset_index()
 
 
-def _started(case: Case, batch_size: int, threads: int | None, cache: str) -> tuple[MeasuringProcess, float]:
-    """A process that has done the first steps of a case, and the seconds of the very first."""
+def _started(case: Case, cache: str, batch_size: int, threads: int | None, processes: int) -> list[MeasuringProcess]:
+    """The processes of a case, not yet set up."""
     environment = HUGE_PAGES | dict.fromkeys(_CACHES, cache)
-    process = MeasuringProcess(_answers, (case, batch_size, threads), environment)
-    return process, process.ask("setup")
+    return [MeasuringProcess(_answers, (case, batch_size, threads), environment | own) for own in together(processes)]
+
+
+def _end(processes: Sequence[MeasuringProcess]) -> None:
+    for process in processes:
+        process.end()
 
 
 def _answers(case: Case, batch_size: int, threads: int | None) -> Callable[[str], float]:
-    """What the process of a case says to "setup", "step", "memory" and "share"."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """What a process of a case says to "setup" (seconds of the first step), "step" (seconds), "memory" and "share"."""
+    process = PartialState(cpu=not torch.cuda.is_available())
+    device = process.device
     if device.type == "cpu":
         keep_freed_memory()
-        torch.set_num_threads(threads or torch.get_num_threads())
+        torch.set_num_threads(threads or max(1, available_cores() // process.num_processes))
     idle = psutil.Process().memory_info().rss
     step = None
 
-    def timed() -> float:
+    def timed(steps: int = 1) -> float:
         begun = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - begun
+        with chosen_numerics():
+            for _ in range(steps):
+                step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+        return (time.perf_counter() - begun) / steps
 
     def answer(question: str) -> float:
         nonlocal step
         if question == "setup":
-            step = _training_step(case, batch_size, device)
+            step = _training_step(case, batch_size, process)
             seconds = timed()
             timed()  # the second step warms up what the first did not
-            return seconds
-        if question == "step":
-            return timed()
-        if question == "memory":
+        elif question == "step":
+            if device.type == "cuda":
+                timed()  # takes the memory that others had
+            seconds = timed(_STEPS[device.type])
+        elif question == "share":
+            return _matmul_share(timed)
+        else:
             return (_peak_memory(device) - (idle if device.type == "cpu" else 0)) / 1e9
-        return _matmul_share(timed)
+        torch.cuda.empty_cache()  # without effect on a CPU
+        return seconds
 
-    return answer
+    def explained(question: str) -> float:
+        try:
+            return answer(question)
+        except torch.OutOfMemoryError as error:
+            raise BinaryViTError(
+                f"{case.variant}, {case.mode}, ran out of GPU memory with {batch_size} images a step: choose a smaller "
+                "--batch-size."
+            ) from error
+
+    return explained
 
 
-def _training_step(case: Case, batch_size: int, device: torch.device):
-    """A function that does one step of training."""
+def _training_step(case: Case, batch_size: int, process: PartialState) -> Callable[[], None]:
+    """A function that does one step of training, as `training.loop` does it."""
     compiled, precision = MODES[case.mode]
+    device = process.device
     torch.manual_seed(0)
     model = timm.create_model(case.variant).to(device)
     (channels, height, width), *_ = input_settings(model)
     images = torch.randn(batch_size, channels, height, width, device=device)
     labels = torch.randint(0, model.num_classes, (batch_size,), device=device)
+    if process.num_processes > 1:
+        synchronize(model)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     if compiled:
         compile_blocks(model)
+    network = data_parallel(model, device) if process.num_processes > 1 else model
 
     def step() -> None:
         with autocast(device, precision):
-            logits = model(images)
-        F.cross_entropy(logits.float(), labels).backward()
-        optimizer.step()
+            logits = network(images)
+        scaler.scale(F.cross_entropy(logits.float(), labels)).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
 
     return step

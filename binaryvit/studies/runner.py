@@ -1,5 +1,6 @@
 """Bringing a study to its end: what is missing is trained, then the analysis notebooks are executed."""
 
+import heapq
 import os
 import threading
 import time
@@ -354,12 +355,18 @@ def _duration(seconds: float | None) -> str:
 
 
 def rehearse(
-    study: Study, *, only: Sequence[str] = (), rerun_stale: bool = False, check_data: bool = False, say: Say = _say
+    study: Study,
+    *,
+    only: Sequence[str] = (),
+    rerun_stale: bool = False,
+    check_data: bool = False,
+    jobs: int | None = None,
+    say: Say = _say,
 ) -> Outcome:
     """Says what `reproduce` would do and how long it would take, without doing it."""
     chosen = {run.id for run in select(study, only)}
     fingerprint = fingerprint_if_needed(study, (), check_data)
-    total, unknown = 0.0, 0
+    seconds: dict[bool, list[float | None]] = {True: [], False: []}  # of teachers, and of those that wait for them
     runs = [run for run in plan(study, fingerprint) if run.id in chosen]
     for run in runs:
         if run.state is State.STALE and not rerun_stale:
@@ -367,11 +374,23 @@ def rehearse(
         elif run.state in (State.DONE, State.RUNNING):
             say(f"{run.id}: {run.state}, {run.reason}")
         else:
-            seconds = estimate(study, run)
-            total, unknown = total + (seconds or 0.0), unknown + (seconds is None)
-            say(f"{run.id}: would be trained ({run.state}: {run.reason}), {_duration(seconds)}")
+            needed = estimate(study, run)
+            seconds[run.teacher_id is None].append(needed)
+            say(f"{run.id}: would be trained ({run.state}: {run.reason}), {_duration(needed)}")
+    jobs = jobs or default_jobs(max(run.config.processes for run in study.runs))
+    unknown = sum(group.count(None) for group in seconds.values())
     say(
-        f"Training would take {'at least ' * (unknown > 0)}{_duration(total)}"
+        f"Training would take {'at least ' * (unknown > 0)}"
+        f"{_duration(sum(_until_all_are_done(filter(None, group), jobs) for group in seconds.values()))}"
+        + f", {jobs} runs at a time" * (jobs > 1)
         + f"; unknown: {unknown} runs." * (unknown > 0)
     )
     return Outcome(tuple(runs))
+
+
+def _until_all_are_done(seconds: Iterable[float], jobs: int) -> float:
+    """Seconds that tasks take when each of so many jobs begins the next one as soon as it is free."""
+    busy = [0.0] * jobs
+    for needed in seconds:
+        heapq.heapreplace(busy, busy[0] + needed)
+    return max(busy)

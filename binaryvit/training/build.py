@@ -6,6 +6,7 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
@@ -114,3 +115,13 @@ def compile_blocks(model: nn.Module) -> nn.Module:
     for block in blocks_of(model):
         block.compile(dynamic=False)
     return model
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """A model that several processes train, each on images of its own; its batch norms are synchronized already."""
+    return DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        forward_sync_buffers=False,  # the statistics are synchronized, and so the same everywhere
+        gradient_as_bucket_view=True,
+    )

@@ -18,7 +18,6 @@ from accelerate.utils import gather_object
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from binaryvit.config import TrainingConfig
 from binaryvit.data.batches import Batch, ToDevice, eval_loader, train_loader
@@ -30,7 +29,7 @@ from binaryvit.models.quantizers import MINIMUM_ATTENTION_LEVEL
 from binaryvit.records.provenance import git_state
 from binaryvit.records.run_record import METRICS_FILE
 from binaryvit.training import checkpoint
-from binaryvit.training.build import compile_blocks, create_model, input_settings, store_weights
+from binaryvit.training.build import compile_blocks, create_model, data_parallel, input_settings, store_weights
 from binaryvit.training.evaluation import Evaluation, autocast, evaluate
 from binaryvit.training.initialization import initialize
 from binaryvit.training.interruption import Interruption
@@ -99,14 +98,7 @@ class Trainer:
                 None, (self.model, self.teacher and self.teacher.model, self.ema and self.ema.module)
             ):
                 compile_blocks(network)
-        self.network = self.model
-        if process.num_processes > 1:
-            self.network = DistributedDataParallel(
-                self.model,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
-                forward_sync_buffers=False,  # the statistics are synchronized, and so the same everywhere
-                gradient_as_bucket_view=True,
-            )
+        self.network = data_parallel(self.model, self.device) if process.num_processes > 1 else self.model
 
     @property
     def trained_model(self) -> nn.Module:

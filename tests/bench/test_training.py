@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from binaryvit import cli
+from binaryvit.bench import training
 from binaryvit.bench.training import MODES, Case, cases, summarize_training
 from binaryvit.errors import BinaryViTError
 
@@ -14,7 +15,7 @@ from binaryvit.errors import BinaryViTError
 def test_cases_begin_with_what_all_are_compared_with() -> None:
     chosen = cases("small")
     assert chosen[0] == Case("deit_small_patch16_224", "eager fp32")
-    assert [case.mode for case in chosen[1:]] == [*MODES] * 2
+    assert [case.mode for case in chosen[1:]] == [mode for mode in MODES if "fp16" not in mode] * 2
     assert cases("micro", ["deit_micro_patch4_32"], ["eager fp32"]) == [Case("deit_micro_patch4_32", "eager fp32")]
 
 
@@ -41,29 +42,36 @@ def test_ratios_are_taken_within_each_repetition() -> None:
     assert summary.loc["b", "images/s"] == 5
 
 
+def test_the_command_hands_over_what_it_is_told_and_stores(tmp_path: Path, monkeypatch, capsys) -> None:
+    told = []
+
+    def measured(*arguments) -> pd.DataFrame:
+        told.append(arguments)
+        row = dict(variant="deit_micro_patch4_32", mode="eager fp32", batch_size=2, threads=1, processes=2)
+        return pd.DataFrame([row | dict(repetition=0, seconds=0.5, images_per_second=8.0, peak_memory_gb=1.5)])
+
+    monkeypatch.setattr(training, "measure_training", measured)
+    command = "bench train --family micro --variants deit_micro_patch4_32 --batch-size 2 --repetitions 3 --threads 1"
+    command += " --processes 2 --output"
+    assert cli.main([*command.split(), str(tmp_path), "--modes", "eager fp32"]) == 0
+    assert told == [([Case("deit_micro_patch4_32", "eager fp32")], 2, 3, 1, 2)]
+    assert pd.read_csv(tmp_path / "train-micro.csv")["peak_memory_gb"].tolist() == [1.5]
+    assert json.loads((tmp_path / "train-micro.json").read_text())["processes"] == 2
+    assert "deit_micro_patch4_32" in capsys.readouterr().out
+
+
 @pytest.mark.slow
-def test_the_command_measures_and_stores(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    arguments = [
-        "bench",
-        "train",
-        "--family",
-        "micro",
-        "--variants",
-        "binaryvit_micro_patch2_32",
-        "--modes",
-        "eager fp32",
-    ]
-    arguments += ["--batch-size", "2", "--repetitions", "2", "--threads", "1", "--output", str(tmp_path)]
-    assert cli.main(arguments) == 0
-    summary = pd.read_csv(tmp_path / "train-micro.csv")
-    assert summary["variant"].tolist() == ["deit_micro_patch4_32", "binaryvit_micro_patch2_32"]
-    assert summary["ratio"].iloc[0] == 1
-    assert (summary[["images/s", "peak_memory_gb", "matmul_share"]] > 0).all(axis=None)
-    assert summary["matmul_share"].max() < 1
-    assert summary["first_step_seconds"].isna().all()
-    repetitions = pd.read_csv(tmp_path / "train-micro.repetitions.csv")
-    assert len(repetitions) == 4
-    identity = json.loads((tmp_path / "train-micro.json").read_text())
-    assert identity["threads"] == 1
-    assert identity["hardware"]["cpu"]
-    assert "binaryvit_micro_patch2_32" in capsys.readouterr().out
+def test_two_processes_train_together() -> None:
+    case = Case("binaryvit_micro_patch2_32", "eager fp32")
+    measured = training.measure_training([case], batch_size=3, repetitions=2, threads=1, processes=2)
+    assert measured["images_per_second"].tolist() == (2 * 3 / measured["seconds"]).tolist()
+    of_each = measured[["peak_memory_gb_0", "peak_memory_gb_1"]]
+    assert (of_each > 0).all(axis=None) and (measured["peak_memory_gb"] == of_each.max(axis=1)).all()
+    assert summarize_training(measured)["peak_memory_gb_1"].tolist() == of_each["peak_memory_gb_1"].tolist()[:1]
+
+
+def test_processes_without_a_gpu_each_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(BinaryViTError, match="2 processes need as many GPUs; there are 1"):
+        training.measure_training([], processes=2)

@@ -14,25 +14,25 @@ BINARY = [name for _, *binary in LADDER.values() for name in binary if not name.
 SMALL = {True: dict(img_size=64, depths=(1, 1, 1, 1), reductions=(8, 4, 1, 1)), False: dict(img_size=64, depths=2)}
 
 
-def model_and_images(variant: str) -> tuple[torch.nn.Module, torch.Tensor]:
+def model_and_images(variant: str, device: torch.device) -> tuple[torch.nn.Module, torch.Tensor]:
     """A model whose statistics are not the initial ones; the 224 models at 64 pixels."""
     arguments = SMALL[variant.startswith("binaryvit")] if "small" in variant else {}
     torch.manual_seed(0)
-    model = timm.create_model(variant, num_classes=7, **arguments)
-    images = torch.randn(4, 3, *[arguments.get("img_size", 32)] * 2)
+    model = timm.create_model(variant, num_classes=7, **arguments).to(device)
+    images = torch.randn(4, 3, *[arguments.get("img_size", 32)] * 2).to(device)
     model(images)
     return model, images
 
 
 @pytest.mark.parametrize("variant", BINARY)
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_under_autocast_logits_are_the_same(variant: str, half: torch.dtype) -> None:
-    model, images = model_and_images(variant)
+def test_under_autocast_logits_are_the_same(variant: str, half: torch.dtype, device: torch.device) -> None:
+    model, images = model_and_images(variant, device)
     for mode in (True, False):
         model.train(mode)
         other = copy.deepcopy(model)
         expected = model(images)
-        with torch.autocast("cpu", half):
+        with torch.autocast(device.type, half):
             found = other(images)
             with torch.no_grad():
                 unseen = copy.deepcopy(model)(images)
@@ -44,12 +44,12 @@ def test_under_autocast_logits_are_the_same(variant: str, half: torch.dtype) -> 
 
 
 @pytest.mark.slow
-def test_compiled_in_bfloat16_too() -> None:
-    model, images = model_and_images("binaryvit_micro_patch2_32")
+def test_compiled_in_bfloat16_too(device: torch.device) -> None:
+    model, images = model_and_images("binaryvit_micro_patch2_32", device)
     for mode in (True, False):
         model.train(mode)
         compiled = compile_blocks(copy.deepcopy(model))
         expected = model(images)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             found = compiled(images)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -5,6 +5,7 @@ compact copy in tests/golden). A case is <case>.json, <case>.weights.safetensors
 <case>.expected.safetensors; a compact copy leaves out some of the expected numbers, never all of a kind in KINDS.
 """
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -73,7 +74,7 @@ def case(request):
 def assert_equal(actual: torch.Tensor, expected: torch.Tensor, what: str, absolute: float = 0.0) -> None:
     """Relative to the largest element, for single elements may cancel."""
     expected = expected.double()
-    actual = actual.detach().double().reshape(expected.shape)
+    actual = actual.detach().double().cpu().reshape(expected.shape)
     error = (actual - expected).abs().max().item()
     bound = max(RELATIVE * expected.abs().max().item(), absolute)
     assert error <= bound, f"{what}: off by {error:.2e}, allowed {bound:.2e}"
@@ -95,18 +96,19 @@ def test_parameters_and_expected_numbers(case):
         assert any(key.startswith(kind) for key in expected), f"the case holds no {kind}"
 
 
-def test_evaluation(case):
+def test_evaluation(case, device):
     config, model, expected = case
+    model, images = copy.deepcopy(model).to(device), expected["pixel_values"].double().to(device)
     blocks = [block for stage in model.stages for block in stage.blocks]
     inputs = []
     hooks = [block.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for block in blocks]
     hooks.append(blocks[-1].register_forward_hook(lambda _, __, output: inputs.append(output)))
     extract = AttentionExtract(model.eval(), method="hook")
     with torch.no_grad():
-        attention = list(extract(expected["pixel_values"].double()).values())
+        attention = list(extract(images).values())
         for hook in hooks:
             hook.remove()
-        logits = model(expected["pixel_values"].double())
+        logits = model(images)
     assert_equal(logits, expected["eval.logits"], "eval.logits")
     assert len(attention) == len(blocks)
     for i, x in enumerate(inputs):
@@ -122,18 +124,15 @@ def test_evaluation(case):
                 assert_equal(density, expected[f"eval.attention.{i}.density"], f"density of attention {i}")
 
 
-def test_training_step(case):
+def test_training_step(case, device):
     _, model, expected = case
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model = copy.deepcopy(model).to(device).train()
     depths = [len(stage.blocks) for stage in model.stages]
-    model.train()
-    logits = model(expected["pixel_values"].double())
-    target = expected["teacher_logits"].double().softmax(dim=-1)
+    logits = model(expected["pixel_values"].double().to(device))
+    target = expected["teacher_logits"].double().softmax(dim=-1).to(device)
     loss = -(target * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
-    model.zero_grad()
     loss.backward()
-    after = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.load_state_dict(before)
+    after = model.state_dict()
 
     assert_equal(logits, expected["train.logits"], "train.logits")
     assert_equal(loss, expected["train.loss"], "train.loss")

@@ -278,6 +278,8 @@ def test_durations_come_from_the_same_variant_per_epoch_and_from_the_committed_s
     runner.rehearse(world.study(), rerun_stale=True, say=world.said.append)
     assert world.said[-1] == "Training would take 80 s"
     assert "epochs was 2 and is 4), 40 s" in world.said[-2]
+    runner.rehearse(world.study(), rerun_stale=True, jobs=2, say=world.said.append)
+    assert world.said[-1] == "Training would take 40 s, 2 runs at a time"
 
 
 def test_another_output_gets_everything_and_the_study_keeps_what_it_has(world):
