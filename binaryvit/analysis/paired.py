@@ -30,6 +30,9 @@ class PairedDifference:
         """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
+    def __str__(self) -> str:
+        return f"{self.points:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
+
 
 def paired_difference(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> PairedDifference:
     """How much more often `after` is right than `before`.

@@ -113,7 +113,7 @@ def labelled_runs(study: Study) -> list[tuple[str, tuple[PlannedRun, ...]]]:
     """The study's models, each by its label in tables and figures with the runs of all its seeds."""
     groups: dict[str, list[PlannedRun]] = {}
     for run in plan(study):
-        groups.setdefault(run.id.removesuffix(f"-seed{run.config.seed}"), []).append(run)
+        groups.setdefault(run.model_id, []).append(run)
     labelled = []
     for name, runs in groups.items():
         is_unnamed = runs[0].label == name == runs[0].config.variant

@@ -111,6 +111,11 @@ class PlannedRun:
     has_notebook: bool = True
 
     @property
+    def model_id(self) -> str:
+        """The id without the seed, which the runs of a model share."""
+        return self.id.removesuffix(f"-seed{self.config.seed}")
+
+    @property
     def bits(self) -> tuple[int, int]:
         """Bits of the weights and of the activations of the model's binary layers: 1 unless its arguments differ."""
         return tuple(self.config.model_args.get(name, 1) for name in ("weight_bits", "activation_bits"))

@@ -20,6 +20,7 @@ def test_one_seed_is_the_paired_test_of_two_shares():
     assert found.points == pytest.approx(2.0) and found.seeds == 1
     assert (found.low, found.high) == pytest.approx((2 - 100 * half, 2 + 100 * half), abs=1e-3)
     assert found.is_resolved == (100 * half < 2)
+    assert str(found) == "+2.00 (+0.04 to +3.96)"
 
 
 def test_few_seeds_that_disagree_resolve_nothing():

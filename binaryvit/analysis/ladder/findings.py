@@ -1,13 +1,12 @@
 """Sentences of finding under tables and figures, made from the numbers so that they hold whatever came out."""
 
-import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import pandas as pd
 
-from binaryvit.analysis.intervals import wilson_interval
+from binaryvit.analysis.ladder.steps import steps
+from binaryvit.analysis.paired import PairedDifference
 from binaryvit.studies.rows import Row, describe_scale
 
 
@@ -21,13 +20,8 @@ def of_ablation(rows: Sequence[Row]) -> str:
     teachers = [row for row in current if row.is_teacher]
     sentences = [price(teacher, best) for teacher in teachers]
     sentences = sentences or [f"The best binary model is {best.label} with {top1(best):.2f} % top-1."]
-    # A step is a difference to the row before it, and says nothing where that one is missing.
-    steps = {
-        after.label: top1(after) - top1(before)
-        for before, after in pairwise(rows)
-        if before in binary and after in binary
-    }
-    return " ".join([*sentences, *([of_steps(steps, resolution(binary))] if steps else [])])
+    gains = steps(rows)
+    return " ".join([*sentences, *([of_steps(gains)] if gains else [])])
 
 
 def top1(row: Row) -> float:
@@ -45,26 +39,14 @@ def price(teacher: Row, best: Row) -> str:
     )
 
 
-def resolution(rows: Sequence[Row]) -> float:
-    """The largest difference in points that the choice of evaluation images explains, of two independent models."""
-    images = rows[0].values[0].data.eval_images
-    intervals = [wilson_interval(top1(row) / 100 * images, images) for row in rows]
-    return math.sqrt(2) * max(high - low for low, high in intervals) / 2
-
-
-def of_steps(steps: Mapping[str, float], resolution: float) -> str:
-    """Which step gains most, which loses most, and which are too small for the number of evaluation images."""
-    most, least = max(steps, key=steps.__getitem__), min(steps, key=steps.__getitem__)
-    small = [f"{label} ({step:+.2f})" for label, step in steps.items() if abs(step) < resolution]
-    parts = [f"The step that gains most is {most} ({steps[most]:+.2f} points)"]
-    if steps[most] <= 0:
-        parts = ["No step gains"]
-    if steps[least] <= -resolution:
-        parts.append(f"{least} loses ({steps[least]:+.2f})")
-    if small:
-        verb = "are" if len(small) > 1 else "is"
-        parts.append(f"{' and '.join(small)} {verb} within what the choice of evaluation images explains")
-    return "; ".join(parts) + "."
+def of_steps(steps: Mapping[str, PairedDifference]) -> str:
+    """Which step gains most, which lose, and which are not resolved."""
+    most = max(steps, key=lambda label: steps[label].points)
+    gains = steps[most].is_resolved and steps[most].points > 0
+    parts = [f"The step that gains most is {most}, by {steps[most]} points" if gains else "No step gains"]
+    lost = [f"{label} loses, {step}" for label, step in steps.items() if step.is_resolved and step.points < 0]
+    small = [f"{label}, {step}" for label, step in steps.items() if not step.is_resolved]
+    return "; ".join([*parts, *lost, *([f"not resolved: {' and '.join(small)}"] if small else [])]) + "."
 
 
 def of_comparison(

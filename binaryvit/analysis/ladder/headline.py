@@ -1,4 +1,4 @@
-"""What the README shows of a study: its ablation in four columns, and three sentences to take away.
+"""What the README shows of a study: its ablation in five columns, and up to three sentences to take away.
 
 python -m binaryvit.analysis.ladder.headline results/cifar10 README.md
 """
@@ -9,29 +9,33 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from binaryvit.analysis.ladder.findings import of_steps, price, resolution, top1
+from binaryvit.analysis.ladder.findings import of_steps, price, top1
+from binaryvit.analysis.ladder.steps import difference, steps
+from binaryvit.analysis.ladder.tables import accuracy, step_text
+from binaryvit.analysis.paired import PairedDifference
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
 from binaryvit.models.ladder import LADDER
 from binaryvit.studies.rows import Row, describe_scale, model_cost, read_ladder
-from binaryvit.studies.study import Study, load_study
+from binaryvit.studies.study import State, Study, load_study, plan
 
 # What stands between these two lines of a page is made here.
-_BEGIN, _END = "<!-- made by binaryvit.analysis.ladder.headline -->", "<!-- until here -->"
+_BEGIN, _END = "<!-- made from results/ -->", "<!-- until here -->"
 
 
 def headline(study: Study) -> str:
-    """The short table and its sentences, in Markdown. Raises BinaryViTError while a run is missing or stale."""
+    """The short table and its sentences, in Markdown; a study that is not finished says so."""
     rows = read_ladder(study)
-    unfinished = [row.label for row in rows if row.stale or row.missing]
-    if unfinished:
-        raise BinaryViTError(
-            f"The study {study.name} has no headline yet, because these rows are missing or stale: "
-            f"{', '.join(unfinished)}. `binaryvit status` says why."
+    paragraphs = [_table(rows), f"{describe_scale(rows)}. Difference: to the row before, with its 95 % interval."]
+    runs = plan(study)
+    if unfinished := sum(run.state is not State.DONE for run in runs):
+        paragraphs.append(
+            f"**This study is still being trained:** {len(runs) - unfinished} of its {len(runs)} runs are done."
         )
-    sentences = "\n".join(f"- {sentence}" for sentence in take_away(rows))
-    return f"{_table(rows)}\n\n{describe_scale(rows)}.\n\n{sentences}"
+    if sentences := take_away(rows):
+        paragraphs.append("\n".join(f"- {sentence}" for sentence in sentences))
+    return "\n\n".join(paragraphs)
 
 
 def put_into(page: str, block: str) -> str:
@@ -42,35 +46,38 @@ def put_into(page: str, block: str) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    lines = ["| variant | top-1 (%) | size (MB) | OPs (M) |", "| --- | ---: | ---: | ---: |"]
-    for row in rows:
+    lines = ["| variant | top-1 (%) | difference | size (MB) | OPs (M) |", "| --- | ---: | ---: | ---: | ---: |"]
+    for before, row in pairwise([None, *rows]):
         cost = row.model_cost
-        lines.append(f"| {row.label} | {row.measured('top1')} | {cost.bytes / 1e6:.2f} | {cost.ops / 1e6:.2f} |")
+        step = step_text(difference(before, row) if before else None)
+        lines.append(
+            f"| {row.label} | {accuracy(row, 'top1')} | {step} | {cost.bytes / 1e6:.2f} | {cost.ops / 1e6:.2f} |"
+        )
     return "\n".join(lines)
 
 
 def take_away(rows: Sequence[Row]) -> list[str]:
-    """Three sentences on finished rows: what one bit costs, which steps count, and what the pyramid does."""
+    """What one bit costs, which steps count, and what the pyramid does, as far as the rows are finished."""
     [teacher] = [row for row in rows if row.is_teacher]
     binary = [row for row in rows if not row.is_teacher]
-    steps = {after.label: top1(after) - top1(before) for before, after in pairwise(binary[:4])}
-    return [
-        price(teacher, max(binary, key=top1)),
-        of_steps(steps, resolution(binary)),
-        _last_step(*binary[3:5]),
-    ]
+    finished = [row for row in binary if row.values and not row.stale]
+    sentences = []
+    if finished and teacher.values:
+        sentences.append(price(teacher, max(finished, key=top1)))
+    if gains := steps(binary[:4]):
+        sentences.append(of_steps(gains))
+    if step := difference(*binary[3:5]):
+        sentences.append(_last_step(step, *binary[3:5]))
+    return sentences
 
 
-def _last_step(columnar: Row, pyramid: Row) -> str:
-    step, share = top1(pyramid) - top1(columnar), pyramid.model_cost.ops / columnar.model_cost.ops
-    if step > 0:
-        return (
-            f"The last step, the pyramid, gains {step:.2f} points with {share:.2f} of the operations, as in the paper."
-        )
+def _last_step(step: PairedDifference, columnar: Row, pyramid: Row) -> str:
+    verb = "is not resolved" if not step.is_resolved else "gains" if step.points > 0 else "loses"
+    share = pyramid.model_cost.ops / columnar.model_cost.ops
     of_paper = [model_cost(TrainingConfig(variant=name), 1000).ops for name in LADDER["small"][4:6]]
     return (
-        f"The last step, the pyramid, loses {-step:.2f} points, where the paper gains: this small pyramid has "
-        f"{share:.2f} of the columnar model's operations, the paper's {of_paper[1] / of_paper[0]:.2f}."
+        f"The last step, the pyramid, {verb}, {step} points, with {share:.2f} of the columnar model's operations "
+        f"(in the paper it gains, with {of_paper[1] / of_paper[0]:.2f})."
     )
 
 

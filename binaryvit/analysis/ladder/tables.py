@@ -13,12 +13,15 @@ from IPython.display import HTML, Markdown
 
 from binaryvit.analysis.display import show_table
 from binaryvit.analysis.ladder import findings
+from binaryvit.analysis.ladder.steps import difference
+from binaryvit.analysis.paired import PairedDifference
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import LIBRARY_PARENT, find_upwards, write_text_atomically
 from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.records.notes import Note
+from binaryvit.records.predictions import PREDICTIONS_FILE
 from binaryvit.records.run_record import RECORD_FILE
 from binaryvit.studies.rows import NOT_RUN, NOTHING, Row, describe_scale, model_cost, read_ladder, record_of, scale_of
 from binaryvit.studies.study import PlannedRun, Study, plan
@@ -116,24 +119,31 @@ def ablation(opened: OpenStudy) -> Table:
     Raises BinaryViTError when the study's runs are not of one scale.
     """
     rows = read_ladder(opened.study)
-    numbers = pd.DataFrame([_numbers(row) for row in rows])
-    valid = numbers["top1"].where(numbers["state"].ne("stale") & numbers["seeds"].gt(0))
-    numbers.insert(numbers.columns.get_loc("top1_std") + 1, "top1_difference", valid.diff())
-    text = pd.DataFrame(
-        [_text(row, difference) for row, difference in zip(rows, numbers["top1_difference"], strict=True)]
-    )
+    gains = [None, *(difference(before, after) for before, after in pairwise(rows))]
+    numbers = pd.DataFrame([_numbers(row, gain) for row, gain in zip(rows, gains, strict=True)])
+    text = pd.DataFrame([_text(row, gain) for row, gain in zip(rows, gains, strict=True)])
+    several = any(row.runs[1:] for row in rows)
     caption = (
-        f"Ablation on {describe_scale(rows)}. Difference: top-1 against the row before, in points. "
-        "M = 1e6; MB = 1e6 bytes, 1 bit per binary weight; operations per image, OPs = BOPs / 64 + FLOPs."
+        f"Ablation on {describe_scale(rows)}. Difference: top-1 against the row before, in points, with its 95 % "
+        f"interval over images{' and seeds' * several}. M = 1e6; MB = 1e6 bytes, 1 bit per binary weight; operations "
+        "per image, OPs = BOPs / 64 + FLOPs. "
     )
-    if any(row.runs[1:] for row in rows):
-        caption += " Mean ± sample standard deviation over n seeds."
-    else:
-        caption += " One seed, so nothing is said about chance in training."
+    caption += (
+        "Mean ± sample standard deviation over n seeds."
+        if several
+        else "One seed, so nothing is said about chance in training."
+    )
     return Table(opened, "ablation", caption, numbers, text, _sources(rows), findings.of_ablation(rows))
 
 
-def _numbers(row: Row) -> dict[str, Any]:
+def step_text(step: PairedDifference | None) -> str:
+    """A difference as a table shows it: "+1.20 (+0.40 to +2.00)", and "not resolved" when its interval holds zero."""
+    if step is None:
+        return NOTHING
+    return str(step) if step.is_resolved else f"{step}, not resolved"
+
+
+def _numbers(row: Row, step: PairedDifference | None = None) -> dict[str, Any]:
     top1, top5 = row.measured("top1"), row.measured("top5")
     return {
         "label": row.label,
@@ -142,6 +152,9 @@ def _numbers(row: Row) -> dict[str, Any]:
         "seeds": top1.seeds,
         "top1": top1.mean,
         "top1_std": top1.std,
+        "top1_difference": step.points if step else math.nan,
+        "top1_difference_low": step.low if step else math.nan,
+        "top1_difference_high": step.high if step else math.nan,
         "top5": top5.mean,
         "top5_std": top5.std,
         **{name: getattr(row.model_cost, name) for name in _COSTS},
@@ -149,13 +162,13 @@ def _numbers(row: Row) -> dict[str, Any]:
     }
 
 
-def _text(row: Row, difference: float) -> dict[str, str]:
+def _text(row: Row, step: PairedDifference | None) -> dict[str, str]:
     costs = row.model_cost
     return {
         "variant": row.label,
-        "top-1 (%)": _accuracy(row, "top1"),
-        "difference": NOTHING if math.isnan(difference) else f"{difference:+.2f}",
-        "top-5 (%)": _accuracy(row, "top5"),
+        "top-1 (%)": accuracy(row, "top1"),
+        "difference": step_text(step),
+        "top-5 (%)": accuracy(row, "top5"),
         "parameters (M)": f"{costs.parameters / 1e6:,.3f}",
         "size (MB)": _digits(costs.bytes / 1e6),
         "BOPs (M)": _digits(costs.bops / 1e6),
@@ -170,7 +183,8 @@ def _run_ids(row: Row | None) -> str:
     return ", ".join(run.id for run in row.runs) if row else NOTHING
 
 
-def _accuracy(row: Row, name: str) -> str:
+def accuracy(row: Row, name: str) -> str:
+    """Mean and spread of "top1" or "top5" over a row's seeds, and which of its runs are missing."""
     if not row.values:
         return row.missing
     if row.stale:
@@ -189,7 +203,7 @@ def _sources(rows: Sequence[Row]) -> pd.DataFrame:
         for column in ("top1", "top5"):
             lines += [_source(row, column, run, f"{RECORD_FILE}: result.{column}") for run in row.runs]
         for run in (*before.runs, *row.runs) if before else ():
-            lines.append(_source(row, "top1_difference", run, f"{RECORD_FILE}: result.top1"))
+            lines.append(_source(row, "top1_difference", run, PREDICTIONS_FILE))
         for column in _COSTS:
             lines += [
                 _source(row, column, run, f"binaryvit.models.cost of {row.variant}, {row.num_classes} classes")
@@ -321,7 +335,7 @@ def _ladder_entry(
     }
     numbers, text = _published_entry(entry)
     numbers |= {"model": label, "state": NOT_RUN} | (_numbers(row) if row else {})
-    text |= {"model": label, "top-1 here (%)": _accuracy(row, "top1") if row else NOT_RUN, "runs": _run_ids(row)}
+    text |= {"model": label, "top-1 here (%)": accuracy(row, "top1") if row else NOT_RUN, "runs": _run_ids(row)}
     if published is None:
         text["top-1 published (%)"] = NOT_AVAILABLE
     return numbers, text

@@ -1,48 +1,52 @@
-"""The README's sentences follow the numbers, whichever way these go."""
-
-from types import SimpleNamespace
+"""The README's table and sentences follow the numbers, whichever way these go, and say what is not finished."""
 
 import pytest
+from helpers.ladder_study import MICRO, finish, write_study
 
-from binaryvit.analysis.ladder.headline import put_into, take_away
+from binaryvit.analysis.ladder.headline import headline, put_into
 from binaryvit.errors import BinaryViTError
-from binaryvit.studies.rows import Measured
-
-COLUMNAR, PYRAMID = SimpleNamespace(bytes=2e6, ops=4e6), SimpleNamespace(bytes=1e6, ops=1e6)
+from binaryvit.studies.study import load_study
 
 
-def row(label, top1, cost=COLUMNAR, is_teacher=False):
-    record = SimpleNamespace(data=SimpleNamespace(eval_images=10_000))
-    measured = lambda name: Measured.of([top1])  # noqa: E731
-    return SimpleNamespace(label=label, values=(record,), is_teacher=is_teacher, model_cost=cost, measured=measured)
+def headline_of(folder, *top1, **study):
+    study = write_study(folder, **study)
+    finish(study, dict(zip(MICRO, (80, *top1), strict=True)))
+    return headline(load_study(folder))
 
 
-def ladder(*top1):
-    teacher = row("teacher", 80.0, SimpleNamespace(bytes=20e6, ops=100e6), is_teacher=True)
-    costs = [COLUMNAR] * 4 + [PYRAMID] * 2
-    return [teacher, *(row(f"step {i}", *pair) for i, pair in enumerate(zip(top1, costs, strict=True)))]
+def test_the_sentences_name_price_best_step_and_last_step(tmp_path):
+    text = headline_of(tmp_path, 50, 60, 60.25, 61, 65, 64)
+    assert "| + average pooling | 60.00 | +10.00 (+7.05 to +12.95) | 0.41 | 1.99 |" in text
+    assert "- The best binary model, BinaryViT (+ pyramid), is 15.00 points below its full-precision teacher" in text
+    assert "- The step that gains most is + average pooling, by +10.00 (+7.05 to +12.95) points; not resolved: " in text
+    assert "not resolved: + pooling branches, +0.25 (-0.24 to +0.74) and + affine, +0.75 (-0.10 to +1.60)." in text
+    assert "- The last step, the pyramid, gains, +4.00 (+2.07 to +5.93) points, with 0.70 of the columnar" in text
+    assert "still being trained" not in text
 
 
-def test_the_sentences_name_price_best_step_and_last_step():
-    price, steps, last = take_away(ladder(50, 60, 60.2, 61, 65, 64))
-    assert price == (
-        "The best binary model, step 4, is 15.00 points below its full-precision teacher, "
-        "with 20 times fewer bytes and 100 times fewer operations."
-    )
-    assert steps.startswith("The step that gains most is step 1 (+10.00 points); step 2 (+0.20) and step 3 (+0.80) are")
-    assert last == "The last step, the pyramid, gains 4.00 points with 0.25 of the operations, as in the paper."
+def test_a_pyramid_that_loses_says_so(tmp_path):
+    text = headline_of(tmp_path, 50, 55, 60, 85, 80, 70)
+    assert "+ affine, is 5.00 points above its full-precision teacher" in text
+    assert "the pyramid, loses, -5.00 (" in text and "(in the paper it gains, with 0.54)" in text
 
 
-def test_a_pyramid_that_loses_is_named_with_its_share_of_operations():
-    price, steps, last = take_away(ladder(50, 55, 60, 85, 80, 70))
-    assert "step 3, is 5.00 points above its" in price
-    assert steps == "The step that gains most is step 3 (+25.00 points)."
-    assert "loses 5.00 points, where the paper gains: this small pyramid has 0.25 of the columnar" in last
-    assert last.endswith("the paper's 0.54.")
+def test_seeds_are_paired_and_shown(tmp_path):
+    text = headline_of(tmp_path, 50, 60, 60.25, 61, 65, 64, seeds=(0, 1, 2))
+    assert "| + average pooling | 61.00 ± 1.00 (n = 3) | +10.00 (+7." in text
+
+
+def test_an_unfinished_study_says_so(tmp_path):
+    study = write_study(tmp_path)
+    assert "**This study is still being trained:** 0 of its 7 runs are done." in headline(study)
+    assert "\n- " not in headline(study)
+    finish(study, skip=MICRO[4:])
+    text = headline(load_study(tmp_path))
+    assert "4 of its 7 runs" in text and "| + affine | not run | - |" in text
+    assert "The step that gains most is + pooling branches, by +3.50" in text and "last step" not in text
 
 
 def test_a_page_keeps_everything_outside_the_marks():
-    page = "before <!-- made by binaryvit.analysis.ladder.headline --> old <!-- until here --> after"
+    page = "before <!-- made from results/ --> old <!-- until here --> after"
     assert put_into(page, r"new \1").split("\n\n")[1] == r"new \1"
     assert put_into(page, "new").startswith("before ") and put_into(page, "new").endswith(" after")
     with pytest.raises(BinaryViTError, match="lacks the lines"):

@@ -1,0 +1,81 @@
+"""The paper's claims, and what a study says about each.
+
+python -m binaryvit.analysis.ladder.claims results/cifar10 docs/claims.md
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from binaryvit.analysis.ladder.headline import put_into
+from binaryvit.analysis.ladder.steps import difference
+from binaryvit.analysis.paired import PairedDifference
+from binaryvit.config import read_yaml
+from binaryvit.errors import BinaryViTError
+from binaryvit.files import write_text_atomically
+from binaryvit.studies.rows import NOTHING, Row, describe_scale, read_ladder, read_rows
+from binaryvit.studies.study import Study, load_study
+
+CLAIMS_FILE = "claims.yaml"
+
+
+class Claim(BaseModel, extra="forbid"):
+    """A statement that the second of two models, named by their ids in the study, is better than the first."""
+
+    claim: str
+    test: str
+    models: tuple[str, str]
+
+
+def read_claims(study: Study) -> dict[str, list[Claim]]:
+    """The claims.yaml next to the study's file: titles, each with its claims.
+
+    Raises BinaryViTError when it is missing or wrong.
+    """
+    path = study.path.with_name(CLAIMS_FILE)
+    try:
+        titled = TypeAdapter(dict[str, list[Claim]]).validate_python(read_yaml(path))
+    except ValidationError as error:
+        raise BinaryViTError(f"{path} does not list claims under titles: {error}") from None
+    known = {run.model_id for run in study.runs}
+    unknown = {name for listed in titled.values() for claim in listed for name in claim.models} - known
+    if unknown:
+        raise BinaryViTError(f"{path} names {', '.join(sorted(unknown))}, which the study {study.name} has not.")
+    return titled
+
+
+def claims(study: Study) -> str:
+    """A table in Markdown for each title of claims.yaml: each claim with its test, its number and its outcome."""
+    rows = {row.runs[0].model_id: row for row in read_rows(study)}
+    scale = f"{describe_scale(read_ladder(study))}. Differences of top-1 in points with their 95 % intervals."
+    return "\n\n".join([scale, *(_table(title, listed, rows) for title, listed in read_claims(study).items())])
+
+
+def outcome(step: PairedDifference | None) -> str:
+    """What a difference says about a claim: "holds", "fails", "not resolved" or "not run yet"."""
+    if step is None:
+        return "not run yet"
+    if not step.is_resolved:
+        return "not resolved"
+    return "holds" if step.points > 0 else "fails"
+
+
+def _table(title: str, listed: Sequence[Claim], rows: Mapping[str, Row]) -> str:
+    lines = [f"| {title} | tested by | difference | seeds | outcome |", "| --- | --- | ---: | ---: | --- |"]
+    for claim in listed:
+        step = difference(*(rows[name] for name in claim.models))
+        seeds = step.seeds if step else NOTHING
+        lines.append(f"| {claim.claim} | {claim.test} | {step or NOTHING} | {seeds} | {outcome(step)} |")
+    return "\n".join(lines)
+
+
+def main(study: str, page: str) -> None:
+    """Puts the claims of `study` into the file `page`."""
+    text = Path(page).read_text(encoding="utf-8")
+    write_text_atomically(page, put_into(text, claims(load_study(study))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,42 @@
+"""What a model gains over another of its study, image by image and seed by seed."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from binaryvit.analysis.paired import PairedDifference, paired_difference
+from binaryvit.records.predictions import read_predictions
+from binaryvit.studies.rows import Row, record_of
+from binaryvit.studies.study import State
+
+
+def difference(before: Row, after: Row) -> PairedDifference | None:
+    """How much more often `after` is right than `before`, over the seeds that both have finished.
+
+    A teacher has one seed and is compared with every seed of a student. None when they share no seed, or a run stored
+    no predictions. Raises BinaryViTError when stored predictions cannot be used.
+    """
+    first, second = _right_answers(before), _right_answers(after)
+    if before.is_teacher:
+        first = dict.fromkeys(second, *first.values()) if len(first) == 1 else first
+    seeds = sorted(first.keys() & second.keys())
+    return paired_difference([first[seed] for seed in seeds], [second[seed] for seed in seeds]) if seeds else None
+
+
+def steps(rows: Sequence[Row]) -> dict[str, PairedDifference]:
+    """Of each binary row that follows a binary row, by its label: the difference to the row before."""
+    binary = [row for row in rows if not row.is_teacher]
+    found = {after.label: difference(before, after) for before, after in pairwise(binary)}
+    return {label: step for label, step in found.items() if step is not None}
+
+
+def _right_answers(row: Row) -> dict[int, np.ndarray]:
+    """Of each finished seed, whether each evaluated image was classified right: bool (images,)."""
+    answers = {}
+    for run in row.runs:
+        record = record_of(run) if run.state is State.DONE else None
+        if record is not None and record.predictions is not None:
+            predictions = read_predictions(run.folder)
+            answers[run.config.seed] = (predictions["predicted"] == predictions["label"]).to_numpy()
+    return answers

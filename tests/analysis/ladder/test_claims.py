@@ -1,0 +1,35 @@
+"""What a study says about the paper's claims."""
+
+import pytest
+from helpers.ladder_study import MICRO, finish, write_study
+
+from binaryvit.analysis.ladder.claims import claims
+from binaryvit.errors import BinaryViTError
+from binaryvit.studies.study import load_study
+
+CLAIMS = """
+Claim: [{{claim: It helps, test: one against the other, models: [{0}, {1}]}}]
+Question: [{{claim: "Does it?", test: the same, models: [{2}, {3}]}}, {{claim: "And this?", test: too, models: [{4}, {5}]}}]
+"""
+
+
+def test_each_outcome_follows_its_interval(tmp_path):
+    (tmp_path / "claims.yaml").write_text(CLAIMS.format(*MICRO[1:]))
+    study = write_study(tmp_path, seeds=(0, 1))
+    assert claims(study).count("| - | - | not run yet |") == 3
+    finish(study, dict(zip(MICRO, (80, 50, 60, 60, 60.25, 61, 40), strict=True)))
+    lines = claims(load_study(tmp_path)).splitlines()
+    assert "seeds 0, 1" in lines[0]
+    assert "| It helps | one against the other | +10.00 (+7.13 to +12.87) | 2 | holds |" in lines
+    assert lines[-2].startswith("| Does it? | the same | +0.25 (-0.") and lines[-2].endswith("| 2 | not resolved |")
+    assert lines[-1].endswith("| 2 | fails |")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [("Claim: 3", "does not list claims"), (CLAIMS.format("a", *MICRO[1:6]), "names a, which the study tiny has not")],
+)
+def test_what_is_no_list_of_claims_about_the_study_is_refused(tmp_path, content, named):
+    (tmp_path / "claims.yaml").write_text(content)
+    with pytest.raises(BinaryViTError, match=named):
+        claims(write_study(tmp_path))
