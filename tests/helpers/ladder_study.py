@@ -8,7 +8,7 @@ from helpers.records import record_of
 
 from binaryvit.models.ladder import LADDER
 from binaryvit.records.predictions import write_predictions
-from binaryvit.records.run import RunResult
+from binaryvit.records.run_record import RunResult
 from binaryvit.studies.study import Study, load_study
 
 MICRO = LADDER["micro"]

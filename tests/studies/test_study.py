@@ -14,6 +14,7 @@ from binaryvit.locks import hold
 from binaryvit.models.ladder import LADDER
 from binaryvit.records.run_record import LOCK_FILE, TRAINING_VERSION, Failure, RunKey
 from binaryvit.studies.study import State, load_study, plan
+from binaryvit.training.build import create_model
 from binaryvit.training.checkpoint import CHECKPOINT_FILE, save_state
 from binaryvit.training.teacher import identity, run_identity
 
@@ -277,19 +278,36 @@ def test_failed_and_running_runs_say_so(study):
         assert plan(study)[0].state is State.RUNNING
 
 
-@pytest.mark.parametrize("name", ["smoke", "cifar10", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "cifar10", "tiny-imagenet", "paper"])
 def test_the_committed_studies_resolve_to_the_whole_ladder(name):
     study = load_study(RESULTS / name)
-    family = "small" if name == "paper" else "micro"
-    teacher, *students = LADDER[family]
+    teacher, *students = LADDER["small" if name == "paper" else "micro"]
+    seeds = {"smoke": 1, "paper": 1}.get(name, 3)
     assert study.name == name
-    assert [run.config.variant for run in study.ladder] == [teacher, *students]
-    other_bits = [] if name == "paper" else [(1, 32), (32, 1), (32, 32)]
+    assert [run.config.variant for run in study.ladder] == [teacher, *(seeds * students)]
     assert study.runs[: len(study.ladder)] == study.ladder
-    assert [run.bits for run in study.runs[len(study.ladder) :]] == other_bits
-    assert {run.teacher_id for run in study.runs[1:]} == {study.runs[0].id}
+    controls = study.runs[len(study.ladder) :]
+    assert {run.bits for run in controls} >= ({(1, 32), (32, 1), (32, 32)} if name in ("smoke", "cifar10") else set())
+    assert {run.teacher_id for run in study.runs[1:] if run.model_id != "binaryvit_labels"} == {study.runs[0].id}
     text = (RESULTS / name / "study.yaml").read_text()
     assert text.startswith("#") and f"binaryvit reproduce results/{name}/study.yaml" in text
+
+
+def test_the_recipe_is_chosen_on_images_held_out_of_training():
+    trials = load_study(RESULTS / "recipe").runs
+    assert {(run.config.holdout_images, run.config.train_split, run.config.eval_split) for run in trials} == {
+        (5000, "train", None)
+    }
+    assert len({run.config.key() for run in trials}) == len(trials) == 8
+
+
+def test_models_of_64_pixels_keep_the_grids_of_their_variants():
+    def grids(config):
+        return [stage.grid_size for stage in create_model(config, 200).stages]
+
+    _, *students = (run.config for run in load_study(RESULTS / "tiny-imagenet").runs if run.config.seed == 0)
+    for config in students:
+        assert config.image_size == 64 and grids(config) == grids(TrainingConfig(variant=config.variant))
 
 
 # Section 5 of the method, written out again: what the training recipe of the paper study must come to.

@@ -9,7 +9,9 @@ from binaryvit.studies.study import load_study
 
 CLAIMS = """
 Claim: [{{claim: It helps, test: one against the other, models: [{0}, {1}]}}]
-Question: [{{claim: "Does it?", test: the same, models: [{2}, {3}]}}, {{claim: "And this?", test: too, models: [{4}, {5}]}}]
+Control:
+  - {{claim: This too, test: the same, models: [{2}, {3}]}}
+  - {{claim: And this, test: as well, models: [{4}, {5}]}}
 """
 
 
@@ -21,7 +23,7 @@ def test_each_outcome_follows_its_interval(tmp_path):
     lines = claims(load_study(tmp_path)).splitlines()
     assert "seeds 0, 1" in lines[0]
     assert "| It helps | one against the other | +10.00 (+7.13 to +12.87) | 2 | holds |" in lines
-    assert lines[-2].startswith("| Does it? | the same | +0.25 (-0.") and lines[-2].endswith("| 2 | not resolved |")
+    assert lines[-2].startswith("| This too | the same | +0.25 (-0.") and lines[-2].endswith("| 2 | not resolved |")
     assert lines[-1].endswith("| 2 | fails |")
 
 
