@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from binaryvit.errors import BinaryViTError
@@ -143,7 +144,10 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--parts", nargs="+", default=list(_INFER_PARTS), choices=_INFER_PARTS, help="default: all")
     infer.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
     infer.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
-    infer.add_argument("--repetitions", type=int, default=15, metavar="N", help="interleaved (default: 15)")
+    infer.add_argument("--repetitions", type=int, default=15, metavar="N", help="interleaved, at most (default: 15)")
+    infer.add_argument(
+        "--seconds", type=float, default=60, metavar="X", help="of whole models' repetitions per batch size (default: 60)"
+    )
     infer.add_argument("--output", metavar="DIR", help="where to store the tables, every repetition, the machine")
     infer.set_defaults(command=_bench_infer)
     return parser
@@ -336,15 +340,15 @@ def _bench_infer(options: argparse.Namespace) -> int:
     from binaryvit.bench.inference import available_cases, measure_part
     from binaryvit.bench.report import write_benchmark
 
-    if min(*options.batch_sizes, *options.threads, options.repetitions) <= 0:
-        raise BinaryViTError("--batch-sizes, --threads and --repetitions are positive numbers.")
+    if min(*options.batch_sizes, *options.threads, options.repetitions, options.seconds) <= 0:
+        raise BinaryViTError("--batch-sizes, --threads, --repetitions and --seconds are positive numbers.")
     cases, left_out = available_cases(options.cases)
-    for part in options.parts:
+    for threads, part in product(options.threads, options.parts):
         measured, summary = measure_part(
-            part, options.family, cases, options.batch_sizes, options.threads, options.repetitions
+            part, options.family, cases, options.batch_sizes, threads, options.repetitions, options.seconds
         )
         if options.output:
-            write_benchmark(options.output, f"infer-{options.family}-{part}", measured, summary)
+            write_benchmark(options.output, f"infer-{options.family}-{part}-threads{threads}", measured, summary)
         print(summary.round(3).to_string(index=False))
     if left_out:
         print(left_out, file=sys.stderr)

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 import psutil
@@ -40,7 +41,8 @@ CASES = (
 # What a first call compiles is kept here.
 _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
 _COMPILING = (PACKED, "DeiT, compiled fp32", "DeiT, compiled bf16")
-_CALLS = 3  # in a turn, after one that is not timed
+_TURN_SECONDS = 0.2  # what the timed calls of a turn take at least
+_LEAST_TURNS = 5
 
 Call = Callable[[], Tensor]
 
@@ -68,38 +70,47 @@ def available_cases(wanted: Sequence[str] = ()) -> tuple[list[str], str]:
 
 
 def measure_part(
-    part: str, family: str, cases: Sequence[str], batch_sizes: Sequence[int], threads: Sequence[int], repetitions: int
+    part: str,
+    family: str,
+    cases: Sequence[str],
+    batch_sizes: Sequence[int],
+    threads: int,
+    repetitions: int,
+    seconds: float,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every repetition and the summary of one part of the benchmark: "models" (`measure_inference`, for each number
-    of threads and batch size), "products" (`products`) or "scaling" (`scaling`).
+    """Every repetition and the summary of one part of the benchmark: "models" (`measure_inference`, for each batch
+    size), "products" (`products`) or "scaling" (`scaling`); the last two without a limit in `seconds`.
     """
-    common = dict(family=family, repetitions=repetitions)
-    if part == "models":
-        summarize = summarize_inference
-        sizes = [(size, number) for number in threads for size in batch_sizes]
-        tables = [measure_inference(cases, batch_size=size, threads=number, **common) for size, number in sizes]
-    else:
-        measure, summarize = {
-            "products": (products.measure_products, products.summarize_products),
-            "scaling": (scaling.measure_scaling, scaling.summarize_scaling),
-        }[part]
-        tables = [measure(threads=number, **common) for number in threads]
+    common = dict(family=family, repetitions=repetitions, threads=threads)
+    if part == "products":
+        measured = products.measure_products(**common)
+        return measured, products.summarize_products(measured)
+    if part == "scaling":
+        measured = scaling.measure_scaling(**common)
+        return measured, scaling.summarize_scaling(measured)
+    tables = [measure_inference(cases, batch_size=size, seconds=seconds, **common) for size in batch_sizes]
     measured = pd.concat(tables, ignore_index=True)
-    return measured, summarize(measured)
+    return measured, summarize_inference(measured)
 
 
 def measure_inference(
-    cases: Sequence[str], family: str = "small", batch_size: int = 1, repetitions: int = 15, threads: int = 1
+    cases: Sequence[str],
+    family: str = "small",
+    batch_size: int = 1,
+    repetitions: int = 15,
+    threads: int = 1,
+    seconds: float = 60,
 ) -> pd.DataFrame:
     """Measures whole models on random images, without their preprocessing.
 
     Args:
         cases: of `CASES`.
         family: of `LADDER`: whose BinaryViT, and whose full-precision DeiT.
-        repetitions: turns; in each a case runs its model once untimed and three times timed.
+        repetitions: turns; in each a case runs its model once untimed, and then for a fifth of a second, at least once.
+        seconds: after which no other turn begins, but for the first five.
 
     Returns:
-        One row per case and turn: case, batch_size, threads, repetition, seconds (median of the three);
+        One row per case and turn: case, batch_size, threads, repetition, seconds (median of the turn's calls);
         and, the same in all rows of a case, peak_memory_gb (1e9 bytes above the idle process), first_call_seconds
         (building the model and its first call; from nothing compiled, where something is) and
         first_call_again_seconds (in a later process; NaN where nothing is compiled).
@@ -121,7 +132,10 @@ def measure_inference(
                     again = process.ask("first call")
                 running[case] = process
                 facts[case] = (first, again)
+            begun = time.perf_counter()
             for repetition in range(repetitions):
+                if repetition >= _LEAST_TURNS and time.perf_counter() - begun > seconds:
+                    break
                 for case, process in running.items():
                     rows.append((case, batch_size, threads, repetition, process.ask("turn")))
             facts = {case: (running[case].ask("memory"), *of_case) for case, of_case in facts.items()}
@@ -172,7 +186,10 @@ def _answers(case: str, family: str, packed: str, batch_size: int, threads: int)
             built[0]()
             return time.perf_counter() - begun
         built[0]()
-        return sorted(timed() for _ in range(_CALLS))[_CALLS // 2]
+        calls = [timed()]
+        while sum(calls) < _TURN_SECONDS:
+            calls.append(timed())
+        return median(calls)
 
     return answer
 

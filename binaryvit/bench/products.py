@@ -68,12 +68,18 @@ def measure_products(family: str = "small", repetitions: int = 15, threads: int 
 
 
 def summarize_products(measured: pd.DataFrame) -> pd.DataFrame:
-    """One row per shape: the median Gop/s of each kind."""
-    table = measured.pivot_table(
-        index=["threads", *_SHAPE, "layers", "share"], columns="kind", values="gop_per_second", aggfunc="median",
-        sort=False,
-    )  # fmt: skip
-    return table[[kind for kind in KINDS if kind in table]].reset_index()
+    """One row per shape: the median Gop/s of each kind. The last row, without a shape, is all the model's layers, one
+    after the other.
+    """
+    keys = ["threads", *_SHAPE, "layers", "share"]
+    table = measured.pivot_table(index=keys, columns="kind", values="gop_per_second", aggfunc="median", sort=False)
+    table = table[[kind for kind in KINDS if kind in table]]
+    kinds, table = table.columns, table.reset_index()
+    layers = table[table["layers"] > 0]
+    total = 1 / (1 / layers[kinds]).mul(layers["share"], axis=0).sum(skipna=False)
+    total[["threads", "layers", "share"]] = layers["threads"].iloc[0], layers["layers"].sum(), 1.0
+    table = pd.concat([table, total.to_frame().T], ignore_index=True)
+    return table.astype(dict.fromkeys(["threads", *_SHAPE, "layers"], "Int64"))
 
 
 def _calls(rows: int, inputs: int, outputs: int, threads: int) -> dict[str, Callable[[], Any]]:

@@ -18,7 +18,7 @@ def write_benchmark(folder: str | Path, name: str, measured: pd.DataFrame, summa
     device = "cuda" if torch.cuda.is_available() else "cpu"
     identity = {
         "hardware": describe_hardware(device, native.compiled_by() if device == "cpu" else None).model_dump(),
-        "packages": package_versions(),
+        "packages": package_versions("openvino", "nncf"),
         "git": git_state().model_dump(),
         **{name: _one_or_all(measured[name]) for name in ("threads", "batch_size", "processes") if name in measured},
         "repetitions": int(measured["repetition"].max()) + 1,

@@ -6,9 +6,9 @@ to prepare its images, what its classes are called. The tensors come in one of t
 - **As trained** (this module; what a run stores): the model's state dict, with a binary weight as `<name>.bits` (uint8,
   see `bits`) and `<name>.scale` (float32, one number per output channel). Floats are float32 or float16. The running
   statistics are there, so the model can be analysed and recalibrated. A full-precision model has no bits.
-- **Packed** (`binaryvit.packed.file`; what is deployed): without running statistics, in few tensors.
+- **Packed** (`binaryvit.packed.file`; what is deployed): without running statistics, in two tensors.
 
-Version 1 was the first form without class names and preprocessing; it is still read.
+Version 1 was the first form without class names and preprocessing; it is still read. Version 3 changed the second form.
 """
 
 import json
@@ -31,7 +31,7 @@ from binaryvit.models.bits import bits_shape, pack_weight
 from binaryvit.models.layers import binary_layers
 
 FORMAT = "binaryvit-inference-weights"
-VERSION = 2
+VERSION = 3
 # Arguments of timm.create_model that read or fetch other files.
 LOADING_ARGS = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
 
@@ -88,7 +88,7 @@ class Description(_Strict):
         packed: whether its tensors are in the packed form.
     """
 
-    version: Literal[1, 2] = VERSION
+    version: Literal[1, 2, 3] = VERSION
     variant: str
     model_args: dict[str, JsonValue]
     class_names: tuple[str, ...] | None = None

@@ -74,7 +74,8 @@ class PackedModel:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, channels, size, size) to logits (B, classes); raises as `forward_features`."""
-        return self._modules.forward_head(self.forward_features(images))
+        with _torch_threads(self.threads):
+            return self._modules.forward_head(self.forward_features(images))
 
     def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or tuple(images.shape[1:]) != self.input_size or not images.is_floating_point():

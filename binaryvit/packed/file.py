@@ -1,13 +1,12 @@
 """The packed file: a model with 1-bit weights and activations in the bytes that its cost table counts.
 
-A safetensors file with the description of `weights_file` (`packed` is true) and, for each *place* of the model (a block
-`stages.<i>.blocks.<j>.`, the layer that embeds a stage `stages.<i>.embed.`, or none: the rest) up to two tensors:
+A safetensors file with the description of `weights_file` (`packed` is true) and two tensors:
 
-- `<place>bits` (uint8): the binary weights. For each layer, the bits of its rows (`models.bits`), then its scales.
-- `<place>numbers` (float32): everything else in `packed_tensors`.
+- `bits` (uint8): for each binary layer, the bits of its rows (`models.bits`), then its scales.
+- `numbers` (float32): everything else in `packed_tensors`.
 
-Each is the tensors of the place, flattened and joined in the order of the state dict; their shapes follow from the
-description. Stored under their own names, 1,400 tensors would need 2 % more bytes for the names alone.
+Both are flattened and joined in the order of the state dict; the shapes follow from the description. Stored under their
+own names, 1,400 tensors would need 2 % more bytes for the names alone.
 
 **What is folded.** A batch norm's running statistics, gamma and beta are two numbers, its weight and bias, and a
 scale's sign and exponent are in the weight of the norm behind it. Nothing else can be folded without turning signs:
@@ -15,19 +14,18 @@ the model rounds the scaled integer to float32 before it normalizes it, so scale
 scale only the mantissa's 23 bits remain, three bytes per output channel.
 
 **Bytes.** `cost` counts 1 bit per binary weight and 4 bytes per other parameter, as if scales folded away. A file also
-has the scales' three bytes, rows padded to whole bytes, and safetensors' header: for `binaryvit_small_patch4_224` 1.9 %
-more than the 7.83 MB of the table (1.8 % scales, 0.1 % header), for the narrow `binaryvit_micro_patch2_32` 4.3 %.
+has the three bytes of each scale, rows padded to whole bytes (none in either family), and the header: SMALL_REMARK.
 """
 
 import copy
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from binaryvit.errors import BinaryViTError
 from binaryvit.models.bits import bits_shape, check_padding
 from binaryvit.models.layers import TokenBatchNorm, binary_layers
 from binaryvit.models.weights_file import (
@@ -40,7 +38,7 @@ from binaryvit.models.weights_file import (
 )
 from binaryvit.packed.tensors import check_one_bit, packed_tensors, restored
 
-_PLACE = re.compile(r"stages\.\d+\.(?:blocks\.\d+|embed)\.|")
+_FIRST_VERSION = 3  # before, each block had tensors of its own
 _MANTISSA, _ONE = 0x7FFFFF, 0x3F800000  # of a float32's bits: its mantissa; those of 1.0
 
 
@@ -93,6 +91,8 @@ def read_packed(path: str | Path) -> PackedFile:
             holds numbers that are not finite, or is of a model with 32-bit weights or activations.
     """
     file = read_weights_file(path)
+    if file.description.packed and file.description.version < _FIRST_VERSION:
+        raise BinaryViTError(f"{path} is a packed file of an older layout, which is no longer read: export it again.")
     skeleton = file.skeleton()
     check_one_bit(skeleton)
     tensors = _separated(file, skeleton) if file.description.packed else packed_tensors(model_of(file))
@@ -137,12 +137,11 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return shapes
 
 
-def _joined(names: Mapping[str, torch.Size]) -> dict[str, list[str]]:
+def _joined(names: Iterable[str]) -> dict[str, list[str]]:
     """The tensors of the file, and which ones each of them joins."""
-    joined: dict[str, list[str]] = {}
+    joined: dict[str, list[str]] = {"bits": [], "numbers": []}
     for name in names:
-        kind = "bits" if name.endswith((".weight.bits", ".weight.scale")) else "numbers"
-        joined.setdefault(_PLACE.match(name)[0] + kind, []).append(name)
+        joined["bits" if name.endswith((".weight.bits", ".weight.scale")) else "numbers"].append(name)
     return joined
 
 

@@ -52,10 +52,10 @@ def git_state(folder: str | Path | None = None) -> GitState:
     return GitState(commit=commit, dirty=None if changes is None else bool(changes))
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that take part in a run's numbers."""
+def package_versions(*others: str) -> dict[str, str]:
+    """Versions of Python, of the packages that take part in a run's numbers, and of others that are installed."""
     versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *others):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # an optional one, or the library used from its source folder

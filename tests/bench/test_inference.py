@@ -10,7 +10,7 @@ from helpers.compilers import needs_compiler
 from binaryvit import cli
 from binaryvit.bench import openvino
 from binaryvit.bench.inference import CASES, available_cases, summarize_inference
-from binaryvit.bench.products import layer_shapes
+from binaryvit.bench.products import layer_shapes, summarize_products
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER
 
@@ -47,19 +47,29 @@ def test_layers_are_those_of_the_model() -> None:
     assert shapes["share"].sum() == pytest.approx(1)
 
 
+def test_all_layers_of_a_model_take_as_long_as_each_of_them() -> None:
+    """Two layers of 2 Gop at 1 Gop/s and one of 4 Gop at 2 Gop/s: 8 Gop in 6 s; the peak product is not among them."""
+    rows = [(1, 1, 1, 2, 0.5, 1.0), (2, 1, 1, 1, 0.5, 2.0), (9, 9, 9, 0, 0.0, 9.0)]
+    measured = pd.DataFrame(rows, columns=["rows", "inputs", "outputs", "layers", "share", "gop_per_second"])
+    summary = summarize_products(measured.assign(kind="packed", threads=1))
+    assert summary["packed"].tolist() == pytest.approx([1, 2, 9, 8 / 6])
+    assert summary["layers"].tolist() == [2, 1, 0, 3]
+    assert summary["rows"].isna().tolist() == [False, False, False, True]
+
+
 @needs_compiler
 @pytest.mark.slow
 def test_the_command_measures_and_stores(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["bench", "infer", "--family", "micro", "--cases", "simulation, eager fp32", "--batch-sizes", "2"]
     arguments += ["--threads", "1", "--repetitions", "2", "--output", str(tmp_path)]
     assert cli.main(arguments) == 0
-    models = pd.read_csv(tmp_path / "infer-micro-models.csv")
+    models = pd.read_csv(tmp_path / "infer-micro-models-threads1.csv")
     assert models["case"].tolist() == ["packed", "simulation, eager fp32"]
     assert models["packed is faster by"].iloc[0] == 1
     assert (models[["ms/image", "first_call_seconds"]] > 0).all(axis=None)
-    products = pd.read_csv(tmp_path / "infer-micro-products.csv")
+    products = pd.read_csv(tmp_path / "infer-micro-products-threads1.csv")
     assert (products[["packed", "float32", "bfloat16", "int8"]] > 0).all(axis=None)
-    scaling = pd.read_csv(tmp_path / "infer-micro-scaling.csv")
+    scaling = pd.read_csv(tmp_path / "infer-micro-scaling-threads1.csv")
     assert set(scaling["what"]) == {"image size", "depth", "batch size"}
-    assert json.loads((tmp_path / "infer-micro-models.json").read_text())["batch_size"] == 2
+    assert json.loads((tmp_path / "infer-micro-models-threads1.json").read_text())["batch_size"] == 2
     assert "simulation, eager fp32" in capsys.readouterr().out

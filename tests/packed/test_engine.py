@@ -63,6 +63,19 @@ def test_every_variant_gives_the_same_bits(variant: str) -> None:
 
 
 @needs_compiler
+def test_fewer_threads_than_asked_for_give_the_same_bits() -> None:
+    """OpenMP grants fewer under OMP_THREAD_LIMIT or inside another parallel region; here, one."""
+    model = scattered(PYRAMID)
+    packed, openmp = pack(model, threads=3), library.engine_library()
+    levels = openmp.omp_get_max_active_levels()
+    openmp.omp_set_max_active_levels(0)
+    try:
+        assert_same(model, packed, count=4)
+    finally:
+        openmp.omp_set_max_active_levels(levels)
+
+
+@needs_compiler
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_any_shape_and_any_instructions_give_the_same_bits(shape: str, build: str, monkeypatch) -> None:

@@ -49,15 +49,15 @@ static void forward(const Model& model, const float* from, float* to, int64_t im
     buffers.emplace_back(arena, sizes);
     scratch.emplace_back(arena, sizes);
   }
-  const int64_t alone = images / threads * threads;
 #pragma omp parallel num_threads(threads)
   {
-    const int thread = omp_get_thread_num();
-    for (int64_t image = thread; image < alone; image += threads)
-      forward_image(model, from + image * in, to + image * out, buffers[thread], scratch[thread], Team{1, 0});
+    const Team team{omp_get_num_threads(), omp_get_thread_num()};  // may be fewer than asked for
+    const int64_t alone = images / team.size * team.size;
+    for (int64_t image = team.rank; image < alone; image += team.size)
+      forward_image(model, from + image * in, to + image * out, buffers[team.rank], scratch[team.rank], Team{1, 0});
     for (int64_t image = alone; image < images; ++image) {
-#pragma omp barrier
-      forward_image(model, from + image * in, to + image * out, buffers[0], scratch[thread], Team{threads, thread});
+      team.wait();
+      forward_image(model, from + image * in, to + image * out, buffers[0], scratch[team.rank], team);
     }
   }
 }
