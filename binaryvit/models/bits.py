@@ -30,7 +30,12 @@ def unpack_weight(bits: Tensor, scale: Tensor, shape: torch.Size) -> Tensor:
 
 
 def unpack_signs(bits: Tensor, shape: torch.Size) -> Tensor:
-    """The float32 weight of -1 and +1 in `shape` that the bits stand for.
+    """The float32 weight of -1 and +1 in `shape` that the bits stand for; raises as `unpack_bits`."""
+    return unpack_bits(bits, shape).float() * 2 - 1
+
+
+def unpack_bits(bits: Tensor, shape: torch.Size) -> Tensor:
+    """The bits of a weight as 0 and 1 (uint8) in its `shape`.
 
     Raises:
         ValueError: they are those of another shape, or some behind the end of a row are set.
@@ -39,7 +44,7 @@ def unpack_signs(bits: Tensor, shape: torch.Size) -> Tensor:
         raise ValueError(f"bits of shape {tuple(bits.shape)} for a weight of shape {tuple(shape)}")
     check_padding(bits, shape)
     unpacked = np.unpackbits(bits.cpu().numpy(), axis=1, count=shape[1:].numel())
-    return (torch.from_numpy(unpacked).float() * 2 - 1).reshape(shape)
+    return torch.from_numpy(unpacked).reshape(shape)
 
 
 def check_padding(bits: Tensor, shape: torch.Size) -> None:

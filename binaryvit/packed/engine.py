@@ -49,11 +49,10 @@ class PackedModel:
         library = engine_library()
         self.instructions = instructions()
         self._programs: list[_LoadedProgram] = []
-        structure = copy.deepcopy(structure).to("meta")
         if library is not None:
             self._programs = _programs(library, structure, tensors)
-            _remove_blocks(structure)
-        self._modules = restored(structure, tensors)
+            structure = _without_programs(structure)
+        self._modules = restored(copy.deepcopy(structure).to("meta"), tensors)
 
     @torch.inference_mode()
     def forward_features(self, images: Tensor) -> Tensor:
@@ -126,13 +125,13 @@ def _programs(
     ]
 
 
-def _remove_blocks(structure: BinaryVisionTransformer) -> None:
-    """Leaves of a model what the programs do not compute: what brings tokens to a program, and the head."""
-    for stage in structure.stages:
-        stage.blocks = nn.ModuleList()
-    if not isinstance(structure.stages[-1].embed, FullPrecisionPatchMerging):
-        structure.stages = structure.stages[:1]
-    structure.norm = nn.Identity()
+def _without_programs(structure: BinaryVisionTransformer) -> BinaryVisionTransformer:
+    """A copy with what the programs do not compute: what brings tokens to a program, and the head."""
+    kept = copy.deepcopy(structure, {id(stage.blocks): nn.ModuleList() for stage in structure.stages})
+    if not isinstance(kept.stages[-1].embed, FullPrecisionPatchMerging):
+        kept.stages = kept.stages[:1]
+    kept.norm = nn.Identity()
+    return kept
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from binaryvit.models.bits import unpack_signs
+from binaryvit.models.bits import unpack_bits
 from binaryvit.models.layers import BinaryBlock, BinaryPatchMerging
 from binaryvit.models.ops.cross_convolution import CROSS
 from binaryvit.models.quantizers import MINIMUM_ATTENTION_LEVEL
@@ -62,8 +62,7 @@ class _Writer:
     def unit(self, name: str, layer: nn.Module, layer_name: str, segments: int = 1) -> None:
         """A binary layer with what surrounds it; its inputs come in `segments` of whole words."""
         outputs, inputs = len(layer.weight), layer.weight[0].numel()
-        bits = self.tensors[f"{name}.{layer_name}.weight.bits"]
-        signs = unpack_signs(bits, layer.weight.shape)
+        signs = unpack_bits(self.tensors[f"{name}.{layer_name}.weight.bits"], layer.weight.shape)
         if signs.ndim == 4:  # a convolution: token by token, as the merge packs them
             signs = signs.permute(0, 2, 3, 1)
         words = words_of(signs.reshape(outputs * segments, inputs // segments)).reshape(outputs, -1)
@@ -180,7 +179,7 @@ def _largest_sums(exponentials: np.ndarray, level: np.ndarray) -> np.ndarray:
 
 
 def words_of(signs: Tensor) -> Tensor:
-    """Signs (rows, columns) as 64-bit words, bit i of a word for column i, padded with zeros."""
+    """Signs (rows, columns), positive for +1, as 64-bit words, bit i of a word for column i, padded with zeros."""
     bits = np.packbits(signs.numpy() > 0, axis=1, bitorder="little")
     padded = np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8)))
     return torch.from_numpy(padded.view("<i8"))

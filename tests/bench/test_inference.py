@@ -43,7 +43,7 @@ def test_ratios_are_taken_within_each_turn() -> None:
 
 def test_layers_are_those_of_the_model() -> None:
     shapes = layer_shapes(LADDER["micro"][5])
-    assert shapes["layers"].sum() == 5 * 6 + 2 + 3, "five blocks, two of them reduced, three merges"
+    assert shapes["layers"].sum() == 5 * 6 + 4 + 2, "five blocks, four of them reduced, two merges"
     assert shapes["share"].sum() == pytest.approx(1)
 
 
