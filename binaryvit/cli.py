@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
     infer.add_argument("--repetitions", type=int, default=15, metavar="N", help="interleaved, at most (default: 15)")
     infer.add_argument(
-        "--seconds", type=float, default=60, metavar="X", help="of whole models' repetitions per batch size (default: 60)"
+        "--seconds", type=float, default=60, metavar="X", help="of repetitions per batch size (default: 60)"
     )
     infer.add_argument("--output", metavar="DIR", help="where to store the tables, every repetition, the machine")
     infer.set_defaults(command=_bench_infer)

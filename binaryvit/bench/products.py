@@ -77,8 +77,8 @@ def summarize_products(measured: pd.DataFrame) -> pd.DataFrame:
     kinds, table = table.columns, table.reset_index()
     layers = table[table["layers"] > 0]
     total = 1 / (1 / layers[kinds]).mul(layers["share"], axis=0).sum(skipna=False)
-    total[["threads", "layers", "share"]] = layers["threads"].iloc[0], layers["layers"].sum(), 1.0
-    table = pd.concat([table, total.to_frame().T], ignore_index=True)
+    whole = pd.DataFrame([total]).assign(threads=layers["threads"].max(), layers=layers["layers"].sum(), share=1.0)
+    table = pd.concat([table, whole], ignore_index=True)
     return table.astype(dict.fromkeys(["threads", *_SHAPE, "layers"], "Int64"))
 
 
