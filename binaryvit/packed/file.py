@@ -13,8 +13,10 @@ scale's sign and exponent are in the weight of the norm behind it. Nothing else 
 the model rounds the scaled integer to float32 before it normalizes it, so scale and weight stay two factors, and of the
 scale only the mantissa's 23 bits remain, three bytes per output channel.
 
-**Bytes.** `cost` counts 1 bit per binary weight and 4 bytes per other parameter, as if scales folded away. A file also
-has the three bytes of each scale, rows padded to whole bytes (none in either family), and the header: SMALL_REMARK.
+**Bytes.** `cost` counts 1 bit per binary weight and 4 bytes per other parameter, as if scales folded away. A file has
+these bytes, the three of each scale, and a header of less than 400: for `binaryvit_small_patch4_224` 1.8 % more than
+the table's 7.83 MB, for `binaryvit_micro_patch2_32` 3.9 % of 0.53 MB. Its rows are shorter, so it has more scales per
+weight. (Rows are padded to whole bytes; in both families they are whole bytes already. Class names add their text.)
 """
 
 import copy

@@ -72,7 +72,7 @@ def test_a_file_has_the_bytes_of_the_cost_table_and_of_the_scales(variant, tmp_p
     save_packed(model, path, Description(variant=variant, model_args={}))
     size, counted = path.stat().st_size, cost(model).bytes
     scales = 3 * sum(len(layer.weight) for layer in binary_layers(model).values())
-    assert counted + scales < size <= 1.006 * counted + scales
+    assert counted + scales < size < counted + scales + 400, "the rest is the header"
     if variant == "binaryvit_small_patch4_224":
         assert size <= min(8.0e6, 1.02 * counted)
 
