@@ -9,11 +9,18 @@ from binaryvit.studies.study import load_study
 RESULTS = ROOT / "results"
 
 
-@pytest.mark.parametrize("name", ["smoke", "cifar10"])
+STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/tables"))
+
+
+@pytest.mark.parametrize("name", STUDIES)
 def test_committed_tables_figures_and_measurements_are_current(name):
     findings = verify(load_study(RESULTS / name))
     assert {"tables/ablation.md", "figures/accuracy_against_operations.png"} <= {finding.file for finding in findings}
     assert [finding for finding in findings if finding.verdict is not Verdict.CURRENT] == []
+
+
+def test_every_study_that_has_runs_has_its_tables():
+    assert "smoke" in STUDIES and {path.parent.name for path in RESULTS.glob("*/runs")} <= set(STUDIES)
 
 
 def test_measurements_are_small():
