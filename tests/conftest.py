@@ -4,9 +4,11 @@ import os
 import random
 import tempfile
 
-# Set before any test imports the libraries that read them; processes that tests start inherit them.
-_cache = tempfile.TemporaryDirectory(prefix="binaryvit-tests-")
-os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = _cache.name
+# Set before any test imports the libraries that read them; processes that tests start inherit them. All workers of
+# pytest-xdist share one cache, so that C++ is compiled once.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="binaryvit-tests-")
+    os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = _cache.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
@@ -23,6 +25,15 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, database=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their module run on one worker, so that it is made once."""
+    for item in items:
+        fixtures = [definitions[-1] for definitions in item._fixtureinfo.name2fixturedefs.values()]
+        if any(fixture.scope == "module" for fixture in fixtures):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 @pytest.fixture(autouse=True)

@@ -163,6 +163,7 @@ def test_status_lists_runs_with_reasons_and_its_exit_code_says_whether_all_are_d
         run.folder.mkdir(parents=True)
         (folder / "records" / f"{run.id}.json").rename(run.folder / "run.json")
     assert main(["status", str(folder / "study.yaml")]) == 0
+    assert main(["figures", str(folder)]) == 0, "this study has none"
     (folder / "study.yaml").write_text(TINY.replace("epochs: 1", "epochs: 2"))
     assert main(["status", str(folder)]) == 1
     assert f"STALE   {TEACHER}" in capsys.readouterr().out

@@ -73,13 +73,13 @@ def test_the_stages_part_the_teacher_from_those_who_wait_for_it(tmp_path):
 
 @pytest.mark.slow
 def test_a_shell_executes_two_at_a_time_and_the_folder_holds_the_study(tmp_path, capsys):
-    """All at once, students beside their teacher and one of them twice, from another folder, as a scheduler might."""
+    """All at once, the student next to its teacher and twice, from another folder, as a scheduler might."""
     folder = tmp_path / "shared"
     folder.mkdir()
-    standin.prepare(folder, load_study, TINY)
+    standin.prepare(folder, load_study, TINY.replace(", binaryvit_micro_patch2_32", ""))
     assert main(["commands", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    script = "\n".join([*lines[:2], lines[1], *lines[2:]])
+    script = "\n".join([*lines, lines[1]])
     ended = subprocess.run(
         ["xargs", "-P", "2", "-I", "{}", "-d", "\n", "sh", "-c", "{}"],
         input=script,
@@ -90,11 +90,11 @@ def test_a_shell_executes_two_at_a_time_and_the_folder_holds_the_study(tmp_path,
         timeout=300,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert sorted((folder / "executed.txt").read_text().split()) == sorted([TEACHER, FIRST, SECOND])
+    assert sorted((folder / "executed.txt").read_text().split()) == sorted([TEACHER, FIRST])
     assert "another process is training it; waiting for its result" in ended.stdout
     study = load_study(folder)
-    assert [run.state for run in plan(study)] == [State.DONE] * 3
-    assert [read_record(run.folder).id for run in study.runs] == [TEACHER, FIRST, SECOND]
+    assert [run.state for run in plan(study)] == [State.DONE] * 2
+    assert [read_record(run.folder).id for run in study.runs] == [TEACHER, FIRST]
     assert main(["commands", str(folder)]) == 0 and capsys.readouterr().out == ""
     assert main(["reproduce", str(folder)]) == 0, "collecting finds nothing left to train"
 

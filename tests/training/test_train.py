@@ -29,7 +29,6 @@ from binaryvit.models.layers import binary_layers
 from binaryvit.models.weights_file import load_inference_weights, read_weights_file
 from binaryvit.records.predictions import read_predictions
 from binaryvit.records.run_record import TRAINING_VERSION, read_metrics, read_record, read_table
-from binaryvit.training import launch
 from binaryvit.training import loop as trainer_module
 from binaryvit.training.build import blocks_of, compile_blocks, create_model
 from binaryvit.training.checkpoint import CHECKPOINT_FILE, load_state, of_prefix
@@ -647,7 +646,7 @@ def test_teacher_sees_images_in_its_own_size_and_normalization():
     assert not probabilities.is_inference()
 
 
-# --- evaluation, compilation, several processes -----------------------------------------------------------------------
+# --- evaluation, compilation ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("classes", [4, 9])
@@ -697,18 +696,6 @@ def test_equal_blocks_are_compiled_once(config, kinds, monkeypatch):
             model(images).sum().backward()
     assert counter.frame_count == 2 * kinds
     torch.compiler.reset()
-
-
-@pytest.mark.slow
-def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the two that are started
-    fields = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "drop_path": 0.0, "random_erasing": 0.0, "accumulation_steps": 2}
-    train(teacher(**fields), tmp_path / "one")
-    together = launch.train(teacher(**fields, processes=2), tmp_path / "two")
-    assert together.processes == 2 and together.data.eval_images == 50
-    ours, theirs = (read_metrics(tmp_path / run) for run in ("one", "two"))
-    for name in ("train_loss", "eval_loss", "top1", "top5", "lr"):
-        assert list(ours[name]) == pytest.approx(list(theirs[name]), rel=1e-4), name
 
 
 def test_variants_share_one_vocabulary_of_blocks():
