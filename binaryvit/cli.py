@@ -1,9 +1,8 @@
 """The command line: `binaryvit reproduce`, `status`, `figures`, `verify`, `commands`, `train`, `evaluate`, `export`,
 `classify` and `bench`.
 
-Exit codes: 0 all is done, 1 something is not (a run failed, is stale or missing; a table or figure is not current; a
-file is no image),
-2 a mistake in what was asked for, 130 interrupted.
+Exit codes: 0 all is done; 1 something is not (a run failed, is stale or missing; a table or figure is not current; a
+file is not an image); 2 the request was wrong; 130 interrupted.
 """
 
 import argparse
@@ -23,7 +22,9 @@ _INFER_PARTS = ("models", "products", "scaling")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. A user's mistake is printed as a sentence, without a traceback."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is a Ctrl-C: nothing is lost
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # what a scheduler sends acts like Ctrl-C: nothing is lost
     try:
         return options.command(options)
     except BinaryViTError as error:
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train", help="train one configuration (here, under accelerate launch or torchrun; see `processes`)"
     )
-    train.add_argument("config", metavar="CONFIG.yaml", help="fields of TrainingConfig, one `name: value` a line")
+    train.add_argument("config", metavar="CONFIG.yaml", help="fields of TrainingConfig, one `name: value` per line")
     train.add_argument("--output", required=True, metavar="DIR", help="the run's folder; an interrupted run goes on")
     train.add_argument("--study", default="", metavar="NAME", help="the study that the record names")
     train.add_argument(
@@ -91,19 +92,19 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("source", metavar="RUN_OR_WEIGHTS", help="the folder of a finished run, or a weights file")
     export.add_argument("target", metavar="TARGET", help="the file to write, such as model.bvit; for timm a folder")
     export.add_argument("--format", choices=["packed", "timm"], default="packed", help="default: packed")
-    export.add_argument("--class-names", metavar="FILE", help="one name a line, where the weights do not name them")
+    export.add_argument("--class-names", metavar="FILE", help="one name per line, if the weights do not name them")
     export.add_argument("--overwrite", action="store_true", help="replace what is there")
     export.set_defaults(command=_export)
 
-    classify = commands.add_parser("classify", help="say what is on images, by a packed model")
+    classify = commands.add_parser("classify", help="classify images with a packed model")
     classify.add_argument("model", metavar="MODEL", help="a packed file, or a run's weights file")
     classify.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    classify.add_argument("--top", type=int, default=5, metavar="N", help="classes an image (default: 5)")
+    classify.add_argument("--top", type=int, default=5, metavar="N", help="classes per image (default: 5)")
     classify.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
-    classify.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
+    classify.add_argument("--json", action="store_true", help="one JSON object per line instead of text")
     classify.set_defaults(command=_classify)
 
-    evaluate = commands.add_parser("evaluate", help="evaluate stored weights again: a finished run's, or a file's")
+    evaluate = commands.add_parser("evaluate", help="evaluate stored weights again, of a finished run or in a file")
     evaluate.add_argument("weights", metavar="RUN_OR_WEIGHTS", help="the folder of a finished run, or a weights file")
     evaluate.add_argument("--data", metavar="NAME", help="the data set (default: the run's; a file needs it)")
     evaluate.add_argument("--data-dir", metavar="DIR", help="a local copy of the data set")
@@ -120,7 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--images", type=int, default=256, metavar="N", help="images per repetition (default: 256)")
     load.add_argument("--repetitions", type=int, default=5, metavar="N", help="interleaved (default: 5)")
     load.add_argument(
-        "--needs", type=float, nargs="+", default=[], metavar="X", help="images/s that one GPU trains: cores for it"
+        "--needs",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="X",
+        help="images/s that one GPU trains: how many cores feed it",
     )
     load.add_argument("--output", metavar="FILE.csv", help="where to store every repetition")
     load.set_defaults(command=_bench_load)
@@ -129,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     train_speed.add_argument("--variants", nargs="+", default=[], metavar="NAME", help="timm names (default: two)")
     train_speed.add_argument("--modes", nargs="+", default=[], metavar="MODE", help='such as "compiled bf16"')
     train_speed.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="images a step in each process (default: 8)"
+        "--batch-size", type=int, default=8, metavar="N", help="images per step in each process (default: 8)"
     )
     train_speed.add_argument("--repetitions", type=int, default=9, metavar="N", help="interleaved (default: 9)")
     train_speed.add_argument("--threads", type=int, metavar="N", help="CPU threads of each process")
@@ -138,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train_speed.add_argument("--output", metavar="DIR", help="where to store the table, every repetition, the machine")
     train_speed.set_defaults(command=_bench_train)
-    infer = measurements.add_parser("infer", help="inference on single bits beside floating point, bf16 and int8")
+    infer = measurements.add_parser("infer", help="inference on single bits against floating point, bf16 and int8")
     infer.add_argument("--family", default="small", choices=("small", "micro"), help="224 (default) or 32 pixels")
     infer.add_argument("--cases", nargs="+", default=[], metavar="CASE", help='such as "DeiT, eager bf16"')
     infer.add_argument("--parts", nargs="+", default=list(_INFER_PARTS), choices=_INFER_PARTS, help="default: all")
@@ -182,7 +188,7 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
 
 
 def _execution(options: argparse.Namespace) -> dict[str, Any]:
-    """What was given of the options that say where and how fast a study's runs happen."""
+    """The options given that say where and how fast a study's runs happen."""
     execution = {name: getattr(options, name, None) for name in ("data_dir", "data_label", "workers", "threads")}
     return {name: value for name, value in execution.items() if value is not None}
 
@@ -282,7 +288,7 @@ def _classify(options: argparse.Namespace) -> int:
         raise BinaryViTError("--top and --threads are positive numbers.")
     classifier, files = Classifier(options.model, options.threads), image_files(options.images)
     problems = 0
-    # A bar for many files, and only where someone watches.
+    # A bar only for several files, and only in a terminal.
     for answer in tqdm(classifier.classify(files, options.top), total=len(files), disable=None if files[1:] else True):
         problems += answer.problem is not None
         if options.json:

@@ -20,7 +20,7 @@ from timm.data.transforms_factory import create_transform
 from binaryvit.errors import BinaryViTError
 
 # These say where and how fast a run happens and what else it keeps, not which numbers it produces. In the key, the
-# identities of the contents replace the paths of the teacher and of the weights to start from.
+# paths of the teacher and of the initial weights are replaced by what identifies their content.
 NOT_IN_KEY = frozenset(
     {"data_dir", "data_label", "teacher", "init_from", "workers", "threads", "checkpoint_minutes", "keep_best"}
 )
@@ -88,12 +88,12 @@ class TrainingConfig(BaseModel):
     teacher_variant: str | None = None
     distillation_weight: float = Field(0.9, ge=0, le=1)  # share of the distillation loss while mixup or cutmix is on
 
-    # Where training starts: random weights of `seed`, and of these places what fits (`training.initialization`).
+    # Where training starts: random weights of `seed`, replaced by what fits of this place (`training.initialization`).
     init_from: str | None = Field(None, min_length=1)
 
     # Optimization.
     seed: int = Field(0, ge=0, lt=2**32)
-    latent_scale: float = Field(1.0, gt=0)  # latent weights of binary layers start at this fraction of PyTorch's values
+    latent_scale: float = Field(1.0, gt=0)  # binary layers' latent weights start at this fraction of PyTorch's
     epochs: int = Field(300, ge=1)
     batch_size: int = Field(512, ge=1)  # images per optimizer step, over all processes and accumulation steps
     accumulation_steps: int = Field(1, ge=1)
@@ -265,8 +265,8 @@ class TrainingConfig(BaseModel):
     def key(self, teacher_identity: str | None = None, init_identity: str | None = None) -> str:
         """Hex SHA-256 of what determines the run's numbers, apart from the data and the training code's version.
 
-        Settings at their default are left out, so a setting that is new keeps the key of what was trained before it. A
-        default that changes is a change of the training code, with a version of its own.
+        Settings at their default are left out, so a new setting keeps the keys of earlier runs. A
+        changed default changes the training code, and so its version.
 
         `teacher_identity` names the content of the teacher where there is one (`training.teacher.identity` of one that
         exists, `training.teacher.run_identity` of one that will), `init_identity` that of `init_from`. An undecided

@@ -1,4 +1,4 @@
-"""The one exception that speaks to the user."""
+"""The one exception that is meant for the user."""
 
 
 class BinaryViTError(Exception):

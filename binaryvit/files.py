@@ -1,4 +1,4 @@
-"""Finding files, and writing them so that a reader, or a killed process, never meets half of one."""
+"""Finding files, and writing them so that nobody ever reads half of one."""
 
 import os
 import tempfile
@@ -27,7 +27,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        # mkstemp makes private files; results are meant to be shared as any other file of this user.
+        # mkstemp makes private files; results get the permissions of any other new file.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)

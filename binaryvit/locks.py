@@ -52,7 +52,7 @@ def _take(path: Path) -> int | None:
             if not taken:
                 os.close(descriptor)
         # Either its last holder removed the file between our opening and locking it, or a shared lock was to be had:
-        # then nobody trains, and only someone who looks (`is_locked`) was in the way. Not in step with another starter.
+        # then nobody trains, and only a look (`is_locked`) was in the way. Random: two starters fall out of step.
         time.sleep(secrets.randbelow(5) / 1000)
 
 

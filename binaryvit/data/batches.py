@@ -1,4 +1,4 @@
-"""The batches that training and evaluation read, loaded by processes that live through all epochs."""
+"""The batches that training and evaluation read, loaded by processes that persist through all epochs."""
 
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -35,7 +35,7 @@ class Noise(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images as they travel to the model's device: a byte per value, normalized only there (see `ToDevice`)."""
+    """Images on their way to the model's device: one byte per value, normalized there (see `ToDevice`)."""
 
     images: Tensor  # uint8 (batch, 3, height, width)
     labels: Tensor  # int64 (batch,)
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 
 
 class ToDevice:
-    """Brings a batch to a device and makes it what a model takes: `(images, labels)`, images normalized.
+    """Moves a batch to a device and turns it into what a model takes: `(images, labels)`, images normalized.
 
     Nothing here waits for the device or, after the first call, makes a tensor on the host.
 
@@ -105,7 +105,7 @@ class Loader:
         return self._running
 
     def close(self) -> None:
-        """Ends the worker processes, also in the midst of an epoch; another epoch would start new ones."""
+        """Ends the worker processes, even within an epoch; another epoch would start new ones."""
         if self._running is not None:
             self._running.close()
         self._running = self._loader = None
@@ -124,12 +124,12 @@ class Loader:
             if "DataLoader worker" not in str(error):
                 raise
             raise BinaryViTError(
-                "A data-loading process was ended from outside, as happens when memory runs out: set workers to a "
-                "smaller number than it was."
+                "A data-loading process was killed from outside, as happens when memory runs out: set workers to a "
+                "smaller number."
             ) from error
 
     def _start(self) -> DataLoader:
-        in_memory = self._prepared.split.pixels is not None  # decoded here, before workers start, so that they share it
+        in_memory = self._prepared.split.pixels is not None  # decoded now, so that the workers share it
         workers = useful_workers(in_memory) if self._workers is None else self._workers
         return DataLoader(
             self._prepared,

@@ -104,7 +104,7 @@ class ImageSplit:
                 return (self.folder / image["path"]).read_bytes()
             except OSError as error:
                 raise BinaryViTError(
-                    f"{self._place(row)} cannot be read ({error.strerror}): was the folder changed meanwhile?"
+                    f"{self._place(row)} cannot be read ({error.strerror}): was the folder changed in the meantime?"
                 ) from error
         raise BinaryViTError(f"{self._place(row)} is empty: replace or remove it.")
 

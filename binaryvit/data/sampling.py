@@ -2,7 +2,7 @@
 
 An epoch is a list of positions 0, 1, 2, ...; each holds the index of an image. Positions are cut into global batches,
 each global batch into accumulation parts, each part is dealt to the processes in turn. So a run that resumes at any
-step, or that is spread over more processes, meets the same images with the same augmentation in the same batches.
+step, or uses more processes, sees the same images with the same augmentation in the same batches.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ def epoch_order(images: int, seed: int, epoch: int, repeats: int = 1) -> np.ndar
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Optimizer steps of an epoch; every global batch is full, what is left over is not seen in that epoch.
+    """Optimizer steps of an epoch; every global batch is full; images left over are not seen in that epoch.
 
     Raises:
         BinaryViTError: there are fewer images than one batch holds.

@@ -20,8 +20,7 @@ EVAL_SPLITS = ("validation", "valid", "val", "test")
 """Names of evaluation splits, in the order they are looked for. The hub's ImageNet hides its test labels."""
 
 _DIGITS_EVAL = 360
-# The end of a file's name that numbers its shard: train-00000-of-00004, train-0, and, on the hub's older data sets,
-# followed by a hash.
+# The end of a file name that numbers its shard: train-00000-of-00004, train-0; older data sets of the hub add a hash.
 _SHARD = re.compile(r"(^|-)\d+(-of-\d+(-[0-9a-f]{8,})?)?$")
 
 

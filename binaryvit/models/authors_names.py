@@ -69,11 +69,11 @@ def our_name(name: str, depths: list[int]) -> str:
     """The parameter or buffer of `BinaryVisionTransformer` that the authors' code calls `name`.
 
     Args:
-        name: such as "vit.encoder.layer.3.attention.attention.query.weight"; the authors number blocks through.
+        name: such as "vit.encoder.layer.3.attention.attention.query.weight"; blocks are numbered through all stages.
         depths: the model's number of blocks per stage.
 
     Raises:
-        BinaryViTError: a name that the authors' models do not have, or a block behind the model's last.
+        BinaryViTError: the authors' models have no such name, or the model has fewer blocks.
     """
     if match := re.fullmatch(r"vit\.encoder\.layer\.(\d+)\.(.+)", name):
         stage, block = 0, int(match[1])

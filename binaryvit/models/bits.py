@@ -22,7 +22,7 @@ def pack_weight(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def unpack_weight(bits: Tensor, scale: Tensor, shape: torch.Size) -> Tensor:
-    """The binary weight s * sign(W) in float32; raises as `unpack_signs`, and for scales of another number of rows."""
+    """The binary weight s * sign(W) in float32. Raises ValueError as `unpack_signs`, or if scales are missing."""
     if scale.shape != shape[:1]:
         raise ValueError(f"{len(scale)} scales for a weight of shape {tuple(shape)}")
     signs = unpack_signs(bits, shape)
@@ -38,7 +38,7 @@ def unpack_bits(bits: Tensor, shape: torch.Size) -> Tensor:
     """The bits of a weight as 0 and 1 (uint8) in its `shape`.
 
     Raises:
-        ValueError: they are those of another shape, or some behind the end of a row are set.
+        ValueError: they belong to another shape, or bits past the end of a row are set.
     """
     if bits.dtype != torch.uint8 or bits.shape != bits_shape(shape):
         raise ValueError(f"bits of shape {tuple(bits.shape)} for a weight of shape {tuple(shape)}")
@@ -48,7 +48,7 @@ def unpack_bits(bits: Tensor, shape: torch.Size) -> Tensor:
 
 
 def check_padding(bits: Tensor, shape: torch.Size) -> None:
-    """Refuses (ValueError) bits that are set behind the end of a row: readers count on zeros there."""
+    """Raises ValueError if bits past the end of a row are set: readers rely on zeros there."""
     unused = bits.shape[1] * 8 - shape[1:].numel()
     if (bits[:, -1] & (2**unused - 1)).any():
-        raise ValueError("bits behind the end of a row are set")
+        raise ValueError("bits past the end of a row are set")

@@ -32,7 +32,7 @@ class BinaryConvBlock(nn.Module):
     """RPReLU(BN(BinConv3x3(sign(x + b))) + shortcut(x)) on tokens of a square grid (ReActNet, Liu et al. 2020).
 
     With a stride of 2 the shortcut is the 2x2 average, its channels concatenated, as in binary patch merging. The
-    borders are padded with +1, the sign of 0: a third value would not fit into one bit.
+    borders are padded with +1, the sign of 0: a third value does not fit into one bit.
 
     Maps (B, grid_size^2, dim) to (B, (grid_size / stride)^2, out_dim).
     """
@@ -56,7 +56,7 @@ class BinaryConvBlock(nn.Module):
 
 
 class BinaryResNet(nn.Module):
-    """Stages of binary residual convolutions behind a full-precision patch embedding, then the mean over all tokens.
+    """A full-precision patch embedding, stages of binary residual convolutions, then the mean over all tokens.
 
     Each stage but the first begins with a block of stride 2. Stem and classifier are those of BinaryViT.
 

@@ -6,10 +6,10 @@ Counting (the field's convention, that of the paper's Table 3):
     - FLOPs are the multiply-accumulates of all other linear layers, convolutions and attention products.
     - OPs = BOPs / 64 + FLOPs, a 64-bit word holding 64 binary products. Biases, norms, softmax, pooling: not counted.
     - Bytes: 1 bit per binary weight, 4 bytes for every other parameter. The scale of a binary row folds, with the
-      running statistics, into the two numbers per channel of the batch norm behind it and is not counted again.
+      running statistics, into the two numbers per channel of the batch norm after it and is not counted again.
 
-Our own second count adds elementwise work, which OPs ignore though it dominates a binary model's time: per element one
-operation for each multiplication, addition or comparison of a norm (2), RPReLU (4), affine (2), shift (1), shortcut
+A second count adds elementwise work, which OPs ignore although it dominates a binary model's time: per element, one
+operation for each multiplication, addition or comparison in a norm (2), RPReLU (4), affine (2), shift (1), shortcut
 addition (1), average (the window's size) and softmax (5); GELU, where a full-precision model has one, as an RPReLU.
 """
 
@@ -138,7 +138,7 @@ def cost(model: nn.Module) -> Cost:
 
 
 def summary(model: nn.Module) -> pd.DataFrame:
-    """The per-layer table for people: layers, their cost, and a last row with the totals."""
+    """The per-layer table for reading: layers, their cost, and a last row of totals."""
     layers = cost(model).layers
     table = layers.drop(columns="activation_bits")
     table["ops"] = table["bops"] / BINARY_OPERATIONS_PER_WORD + table["flops"]
@@ -175,7 +175,7 @@ def _input_size(model: nn.Module) -> tuple[int, int, int]:
 
 
 def _operations_of(module: nn.Module) -> Callable | None:
-    """How to count a module's own operations, those of its children apart; the most specific rule wins."""
+    """How to count a module's own operations, those of its children apart; the rule of the most specific class."""
     for kind in type(module).__mro__:
         if kind in _RULES:
             return _RULES[kind]
@@ -209,7 +209,7 @@ def _pooled_shortcut(module: nn.Module, x: Tensor, output: Tensor) -> _Operation
 
 
 def _binary_attention(attention: BinaryAttention, x: Tensor, output: Tensor) -> _Operations:
-    """Both products, the softmax, and what is left without them."""
+    """Both products, the softmax, and the shortcuts."""
     _, tokens, channels = x.shape
     keys = tokens // attention.reduction**2
     products = _multiply_accumulates(2 * tokens * keys * channels, attention.binarize_q.activation_bits == 1)

@@ -14,8 +14,8 @@ from binaryvit.errors import BinaryViTError
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors or PyTorch file, the latter read with `weights_only=True`.
 
-    A file that holds a state dict under "state_dict", "model" or "module", or names with a "module." prefix as
-    distributed training leaves them, is unwrapped.
+    A state dict under "state_dict", "model" or "module" is unwrapped, and the prefix "module." of distributed
+    training is removed.
 
     Raises:
         BinaryViTError: the file is missing, truncated, holds code, or holds no tensors.

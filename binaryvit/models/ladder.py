@@ -1,4 +1,4 @@
-"""The ladder: its variants registered with timm, and how each is called and drawn in tables and figures.
+"""The ladder: its variants, registered with timm, and each variant's label, colour and marker.
 
 The variants climb the paper's ladder (Table 3) from the ReActNet-style binary DeiT to BinaryViT, at 224 x 224 ("small")
 and, for training on a CPU, at 32 x 32 ("micro").
@@ -14,8 +14,8 @@ from binaryvit.models.vision_transformer import BinaryVisionTransformer
 from binaryvit.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 
 # The micro family is a scale model of the small one: the pyramid's first stage has 64 channels, as every head has, the
-# columnar grid is that of its second but last stage (8 x 8; 14 x 14), and beside the columnar model with affine it has
-# 1.08 of the parameters, 0.86 of the BOPs and 0.70 of the OPs (small: 1.01, 0.85, 0.54).
+# columnar grid is that of its last stage but one (8 x 8; 14 x 14), and it has 1.08 of the parameters, 0.86 of the BOPs
+# and 0.70 of the OPs of the columnar model with affine (small: 1.01, 0.85, 0.54).
 _COLUMNAR = {
     "small": dict(img_size=224, patch_size=16, embed_dims=384, depths=12, num_heads=6, mlp_ratios=4),
     "micro": dict(
@@ -148,12 +148,12 @@ def deit_micro_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTrans
 
 @dataclass(frozen=True)
 class VariantStyle:
-    """How one variant is called and drawn, in every figure and table."""
+    """A variant's label in every table and figure, and its colour and marker in figures."""
 
     label: str
     colour: str
     marker: str
-    adds: str = ""  # what it has that the step before it has not
+    adds: str = ""  # what it has and the step before it lacks
 
 
 # In the order of the ladder: the teacher, then the paper's rows.

@@ -125,7 +125,7 @@ class _BinaryWeight(nn.Module):
         return binarize_weight(self.centred_weight(), self.scale)
 
     def fix_weight(self, binary_weight: Tensor) -> None:
-        """Replaces the latent weight by a binary one that has no latent weight; for inference only."""
+        """Replaces the latent weight by a binary weight; for inference only."""
         self.weight = nn.Parameter(binary_weight, requires_grad=False)
         self.is_fixed = True
 
@@ -207,7 +207,7 @@ def fix_packed_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
 
 
 def match_channels(x: Tensor, channels: int) -> Tensor:
-    """Brings (..., C) to another width without parameters, for the shortcut around a layer that changes the width.
+    """Changes the width of (..., C) without parameters, for the shortcut around a layer that changes it.
 
     Widening concatenates copies (channel i goes to i, i + C, ...); narrowing averages groups of adjacent channels.
     The one is not the inverse of the other.
@@ -253,7 +253,7 @@ class BinaryUnit(nn.Module):
         return y.unflatten(0, x.shape[:-1])
 
     def parameters_in_order(self) -> UnitParameters:
-        """All of the unit's parameters, by what they are."""
+        """All of the unit's parameters, by role."""
         norm, act = self.norm.batch_norm, self.act
         return UnitParameters(
             self.binarize.shift, self.linear.weight, norm.weight, norm.bias, act.shift_in, act.slope, act.shift_out
@@ -261,7 +261,7 @@ class BinaryUnit(nn.Module):
 
 
 def _units(*units: tuple[BinaryUnit, Tensor]) -> list[Tensor]:
-    """Each binary unit of its input; where their norms are synchronized, all of them at once."""
+    """Applies each binary unit to its input; if their norms are synchronized, with one communication for all."""
     norms = [unit.norm.batch_norm for unit, _ in units]
     if not all(isinstance(norm, SynchronizedBatchNorm) and norm.training for norm in norms):
         return [unit(x) for unit, x in units]
@@ -282,7 +282,7 @@ class AttentionBinarizer(nn.Module):
 
     @property
     def effective_level(self) -> Tensor:
-        """The level the forward pass computes with: a, or the least there is where training drove a below it."""
+        """The level the forward pass computes with: a, but at least MINIMUM_ATTENTION_LEVEL."""
         return self.level.clamp(min=MINIMUM_ATTENTION_LEVEL)
 
     def forward(self, probabilities: Tensor) -> Tensor:
@@ -445,7 +445,7 @@ class BinaryBlock(nn.Module):
 
     Args:
         affine: puts the paper's Affine, initially 0.1, before both residual additions.
-        pooling_branches: adds the average-pooling branches beside the MLP.
+        pooling_branches: adds the average-pooling branches, parallel to the MLP.
         drop_path: drops the two main branches per image; the pooling branches are shortcuts and stay.
     """
 
@@ -485,7 +485,7 @@ class BinaryBlock(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """The full-precision stem: convolution with bias over patches, images to tokens (B, N, C); maybe a batch norm."""
+    """The full-precision stem, images to tokens (B, N, C): a convolution over patches, optionally a batch norm."""
 
     def __init__(self, in_chans: int, dim: int, patch_size: int, norm: bool):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The sizes of a binary vision transformer's stages, checked against each other before anything is built."""
+"""The sizes of a binary vision transformer's stages, checked before anything is built."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +55,7 @@ def stage_shapes(
     global_pool: str,
     pooling_branches: bool,
 ) -> list[StageShape]:
-    """The stages that the shape arguments of `model.BinaryVisionTransformer` describe.
+    """The stages that the shape arguments of `vision_transformer.BinaryVisionTransformer` describe.
 
     Raises:
         BinaryViTError: names the argument that is inconsistent, and what would be right.

@@ -1,7 +1,7 @@
-"""BinaryViT without its binary products: what stem, shortcuts, poolings, norms and activations reach alone.
+"""BinaryViT without its binary products: stem, shortcuts, poolings, norms and activations alone.
 
-The control for a doubt about binary networks with real-valued shortcuts: whether their one-bit part is needed at all.
-Each product is left out, and what stood behind its batch norm stays: the learnable beta.
+A control: do binary networks with real-valued shortcuts need their one-bit part at all? Each product is left out; of
+its batch norm, the learnable beta stays.
 """
 
 from typing import Any

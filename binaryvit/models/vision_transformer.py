@@ -1,7 +1,6 @@
-"""The binary vision transformers: one model class, columnar and pyramid, and its variants registered with timm.
+"""The binary vision transformers: one model class, columnar and pyramid. Its variants are in `ladder`.
 
-A columnar model (the shape of DeiT) is a pyramid with one stage. The variants climb the paper's ladder (Table 3) from
-the ReActNet-style binary DeiT to BinaryViT, at 224 x 224 ("small") and, for training on a CPU, at 32 x 32 ("micro").
+A columnar model (the shape of DeiT) is a pyramid with one stage.
 """
 
 import math
@@ -203,7 +202,7 @@ class BinaryVisionTransformer(nn.Module):
         self.head.to(device=like.device, dtype=like.dtype).train(self.training)
 
     def _forward_blocks(self, x: Tensor, take: list[int], last: int | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Images through all blocks, or up to block number `last`; also the tokens behind the blocks in `take`."""
+        """Images through all blocks, or up to block number `last`; also the tokens after the blocks in `take`."""
         taken, number = [], 0
         for stage in self.stages:
             x = stage.embed_tokens(x, self.cls_token)
@@ -263,7 +262,7 @@ class BinaryVisionTransformer(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops the stages or blocks behind the last of the chosen features; returns the chosen indices."""
+        """Drops the stages or blocks after the last chosen feature; returns the chosen indices."""
         take, last = feature_take_indices(len(self.feature_info), indices)
         pruned = last < len(self.feature_info) - 1
         if self.is_columnar:
@@ -335,7 +334,7 @@ def _adapt_state_dict(model: BinaryVisionTransformer, state_dict: dict[str, Tens
         name = f"stages.{index}.pos_embed"
         if name not in state_dict or state_dict[name].shape == stage.pos_embed.shape:
             continue
-        # Only a square grid (behind the CLS token) can be resampled; anything else is left for loading to refuse.
+        # Only a square grid (after the CLS token) can be resampled; loading refuses anything else.
         tokens = state_dict[name].shape[1] - model.num_prefix_tokens
         if math.isqrt(tokens) ** 2 == tokens:
             state_dict[name] = resample_abs_pos_embed(

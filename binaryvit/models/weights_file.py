@@ -1,4 +1,4 @@
-"""The weights of a model in a file: every binary weight one bit, the rest float, and all that makes it usable.
+"""The weights of a model in a file: one bit per binary weight, floats for the rest, and what is needed to use them.
 
 The file is safetensors. Its metadata hold, under `FORMAT`, the JSON of a `Description`: how to rebuild the model, how
 to prepare its images, what its classes are called. The tensors come in one of two forms:
@@ -82,7 +82,7 @@ class Description(_Strict):
 
     Attributes:
         variant: timm name of the model.
-        model_args: what `timm.create_model` needs beside it; JSON values.
+        model_args: the other arguments of `timm.create_model`; JSON values.
         class_names: by class index; None where they are not known.
         preprocessing: of its images; None in files of version 1.
         packed: whether its tensors are in the packed form.
@@ -98,7 +98,7 @@ class Description(_Strict):
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A weights file as it was read, before anything of it is trusted but the form of its description.
+    """A weights file as read: nothing in it is trusted yet but the form of its description.
 
     Attributes:
         path: of the file.
@@ -130,7 +130,7 @@ class WeightsFile:
             arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
             with torch.device("meta"):
                 return timm.create_model(variant, **arguments).eval()
-        except Exception as error:  # whatever a constructor makes of arguments that nobody meant
+        except Exception as error:  # whatever a constructor does with unforeseen arguments
             raise BinaryViTError(
                 f"{self.path} describes a model that can't be built here, {_brief(f'{variant!r}: {error}')}"
             ) from error
@@ -202,7 +202,7 @@ def load_inference_weights(path: str | Path) -> nn.Module:
 
 
 def model_of(file: WeightsFile) -> nn.Module:
-    """`load_inference_weights` for a file that was read."""
+    """The model of a weights file that was read; see `load_inference_weights`."""
     if file.description.packed:
         raise BinaryViTError(f"{file.path} is packed for deployment; open it with binaryvit.packed.")
     model = file.skeleton()
@@ -268,7 +268,7 @@ def _parse(path: Path, text: str) -> Description:
 
 
 def _brief(text: str) -> str:
-    """What a file says, as much of it as goes into a sentence."""
+    """A text from a file, cut to what fits a sentence."""
     text = " ".join(text.split())
     return text if len(text) <= 300 else f"{text[:300]}..."
 

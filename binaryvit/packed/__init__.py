@@ -12,7 +12,7 @@ def load(path: str | Path, threads: int | None = None) -> PackedModel:
     """The model of a packed file, or of the weights that a run stored: images in, logits out, on the CPU.
 
     Args:
-        threads: that compute; None: as many as PyTorch uses.
+        threads: how many compute; None: as many as PyTorch uses.
 
     Raises:
         BinaryViTError: as `file.read_packed`.

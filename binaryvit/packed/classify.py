@@ -1,4 +1,4 @@
-"""Classes of image files, by a model as it is deployed."""
+"""Classifies image files with a deployed model."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ _BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class Guess:
-    """A class an image may belong to, how likely in 0..1; where names are not known, `name` is the index."""
+    """A class an image may belong to, with its probability in 0..1; without class names, `name` is the index."""
 
     index: int
     name: str
@@ -32,14 +32,14 @@ class Guess:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one file: its most likely classes first, or the sentence that says why there are none."""
+    """The answer for one file: its most likely classes first, or a sentence on why there are none."""
 
     file: Path
     guesses: tuple[Guess, ...] = ()
     problem: str | None = None
 
     def as_text(self) -> str:
-        """The file's name, and its classes one a line."""
+        """The file's name, then one class per line."""
         lines = [f"  {guess.probability:7.2%}  {guess.name}" for guess in self.guesses]
         return "\n".join([str(self.file), *lines])
 
@@ -54,7 +54,7 @@ class Classifier:
 
     Args:
         path: a packed file, or the weights of a run.
-        threads: that compute; None: as many as PyTorch uses.
+        threads: how many compute; None: as many as PyTorch uses.
 
     Raises:
         BinaryViTError: the file can't be read (see `file.read_packed`), or its model takes no RGB images.
@@ -75,7 +75,7 @@ class Classifier:
         )
 
     def classify(self, files: Sequence[str | Path], top: int = 5) -> Iterator[Answer]:
-        """An answer for each file, in their order; a file that is no image does not stop the others.
+        """An answer for each file, in order; a file that is not an image does not stop the others.
 
         Args:
             files: image files of any kind and size.
@@ -103,7 +103,7 @@ class Classifier:
 
 
 def image_files(places: Sequence[str | Path]) -> list[Path]:
-    """The files among `places`, and instead of a folder the image files in it and below; a folder without any stays."""
+    """The files among `places`; a folder is replaced by the image files in and below it, unless it has none."""
     files: list[Path] = []
     for place in map(Path, places):
         found = [path for path in sorted(place.rglob("*")) if _is_image_file(path)] if place.is_dir() else []
@@ -116,7 +116,7 @@ def _is_image_file(path: Path) -> bool:
 
 
 def _open(file: Path) -> Image.Image | str:
-    """The image in RGB, or a sentence why there is none."""
+    """The image in RGB, or a sentence on why there is none."""
     if file.is_dir():
         return f"The folder {file} holds no image files."
     try:

@@ -19,7 +19,7 @@ from binaryvit.packed.tensors import check_one_bit, packed_tensors, restored
 
 
 def pack(model: BinaryVisionTransformer, threads: int | None = None) -> "PackedModel":
-    """The evaluation mode of a model with 1-bit weights and activations, for the CPU; later changes do not reach it."""
+    """The evaluation mode of a model with 1-bit weights and activations, on the CPU; later changes do not reach it."""
     return PackedModel(model, packed_tensors(model), threads)
 
 
@@ -33,7 +33,7 @@ class PackedModel:
     Args:
         structure: a model of the right shape; its numbers are not read, so it can be on the meta device.
         tensors: the numbers, see `tensors.packed_tensors`.
-        threads: that compute; None: as many as PyTorch uses.
+        threads: how many compute; None: as many as PyTorch uses.
 
     Attributes:
         instructions: what counts bits, see `library.instructions`.
@@ -109,7 +109,7 @@ class _LoadedProgram:
 def _programs(
     library: ctypes.CDLL, structure: BinaryVisionTransformer, tensors: Mapping[str, Tensor]
 ) -> list[_LoadedProgram]:
-    """All stages as one program; stages between full-precision merges, which PyTorch computes, each as one."""
+    """All stages as one program; full-precision merges, which PyTorch computes, separate programs."""
     stages = {f"stages.{index}": stage for index, stage in enumerate(structure.stages)}
     groups: list[dict[str, Stage]] = []
     for name, stage in stages.items():
@@ -126,7 +126,7 @@ def _programs(
 
 
 def _without_programs(structure: BinaryVisionTransformer) -> BinaryVisionTransformer:
-    """A copy with what the programs do not compute: what brings tokens to a program, and the head."""
+    """A copy with only what the programs do not compute: the layers before each program, and the head."""
     kept = copy.deepcopy(structure, {id(stage.blocks): nn.ModuleList() for stage in structure.stages})
     if not isinstance(kept.stages[-1].embed, FullPrecisionPatchMerging):
         kept.stages = kept.stages[:1]

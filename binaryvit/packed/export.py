@@ -25,12 +25,12 @@ def export_packed(
     Args:
         source: folder of a finished run, or a weights file.
         target: the file to write.
-        class_names: a text file with a name a line, for weights that do not name their classes.
+        class_names: a text file with one name per line, for weights that do not name their classes.
         overwrite: whether to replace `target`.
 
     Raises:
-        BinaryViTError: the source is no such thing or has 32-bit weights or activations; the names are not as many as
-            the classes; the target exists.
+        BinaryViTError: the source is neither, or has 32-bit weights or activations; the number of names is not that
+            of the classes; the target exists.
     """
     target = Path(target)
     _refuse_existing([target], overwrite)
@@ -51,11 +51,11 @@ def export_timm(
     Args:
         run: folder of a finished run.
         folder: made if needed.
-        class_names: a text file with a name a line, for weights that do not name their classes.
+        class_names: a text file with one name per line, for weights that do not name their classes.
         overwrite: whether to replace these three files.
 
     Raises:
-        BinaryViTError: there is no such run; the names are not as many as the classes; one of the files exists.
+        BinaryViTError: there is no such run; the number of names is not that of the classes; one of the files exists.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -122,7 +122,7 @@ def _read_names(path: Path, classes: int) -> tuple[str, ...]:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise BinaryViTError(
-            f"The class names in {path} cannot be read: give a text file with a name a line."
+            f"The class names in {path} cannot be read: give a text file with one name per line."
         ) from error
     if len(names) != classes:
         raise BinaryViTError(f"{path} names {len(names)} classes, and the model distinguishes {classes}.")

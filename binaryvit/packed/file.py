@@ -9,8 +9,8 @@ Both are flattened and joined in the order of the state dict; the shapes follow 
 own names, 1,400 tensors would need 2 % more bytes for the names alone.
 
 **What is folded.** A batch norm's running statistics, gamma and beta are two numbers, its weight and bias, and a
-scale's sign and exponent are in the weight of the norm behind it. Nothing else can be folded without turning signs:
-the model rounds the scaled integer to float32 before it normalizes it, so scale and weight stay two factors, and of the
+scale's sign and exponent are in the weight of the norm after it. Nothing else can be folded without flipping signs: the
+model rounds the scaled integer to float32 before it normalizes it, so scale and weight stay two factors, and of the
 scale only the mantissa's 23 bits remain, three bytes per output channel.
 
 **Bytes.** `cost` counts 1 bit per binary weight and 4 bytes per other parameter, as if scales folded away. A file has
@@ -74,7 +74,7 @@ def save_packed(model: nn.Module, path: str | Path, description: Description) ->
     """
     tensors = packed_tensors(model)
     for name in binary_layers(model):
-        scale, norm = f"{name}.weight.scale", _norm_behind(name)
+        scale, norm = f"{name}.weight.scale", _norm_after(name)
         tensors[scale], tensors[norm] = _fold_exponent(tensors[scale], tensors[norm])
     joined = {
         name: torch.cat([tensors[part].flatten() for part in parts]) for name, parts in _joined(_shapes(model)).items()
@@ -85,8 +85,8 @@ def save_packed(model: nn.Module, path: str | Path, description: Description) ->
 def read_packed(path: str | Path) -> PackedFile:
     """Reads a packed file, or packs what a run stored.
 
-    Nobody has to trust the file: the model it describes is built without storage first, and what is stored must be
-    exactly its tensors.
+    The file need not be trusted: the model it describes is first built without storage, and the file must hold exactly
+    its tensors.
 
     Raises:
         BinaryViTError: the file is missing, truncated, of another kind or version, does not fit its own description,
@@ -147,8 +147,8 @@ def _joined(names: Iterable[str]) -> dict[str, list[str]]:
     return joined
 
 
-def _norm_behind(layer: str) -> str:
-    """The weight of the norm that a binary layer's output goes through."""
+def _norm_after(layer: str) -> str:
+    """The name of the weight of the norm after a binary layer."""
     return f"{layer.rpartition('.')[0]}.norm.batch_norm.weight"
 
 

@@ -1,4 +1,4 @@
-"""The engine's C++, compiled for the processor at hand."""
+"""The engine's C++, compiled for this processor."""
 
 import ctypes
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from binaryvit.models.ops.compiler import load
 
 SOURCE = Path(__file__).with_name("native") / "engine.cpp"
-# The engine rounds as the model's modules do, which fuse no multiplication with an addition but the norm's.
+# The engine rounds as the model's modules do: they fuse no multiplication with an addition except in the norm.
 FLAGS = ("-ffp-contract=off",)
 
 

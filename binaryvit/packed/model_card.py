@@ -1,4 +1,4 @@
-"""The model card of an exported run: what the model is, what it reached, how to use it, where its numbers come from."""
+"""The model card of an exported run: the model, its accuracy, its use, and where the numbers come from."""
 
 import yaml
 from torch import nn

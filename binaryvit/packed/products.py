@@ -1,4 +1,4 @@
-"""One product of signs by itself, as the engine computes it: for measurements, tests and explanations."""
+"""A single product of signs as the engine computes it, for measurements, tests and explanations."""
 
 import torch
 from torch import Tensor

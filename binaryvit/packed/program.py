@@ -24,7 +24,7 @@ _PADDING = 16
 
 @dataclass(frozen=True)
 class Program:
-    """What the engine runs: stages in a row, the first without what brings the tokens there."""
+    """What the engine runs: consecutive stages, the first without its embedding."""
 
     sizes: Tensor
     floats: Tensor
@@ -77,7 +77,7 @@ class _Writer:
 
 
 def write_program(stages: dict[str, Stage], norm: str | None, tensors: Mapping[str, Tensor], lanes: int) -> Program:
-    """Lays out stages, by their names in the model, and the norm behind them, if any.
+    """Lays out stages, by their names in the model, and the norm after them, if any.
 
     Args:
         stages: the first without its embedding; each other begins with a binary patch merging.

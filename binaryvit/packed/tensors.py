@@ -7,8 +7,8 @@ Names are those of the model's state dict, but for two things:
 - a batch norm has no running statistics: it is fma(x, weight, bias).
 
 Scale and norm stay apart, although both multiply: the model rounds the scaled product to float32 before it normalizes
-it. One factor for both rounds otherwise, which turns a sign in every second image of 224 pixels, and one turned sign
-turns others: on 7 of 12 random images the logits of a `binaryvit_small_patch4_224` then moved by 0.3 to 23 %.
+it. One factor for both rounds differently and flips a sign in every second image of 224 pixels, and one flipped sign
+flips others: on 7 of 12 random images the logits of a `binaryvit_small_patch4_224` then moved by 0.3 to 23 %.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a derived file was made from, kept next to it to tell whether it is current, stale or edited."""
+"""Notes next to derived files that tell whether they are current, stale or edited."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ _DIGITS = "%.6g"  # what tables of numbers are stored and compared with
 
 
 class Note(BaseModel):
-    """The note on derived files: `source`, what they were made from, and the sha256 of each as it was written."""
+    """What derived files were made from (`source`), and the sha256 of each as it was written."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,7 +24,7 @@ class Note(BaseModel):
 
     @classmethod
     def of(cls, source: Mapping[str, Any], paths: Iterable[Path]) -> "Note":
-        """The note about files as they are now."""
+        """The note on files as they are now."""
         return cls(source=dict(source), files={path.name: sha256_of(path) for path in paths})
 
     @classmethod

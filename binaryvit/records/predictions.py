@@ -1,4 +1,4 @@
-"""What a run's stored weights say of each image of its evaluation split, for comparing runs image by image."""
+"""What a run's stored weights predict for each evaluation image, to compare runs image by image."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ PREDICTIONS_FILE = "predictions.safetensors"
 def write_predictions(run_dir: str | Path, predicted: np.ndarray, labels: np.ndarray) -> PredictionsRecord:
     """Stores the predicted class and the label of each image, both (images,), in the order of the split.
 
-    Two bytes an image with up to 256 classes, four with more.
+    Two bytes per image with up to 256 classes, four with more.
     """
     path = Path(run_dir) / PREDICTIONS_FILE
     smallest = np.uint8 if max(predicted.max(), labels.max()) < 256 else np.uint16
@@ -39,7 +39,7 @@ def read_predictions(run_dir: str | Path) -> pd.DataFrame:
         raise BinaryViTError(f"{run_dir} holds no predictions of a finished run: train it with this version.")
     path = Path(run_dir) / PREDICTIONS_FILE
     try:
-        # Two numbers of at most two bytes an image, and a header.
+        # Two numbers of at most two bytes per image, and a header.
         if record.predictions.file != path.name or path.stat().st_size > 4 * record.data.eval_images + 1000:
             raise ValueError("it is not what a run writes")
         content = path.read_bytes()

@@ -39,7 +39,7 @@ def _output(*command: str) -> str | None:
 def git_state(folder: str | Path | None = None) -> GitState:
     """Commit of the repository around `folder` (default: this package), and whether tracked files differ from it.
 
-    Files below results/ do not count: a study writes there while it runs. Without git both fields are None.
+    Files below results/ do not count, since a study writes there while it runs. Without git both fields are None.
     """
     folder = str(folder or Path(__file__).parent)
     root = _output("git", "-C", folder, "rev-parse", "--show-toplevel")

@@ -38,7 +38,7 @@ class RunKey(_Record):
 
 
 class GitState(_Record):
-    """The source the run was made from; None where there is no git."""
+    """The source a run was trained with; None where there is no git."""
 
     commit: str | None
     dirty: bool | None  # tracked files outside results/ differ from the commit
@@ -99,7 +99,7 @@ class WeightsRecord(_Record):
 class BestRecord(_Record):
     """The weights of the epoch that was best on the evaluation split, the first of equals; `top1` is that epoch's.
 
-    Chosen by what it is measured on, this accuracy is too high by some amount: a comparison takes the last epoch's.
+    Chosen on the images it is measured on, this accuracy is biased upwards: comparisons take the last epoch's.
     """
 
     file: str  # relative to the run's folder
@@ -110,7 +110,7 @@ class BestRecord(_Record):
 class PredictionsRecord(_Record):
     """The file with the class that the stored weights predict for each evaluated image (`records.predictions`).
 
-    The share of right ones is `WeightsRecord.top1`.
+    The share of correct ones is `WeightsRecord.top1`.
     """
 
     file: str  # relative to the run's folder
@@ -185,7 +185,7 @@ def read_record(run_dir: str | Path) -> RunRecord | None:
 def read_failure(run_dir: str | Path) -> Failure | None:
     """Why the run in `run_dir` failed; None when it did not.
 
-    Raises BinaryViTError when there is a failure.json of another content.
+    Raises BinaryViTError when failure.json holds something else.
     """
     path = Path(run_dir) / FAILURE_FILE
     return _read(path, Failure, "the note of a failed run") if path.exists() else None

@@ -1,4 +1,4 @@
-"""A study's missing runs as shell commands, one a run, for any scheduler on machines that share the folder."""
+"""A study's missing runs as shell commands, one per run, for any scheduler on machines that share the folder."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ from binaryvit.studies.study import PlannedRun, State, Study
 def pending_runs(runs: Iterable[PlannedRun], stage: str | None = None) -> list[PlannedRun]:
     """Those of `runs` (a study's, with their states) that have to be trained, a teacher before its students.
 
-    A stale run is none of them, nor is one that a process is training now. `stage`: "teacher" for the run that others
+    Stale runs and runs that a process is training now are left out. `stage`: "teacher" for the run that others
     learn from, "students" for all others, None for both.
     """
     runs = list(runs)
@@ -27,9 +27,9 @@ def pending_runs(runs: Iterable[PlannedRun], stage: str | None = None) -> list[P
 def command_of(study: Study, run: PlannedRun, options: Mapping[str, object] | None = None) -> str:
     """The shell command that brings one run to its end; `options` are those of `binaryvit reproduce`, by name.
 
-    It works from any folder, on any machine that sees the repository and the environment in the same place. Executed
-    twice at once, the second waits for the first and trains nothing; executed again, it goes on from the last
-    checkpoint. It ends with 0 once the run is done.
+    It works from any folder, on any machine that sees the repository and the environment in the same place. If it is
+    executed twice at once, the second waits for the first and trains nothing; executed again, it goes on from the last
+    checkpoint. It exits with 0 once the run is done.
     """
     words = [sys.executable, "-m", "binaryvit.cli", "reproduce", os.path.abspath(study.path), "--only", run.id]
     words += ["--output", os.path.abspath(study.output)]

@@ -1,4 +1,4 @@
-"""Executing a notebook through papermill, or training by the plain command, in a process of its own."""
+"""Executes a notebook through papermill, or trains by the plain command, in a separate process."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from binaryvit.studies.processes import Job, Processes
 from binaryvit.training.launch import SENTENCE
 from binaryvit.training.memory import HUGE_PAGES
 
-_PYTHON = (sys.executable, "-P", "-m")  # -P: no module of the working folder takes another one's place
+_PYTHON = (sys.executable, "-P", "-m")  # -P: no module in the working folder shadows another
 
 
 class ExecutionFailed(BinaryViTError):
@@ -89,7 +89,7 @@ class Executor:
 def process_environment() -> Iterator[dict[str, str]]:
     """Environment variables with which processes and the kernel "python3" use this interpreter and this library.
 
-    No kernel has to be registered, and one of the same name that the user registered is not taken.
+    No kernel has to be registered, and a user's kernel of the same name is ignored.
     """
     with tempfile.TemporaryDirectory(prefix="binaryvit-") as folder:
         spec = {
@@ -106,8 +106,8 @@ def process_environment() -> Iterator[dict[str, str]]:
             | {
                 "JUPYTER_PATH": _joined(os.pathsep, folder, os.environ.get("JUPYTER_PATH")),
                 "PYTHONPATH": _joined(os.pathsep, str(LIBRARY_PARENT), os.environ.get("PYTHONPATH")),
-                "IPYTHONDIR": str(Path(folder) / "ipython"),  # no start-up files of the user's, no shared history
-                # Otherwise every notebook would store a warning about its debugger, and one about missing widgets.
+                "IPYTHONDIR": str(Path(folder) / "ipython"),  # no start-up files of the user, no shared history
+                # Otherwise every notebook would store warnings about its debugger and missing widgets.
                 "PYDEVD_DISABLE_FILE_VALIDATION": "1",
                 "PYTHONWARNINGS": _joined(",", os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"),
             }

@@ -1,4 +1,4 @@
-"""A notebook's file: where it is, which parameters it takes, and what of an executed one is stored."""
+"""Notebook files: where they are, which parameters they take, and what is stored of an executed one."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def declared_parameters(notebook: Path) -> dict[str, Any]:
     """The notebook's parameters by name, as papermill finds them. Raises BinaryViTError when it is no notebook."""
     try:
         return papermill.inspect_notebook(str(notebook))
-    except Exception as error:  # each of papermill, nbformat and json has its own
+    except Exception as error:  # papermill, nbformat and json each raise their own
         raise BinaryViTError(f"{notebook} is not a readable notebook: {error}") from error
 
 
@@ -56,7 +56,7 @@ def training_parameters(notebook: Path, config: TrainingConfig, **names: str) ->
     recipe = RECIPES[recipe_of(config.variant)]
     defaults = TrainingConfig(**{"variant": config.variant, **recipe}).model_dump(mode="json")
     fields = config.model_dump(mode="json")
-    # Also those that are the recipe's: the notebook's own default may be another. As a parameter, None means the
+    # Fields at the recipe's value are given too: the notebook's default may differ. As a parameter, None means the
     # recipe's value; in the settings it means None.
     parameters = {name: value for name, value in fields.items() if name in declared}
     settings = {

@@ -1,4 +1,4 @@
-"""Processes that run side by side, each on its share of the machine, and end in order when they are interrupted."""
+"""Processes that run in parallel, each on its share of the machine, and end in order when interrupted."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ Task = TypeVar("Task")
 Say = Callable[[str], None]
 
 _POLL_SECONDS = 0.1
-# What an interrupted process gets to end its step and to store a checkpoint.
+# How long an interrupted process may take to end its step and store a checkpoint.
 _GRACE_SECONDS = 60
 
 
@@ -51,12 +51,12 @@ class Share:
 
 
 def default_jobs(gpus_per_job: int = 1) -> int:
-    """As many jobs as there are GPUs for; 1 without a GPU."""
+    """As many jobs as the GPUs allow; 1 without a GPU."""
     return max(1, len(_visible_gpus()) // gpus_per_job)
 
 
 def shares(jobs: int, gpus_per_job: int = 1) -> list[Share]:
-    """Splits this machine into `jobs` shares. More jobs than there are GPUs for take turns on them."""
+    """Splits this machine into `jobs` shares. Jobs beyond the number of GPUs share them."""
     if jobs == 1:
         return [Share()]
     cores, gpus = sorted(_cores()), _visible_gpus()
@@ -83,7 +83,7 @@ def _visible_gpus() -> list[str]:
 
 @dataclass(frozen=True)
 class Job:
-    """What belongs to one process: its GPUs, the lock it keeps for as long as it lives, and who gets its lines."""
+    """What belongs to one process: its GPUs, the lock it holds while it lives, and who gets its lines."""
 
     environment: Mapping[str, str]
     lock: int
@@ -101,9 +101,9 @@ class Processes:
     def in_parallel(
         self, take: Callable[[], Task | None], work: Callable[[Task, Share], None], over: Sequence[Share]
     ) -> None:
-        """Works on one task for each of the shares at a time, in a thread that is kept to the share.
+        """Works on one task per share at a time, in a thread restricted to the share.
 
-        `take` gives the next task to whoever is free, and None when there is none left. Raises what the first `take` or
+        `take` gives the next task to a free thread, and None when none is left. Raises what the first `take` or
         `work` raised, or KeyboardInterrupt, after the processes of all have ended.
         """
 
@@ -131,7 +131,7 @@ class Processes:
         Raises KeyboardInterrupt when the processes are ended.
         """
         with tempfile.TemporaryDirectory(prefix="binaryvit-") as temporary:
-            # Not through a pipe: when this process is killed, the other one can still write, and finish its work.
+            # Not through a pipe: if this process is killed, the other can still write and finish its work.
             printed = Path(temporary) / "printed.txt"
             with open(printed, "w") as output, open(errors or os.devnull, "w") as error, self._starting:
                 self.check()
@@ -143,7 +143,7 @@ class Processes:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT if errors is None else error,
-                    start_new_session=True,  # Ctrl-C reaches this process only, which then ends the others in order
+                    start_new_session=True,  # Ctrl-C reaches this process only, which ends the others in order
                 )
                 self._running[child] = _interrupt_kernel if kernel else _interrupt
             for line in _follow(printed, lambda: child.poll() is not None):
@@ -153,7 +153,7 @@ class Processes:
         return child.returncode
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt when the processes are ended, and none may start any more."""
+        """Raises KeyboardInterrupt when the processes are being ended and none may start."""
         if self._ending:
             raise KeyboardInterrupt
 
@@ -197,7 +197,7 @@ def _interrupt_kernel(papermill: subprocess.Popen) -> None:
 
 
 def _follow(path: Path, ended: Callable[[], bool]) -> Iterator[str]:
-    """The lines of a file that a process writes, as they come, until the process has ended."""
+    """The lines of a file that a process writes, as they appear, until the process has ended."""
     with open(path, encoding="utf-8", errors="replace") as file:
         rest, last = "", False
         while not last:

@@ -1,7 +1,7 @@
 """From a study's runs to the rows of a table, all of one scale.
 
 A scale is a data set, an evaluation split, an image size and a recipe. Finished runs of different scales are refused,
-so that no value of another scale can stand in a table or on an axis.
+so that values of different scales never share a table or an axis.
 """
 
 import json
@@ -42,7 +42,7 @@ _MAY_DIFFER = (NOT_IN_KEY - {"init_from"}) | {
 class Row:
     """One model of a study with all its seeds.
 
-    `values` are the records its numbers come from: the finished runs'; when all of them are stale, the stale ones'.
+    `values` are the records its numbers come from: those of finished runs or, if there are none, of stale ones.
     """
 
     label: str
@@ -67,7 +67,7 @@ class Row:
 
     @property
     def missing(self) -> str:
-        """What the runs without a number are: "not run", "1 failed, 2 not run"; empty when there are none."""
+        """The state of the runs without a number: "not run", "1 failed, 2 not run"; empty when there are none."""
         words = [_STATE_WORDS[run.state] for run in self.runs if run.state is not State.DONE]
         if len(set(words)) == 1 and len(words) == len(self.runs):
             return words[0]
@@ -125,7 +125,7 @@ def read_rows(study: Study) -> list[Row]:
     """The study's models, each with its seeds and the records its numbers may be taken from, in the study's order.
 
     Raises BinaryViTError when finished runs differ in data, image size or evaluation split, or steps of the ladder in
-    their recipe: they cannot stand in one table.
+    their recipe: they cannot share a table.
     """
     models = labelled_runs(study)
     runs = [run for _, of_model in models for run in of_model]
@@ -172,7 +172,7 @@ def record_of(run: PlannedRun) -> RunRecord | None:
 
 
 def scale_of(record: RunRecord) -> dict[str, Any]:
-    """What two accuracies must share to be comparable at all."""
+    """What two accuracies must share to be comparable."""
     own_size = timm.get_pretrained_cfg(record.config["variant"]).input_size[-1]
     return {
         "data": record.data.label,
@@ -199,7 +199,7 @@ def _refuse_differences(records: Iterable[RunRecord], properties: Callable[[RunR
         for name in one | two:
             if one.get(name) != two.get(name):
                 raise BinaryViTError(
-                    f"{first.id} and {other.id} cannot stand in one table, their scales differ: {name} is "
+                    f"{first.id} and {other.id} cannot share a table, because their scales differ: {name} is "
                     f"{one.get(name)!r} for the first and {two.get(name)!r} for the second. "
                     "Train one of them again, or make two studies."
                 )

@@ -58,7 +58,7 @@ def select(study: Study, only: Iterable[str]) -> list[PlannedRun]:
 
 
 def fingerprint_if_needed(study: Study, runs: Sequence[PlannedRun], check_data: bool) -> str | None:
-    """The data's fingerprint; they are loaded only to train a run, when asked for, or when always at hand."""
+    """The data's fingerprint. They are loaded only to train a run, on request, or if they come with a package."""
     if (
         check_data
         or study.data_config.data == "digits"
@@ -107,7 +107,7 @@ def reproduce(
 def analyse(study: Study, *, jobs: int | None = None, say: Say = _say) -> tuple[str, ...]:
     """Executes the analysis notebooks alone, which makes the study's tables and figures again from what is stored.
 
-    Nothing is trained. The data are needed only where a measurement is not stored or does not hold any more. `jobs`: as
+    Nothing is trained. The data are needed only if a measurement is missing or outdated. `jobs`: as
     in `reproduce`. Returns the names of the notebooks that failed. Raises BinaryViTError when there is no notebook of a
     name.
     """
@@ -140,7 +140,7 @@ def _write_study_file(study: Study) -> None:
 
 @dataclass(frozen=True)
 class _Workshop:
-    """What training and analysis of a study share: the means to execute, several jobs at a time, and to report."""
+    """What training and analysis of a study share: how to execute jobs, and how to report."""
 
     study: Study
     executor: Executor
@@ -205,14 +205,14 @@ def _analyse(workshop: _Workshop, notebook: Path, share: Share) -> bool:
 
 
 def _analysis_parameters(study: Study, notebook: Path) -> dict[str, Any]:
-    """What a notebook is given, of that which it takes; the study's folder is its working folder."""
+    """The parameters a notebook gets, of those it takes; its working folder is the study's."""
     given = {"study": ".", "write": True, "data_dir": study.runs[0].config.data_dir}
     declared = declared_parameters(notebook)
     return {name: value for name, value in given.items() if name in declared and value is not None}
 
 
 class _Training:
-    """Trains the chosen runs of a study: each after its teacher, and each by one process, whoever else is at work."""
+    """Trains the chosen runs of a study, each after its teacher and each once, even next to other runners."""
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ class _Training:
             self._changed.notify_all()
 
     def _settle(self, run: PlannedRun, job: Job) -> PlannedRun:
-        """Brings one run, locked and freshly judged, to an end: done, stale, failed, or missing without a teacher."""
+        """Brings one run, locked and just judged, to an end: done, stale, failed, or missing without a teacher."""
         teacher = self._settled.get(run.teacher_id)
         is_blocked = teacher is not None and teacher.state is not State.DONE
         if run.state is State.STALE and self.rerun_stale and not is_blocked:
@@ -301,7 +301,7 @@ class _Training:
             self.say(f"{run.id}: done, {run.reason}")
         except BinaryViTError as error:
             noted = read_failure(run.folder)
-            if noted is None or noted.time < started:  # the training itself had no chance to say why
+            if noted is None or noted.time < started:  # the training could not say why
                 noted = Failure(error=str(error), time=datetime.now(UTC))
                 noted.write(run.folder)
             run = replace(run, state=State.FAILED, reason=noted.error)

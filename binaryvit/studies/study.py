@@ -79,7 +79,7 @@ class _StudyFile(_Part):
 
 
 class State(StrEnum):
-    """What a run of a study is, as far as its folder says."""
+    """The state of a run, judged by its folder."""
 
     DONE = "done"
     STALE = "stale"  # finished, with another configuration, data or training code than today's
@@ -96,8 +96,8 @@ class PlannedRun:
 
     Attributes:
         teacher_id: the run it learns from; None for a teacher, and for a student of the labels.
-        is_control: no step of the ladder, but something to compare a step with.
-        has_notebook: trained by the notebook, which is kept; otherwise by `binaryvit train`.
+        is_control: not a step of the ladder, but something to compare a step with.
+        has_notebook: trained by the notebook, which is kept; else by `binaryvit train`.
     """
 
     id: str
@@ -221,8 +221,8 @@ def load_study(path: str | Path, output: str | Path | None = None, **execution: 
 def plan(study: Study, fingerprint: str | None = None) -> list[PlannedRun]:
     """The study's runs with their states, from what is on disk; nothing is loaded, trained or written.
 
-    `fingerprint` is that of the data at hand. Without it the data are not checked, except that all runs must have been
-    made with the same ones. A run that is done by its own record (`analysis.stored.study_of_folders`) stays so.
+    `fingerprint` is that of the available data. Without it the data are not checked, except that all runs must have
+    used the same. A run that is done by its own record (`analysis.stored.study_of_folders`) stays so.
     """
     return [run if run.state is State.DONE else state_of(study, run, fingerprint) for run in study.runs]
 
@@ -302,7 +302,8 @@ def _teacher_of(study: Study, run: PlannedRun) -> PlannedRun | None:
 
 
 def _identities(study: Study, run: PlannedRun, fingerprint: str) -> tuple[str | None, str | None]:
-    """The identity the run's teacher has, or will have once it is trained as the study says; and its first weights'."""
+    """The identity that the run's teacher has, or will have once trained as the study says; and that of its initial
+    weights."""
     initial = _identity_outside(study, run.config.init_from, "init_from")
     teacher = _teacher_of(study, run)
     if teacher is None:
@@ -314,14 +315,14 @@ def _identities(study: Study, run: PlannedRun, fingerprint: str) -> tuple[str | 
 
 
 def _identity_outside(study: Study, place: str | None, role: str) -> str | None:
-    """The identity of weights that are not a run of the study's."""
+    """The identity of weights that are not a run of the study."""
     if place is None or place.startswith("timm:"):
         return place and identity(place, role)
     return identity(str(study.output / place), role)
 
 
 def _fingerprint_on_record(study: Study) -> str | None:
-    """The data of the first finished run, to which the others are compared when the data are not at hand."""
+    """The data of the first finished run, to which the others are compared when the data are not available."""
     for run in study.runs:
         try:
             record = read_record(run.folder)
@@ -354,7 +355,7 @@ def _check_recipes(path: Path, file: _StudyFile) -> None:
 
 
 def _doubles(file: _StudyFile) -> Iterable[tuple[str, list]]:
-    """Ids and seeds that occur twice where each must be another: what they are, and the list they are in."""
+    """Ids and seeds that occur twice: which of the two they are, and the list they are in."""
     ids = [row.id or row.variant for row in file.students]
     if file.teacher is not None and any(file.teacher.seed in file.seeds_of(row) for row in file.students):
         ids.insert(0, file.teacher.id or file.teacher.variant)

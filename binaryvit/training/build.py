@@ -15,7 +15,7 @@ from binaryvit.models.weights_file import Preprocessing, save_inference_weights
 
 
 def model_arguments(config: TrainingConfig, num_classes: int) -> dict:
-    """What `timm.create_model` needs besides the variant to rebuild a run's model for inference."""
+    """The arguments of `timm.create_model`, besides the variant, that rebuild a run's model for inference."""
     arguments = {**config.model_args, "num_classes": num_classes}
     if config.image_size is not None:
         arguments["img_size"] = config.image_size
@@ -81,7 +81,7 @@ def pretrained_model(name: str) -> nn.Module:
 def input_settings(
     model: nn.Module, image_size: int | None = None
 ) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:
-    """Input size (3, height, width) of a model, and the mean and deviation per channel its images are normalized with.
+    """Input size (3, height, width) of a model, and the mean and deviation per channel that normalize its images.
 
     `image_size` is the one it was built with; None: the variant's own.
     """
@@ -91,7 +91,7 @@ def input_settings(
 
 
 def image_size(model: nn.Module) -> tuple[int, int]:
-    """Height and width of the images a model takes, as it was built."""
+    """Height and width of the images that a model was built for."""
     # A position embedding of another size was resampled when the model was built, and its description is outdated.
     size = getattr(getattr(model, "patch_embed", model), "img_size", None) or input_settings(model)[0][1:]
     return (size, size) if isinstance(size, int) else tuple(size)

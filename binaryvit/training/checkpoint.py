@@ -15,7 +15,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_atomically
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-PROCESSES = "processes"  # the entry of an identity that is a number; the others say less about what differs
+PROCESSES = "processes"  # the entry of an identity whose difference gets an explanation
 _FORMAT = 2
 _METADATA = "binaryvit_training_state"
 
@@ -24,7 +24,7 @@ def initial_state(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds besides tensors, before the first step of the run that `identity` describes."""
     return {
         "identity": identity,
-        "sources": [],  # the commits it was trained at, in their order
+        "sources": [],  # the commits it was trained at, in order
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "epoch": 0,
         "step": 0,
@@ -64,7 +64,7 @@ def load_state(path: str | Path, identity: Mapping[str, Any]) -> tuple[dict[str,
             raise BinaryViTError(
                 f"The checkpoint {path} has format {state['format']}, this version reads {_FORMAT}. {advice}"
             )
-        stored = {PROCESSES: identity.get(PROCESSES)} | state["identity"]  # which earlier checkpoints do not name
+        stored = {PROCESSES: identity.get(PROCESSES)} | state["identity"]  # earlier checkpoints do not name it
         different = [name for name, value in identity.items() if stored[name] != value]
     except (ValueError, KeyError, TypeError):
         raise BinaryViTError(f"The file {path} is not a training checkpoint of binaryvit. {advice}") from None
@@ -128,7 +128,7 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under names of one part of a checkpoint."""
+    """The tensors under the names of one part of a checkpoint."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 

@@ -1,4 +1,4 @@
-"""How good a model is on the evaluation split."""
+"""The loss and accuracy of a model on the evaluation split."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext

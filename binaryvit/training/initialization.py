@@ -1,4 +1,4 @@
-"""Starting a training from weights that exist: what fits is loaded, and what does not is said."""
+"""Starting a training from existing weights: loads what fits, and says what does not."""
 
 from collections.abc import Sequence
 from pathlib import Path

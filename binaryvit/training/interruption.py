@@ -1,4 +1,4 @@
-"""Ctrl-C, or a scheduler's signal, taking effect between two steps instead of within one."""
+"""Ctrl-C and a scheduler's signal take effect between two steps instead of within one."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""What only training sees of binary weights: the latent weights, and how often their signs change."""
+"""The latent weights, which only training has, and how often their signs change."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ HISTOGRAM_EDGES = np.concatenate([[-np.inf], np.linspace(-4, 4, 65), [np.inf]])
 
 @torch.no_grad()
 def weight_signs(model: nn.Module) -> dict[str, Tensor]:
-    """Which binary weights are +1 (a latent weight of exactly zero is), per layer: packed bits, uint8."""
+    """Which binary weights are +1 (zero counts as +1), per layer: packed bits, uint8."""
     return {
         name: torch.from_numpy(np.packbits((layer.centred_weight() >= 0).flatten().cpu().numpy()))
         for name, layer in binary_layers(model).items()

@@ -1,4 +1,4 @@
-"""Training with as many processes as the configuration asks for, from a notebook or a shell that is one process."""
+"""Training with as many processes as the configuration asks for, started from one process."""
 
 import os
 import signal
@@ -24,8 +24,8 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
     """`binaryvit.training.train.train`, in `config.processes` processes of this machine.
 
     With one process, or inside a process that torchrun or `accelerate launch` started, it trains right here. Otherwise
-    torchrun starts the processes, and what they print appears here. (torchrun is also what accelerate starts; it reads
-    no settings of the user's, which could change the precision or the number of machines.)
+    torchrun starts the processes, and what they print appears here. (accelerate starts
+    torchrun too, but reads the user's settings, which could change the precision or the number of machines.)
 
     Raises BinaryViTError as training does, or when a process dies; torchrun then ends the others.
     """
@@ -59,7 +59,7 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
 
 
 def _echo(process: subprocess.Popen) -> list[str]:
-    """Passes on what the processes print until the last one ended; returns the sentences of their errors."""
+    """Prints what the processes print until the last one has ended; returns the sentences of their errors."""
     sentences = []
     for line in process.stdout:
         print(line, end="", flush=True)

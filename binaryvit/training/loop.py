@@ -49,7 +49,7 @@ class Trainer:
 
     Attributes:
         model: the model in training; `trained_model` is the one to keep.
-        state: what a checkpoint holds besides tensors: where the run is, the running epoch's sums, all metrics so far.
+        state: what a checkpoint holds besides tensors: the position in the run, the epoch's sums, all metrics so far.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Trainer:
         self.eval_loader.close()
 
     def write_tables(self) -> None:
-        """Writes the metrics so far as CSV; the checkpoint is where they are kept."""
+        """Writes the metrics so far as CSV, from the state that the checkpoint keeps."""
         if self.process.is_main_process:
             write_tables(self.run_dir, self.state["history"], self.state["layers"])
 
@@ -170,8 +170,8 @@ class Trainer:
     def _exchange(self, at_once: bool) -> tuple[bool, bool]:
         """Takes in what steps measured; returns whether the processes agree to stop, and to save a checkpoint.
 
-        Whichever process is asked to stop, all stop after the same step: none waits for one that has left. When to save
-        is up to the first process's clock. Before either, every step is read, so that no checkpoint holds one whose
+        Whichever process is asked to stop, all stop after the same step, so none waits for one that has left. The first
+        process's clock decides when to save. Before either, every step is read, so that no checkpoint holds one whose
         loss is not finite.
         """
         overdue = time.monotonic() - self._saved >= 60 * self.config.checkpoint_minutes
@@ -238,7 +238,7 @@ class Trainer:
         return torch.stack([part.detach() for part in parts]) * len(images)
 
     def _finish_epoch(self) -> tuple[dict[str, Any], list[str]]:
-        """Evaluates, records the epoch and saves; returns its row of metrics and the layers that binarize no more."""
+        """Evaluates, records the epoch and saves; returns its row of metrics and layers whose level fell to zero."""
         state, config = self.state, self.config
         self._check_weights()
         begun = time.monotonic()
@@ -308,7 +308,7 @@ class Trainer:
         self.write_tables()
 
     def _check_weights(self) -> None:
-        """Keeps weights that a finite loss made not finite (an overflow of its gradient) out of the checkpoint."""
+        """Keeps weights that are not finite (a finite loss with an overflowing gradient) out of the checkpoint."""
         if not torch.stack([value.isfinite().all() for value in self.model.state_dict().values()]).all():
             rows = self._last.rows if self._last else []
             what = "The weights became infinite or NaN"

@@ -1,4 +1,4 @@
-"""Which shortcuts PyTorch's libraries may take with a run's numbers: chosen here, on purpose, and recorded."""
+"""The numerical shortcuts that PyTorch's libraries may take: chosen here, and recorded with each run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 #
 # float32 means float32: TensorFloat-32 keeps 10 of a factor's 23 bits, which in the stem alone would flip signs.
 # Sums of half-precision products end in float32: cut short on the way, a sum of signs would be no exact integer.
-# cuDNN computes little here (the stem), so it takes the same algorithm every time rather than the fastest.
+# cuDNN computes little here (the stem), so it always takes the same algorithm rather than the fastest.
 _SETTINGS = (
     (torch.backends.cuda.matmul, "allow_tf32", "cuda_matmul_tf32", False),
     (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", "cuda_matmul_short_float16_sums", False),
@@ -23,7 +23,7 @@ _SETTINGS = (
 
 @contextmanager
 def chosen_numerics() -> Iterator[None]:
-    """While entered, PyTorch computes as every run is trained; what was set before comes back afterwards."""
+    """Sets PyTorch to the numerics of every training, and restores what was set before."""
     before = [getattr(owner, attribute) for owner, attribute, _, _ in _SETTINGS]
     matmul = torch.get_float32_matmul_precision()
     try:
@@ -38,6 +38,6 @@ def chosen_numerics() -> Iterator[None]:
 
 
 def current_numerics() -> dict[str, str | bool]:
-    """The settings as they are at this moment, by their names in a run record."""
+    """The current settings, by their names in a run record."""
     settings = {name: getattr(owner, attribute) for owner, attribute, name, _ in _SETTINGS}
     return {"float32_matmul": torch.get_float32_matmul_precision(), **settings}

@@ -1,4 +1,4 @@
-"""What the processes of a training agree on before they train: how many they are, the data, and the folder."""
+"""What processes agree on before they train together: their number, the data and the folder."""
 
 import platform
 import time
@@ -18,12 +18,12 @@ from binaryvit.locks import hold
 from binaryvit.records.provenance import local_processes
 from binaryvit.records.run_record import LOCK_FILE
 
-# What a network file system may take to show a machine a file that another one made.
+# How long a network file system may take to show a file to another machine.
 _VISIBLE_SECONDS = 90.0
 
 
 def check_launch(config: TrainingConfig, process: PartialState) -> None:
-    """Refuses a number of processes that is not the configuration's, or that the machine has no GPUs for."""
+    """Refuses a number of processes that differs from the configuration's or exceeds the machine's GPUs."""
     if config.processes != process.num_processes:
         raise BinaryViTError(
             f"processes={config.processes}, but {process.num_processes} were started: run it with "
@@ -33,16 +33,16 @@ def check_launch(config: TrainingConfig, process: PartialState) -> None:
     here = local_processes()
     if process.device.type == "cuda" and here > torch.cuda.device_count():
         raise BinaryViTError(
-            f"{here} processes were started on a machine with {torch.cuda.device_count()} GPUs: each needs one of its "
-            f"own. Set processes to at most {torch.cuda.device_count()}; accumulation_steps keeps the batch."
+            f"{here} processes were started on a machine with {torch.cuda.device_count()} GPUs: each needs "
+            f"one. Set processes to at most {torch.cuda.device_count()}; accumulation_steps keeps the batch."
         )
 
 
 def load_data_once_a_machine(config: TrainingConfig, process: PartialState) -> Data:
     """`load_data`, which the first process of each machine does alone and completely.
 
-    The others wait: a large set that is seen for the first time takes long to prepare. They then open what lies there,
-    and take over the fingerprint. Raises BinaryViTError when two machines hold different data.
+    The others wait, because preparing a large set for the first time takes long. They then open the prepared data and
+    take over the fingerprint. Raises BinaryViTError when two machines hold different data.
     """
     with process.local_main_process_first():
         data = load_data(config, fingerprinted=process.is_local_main_process)
@@ -57,7 +57,7 @@ def load_data_once_a_machine(config: TrainingConfig, process: PartialState) -> D
 
 @contextmanager
 def locked(run_dir: Path, process: PartialState) -> Iterator[None]:
-    """Keeps a second training out of the folder; the lock goes with the first process, however that ends."""
+    """Keeps a second training out of the folder; the lock ends with the first process, however that ends."""
     lock = run_dir / LOCK_FILE
     with hold(lock) if process.is_main_process else nullcontext() as descriptor:
         [held] = broadcast_object_list([descriptor is not None])

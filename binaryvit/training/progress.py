@@ -1,4 +1,4 @@
-"""How far a run is: a bar in JupyterLab, a line every few seconds everywhere else."""
+"""The progress of a run: a bar in JupyterLab, a line every few seconds everywhere else."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ LATER_INTERVAL = 30
 
 def in_jupyter() -> bool:
     """Whether a person sees this process's output in JupyterLab. Under papermill (a kernel without a session of the
-    server) a bar would become a line per tick in the stored notebook."""
+    server) a bar would add one line per tick to the stored notebook."""
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
     return type(shell).__name__ == "ZMQInteractiveShell" and "JPY_SESSION_NAME" in os.environ
 
@@ -39,7 +39,7 @@ class Progress:
         self.last_line = time.monotonic()
 
     def note(self, text: str) -> None:
-        """Says a sentence."""
+        """Prints a sentence."""
         if not self.enabled:
             return
         if self.bar is not None:

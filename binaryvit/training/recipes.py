@@ -1,4 +1,4 @@
-"""From a notebook's few parameters to the configuration of a run, through the recipe of its variant."""
+"""From a notebook's parameters to the configuration of a run, through the recipe of its variant."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from binaryvit.config import RECIPES, TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER
 
-# The paper's recipe is for millions of photographs; with this a model learns the digits in a few epochs.
+# The paper's recipe is for millions of photographs; with these settings a model learns the digits in a few epochs.
 _DIGITS = {"batch_size": 64, "learning_rate": 2e-3, "learning_rate_batch": 64, "crop_scale": (0.7, 1.0)}
 _DIGITS |= {"horizontal_flip": 0.0, "eval_crop": 1.0}
 DIGITS_SETTINGS: dict[str, dict[str, Any]] = {

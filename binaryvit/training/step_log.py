@@ -1,4 +1,4 @@
-"""What optimizer steps measured: kept on the device and read some steps at a time, so that no step waits for it."""
+"""What optimizer steps measured: kept on the device and read several steps at a time, so no step waits for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,10 +35,10 @@ class StepResult:
 
 
 class StepLog:
-    """Collects what steps measured, and brings it to the host together with what the processes wish.
+    """Collects what steps measured, and moves it to the host together with the processes' wishes.
 
-    `exchange` is called after every step, by all processes. Every so many steps it adds the measured sums up over the
-    processes and starts to copy them; the next call, when the device has another step to work on, takes them in.
+    `exchange` is called after every step, by all processes. Every `read_every` steps it sums over the
+    processes and starts the copy; the next call, while the device works on another step, receives it.
 
     Args:
         process: this one among all.

@@ -1,4 +1,4 @@
-"""Evaluating stored weights again, on their own evaluation split or on other data; nothing is trained or written."""
+"""Evaluates stored weights again, on their own evaluation split or on other data, without writing anything."""
 
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from binaryvit.training.build import image_size, input_settings
 from binaryvit.training.evaluation import Evaluation, evaluate
 from binaryvit.training.numerics import chosen_numerics
 
-# Of a run's record: what its evaluation needs. The rest says how it was trained.
+# The fields of a run's record that its evaluation needs. The rest says how it was trained.
 _EVALUATION_FIELDS = (
     "data", "data_label", "data_config", "image_column", "label_column", "train_split", "eval_split",
     "max_train_images", "max_eval_images", "holdout_images", "eval_crop", "batch_size",
 )  # fmt: skip
-# What a configuration names and no evaluation uses: the model is the stored one.
+# What a configuration needs but no evaluation uses: the model is the stored one.
 _UNUSED = {"variant": "deit_micro_patch4_32", "min_learning_rate": 0.0}
 
 

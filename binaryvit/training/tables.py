@@ -1,4 +1,4 @@
-"""The tables that grow with a run: one row per epoch, and what became of the binary parts per epoch and layer."""
+"""The tables that grow during a run: one row per epoch, and one per epoch and layer for the binary parts."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -25,8 +25,8 @@ def run_identity(key: RunKey) -> str:
 
 
 def identity(place: str, role: str = "teacher") -> str:
-    """What identifies the content of a teacher, or of weights in another `role`, wherever it is: its run's key, its
-    file's SHA-256, or its timm name.
+    """What identifies the content of a teacher, or of weights in another `role`: its run's key, its file's SHA-256, or
+    its timm name.
 
     Raises `BinaryViTError` when there is nothing at `place`.
     """
@@ -77,7 +77,7 @@ class Teacher(nn.Module):
 
     Args:
         model: the teacher.
-        mean, std: per channel, what the images are normalized with.
+        mean, std: per channel; they normalized the images.
     """
 
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):

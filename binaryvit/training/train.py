@@ -47,10 +47,10 @@ LATENT_LAYERS_FILE = "latent_layers.csv"
 
 
 def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_id: str = "") -> RunRecord:
-    """Trains what `config` describes into the folder `run_dir`, going on from a checkpoint that is there.
+    """Trains what `config` describes into the folder `run_dir`, or goes on from the checkpoint there.
 
-    A finished run is returned as it is. On a CPU, or on one or several GPUs when started with `accelerate launch` or
-    torchrun; on several machines these share the folder, and the first process of all writes to it.
+    A finished run is returned as it is. It trains on a CPU, on one GPU, or on several when started with `accelerate
+    launch` or torchrun; several machines share the folder, and only the first process writes to it.
     `run_dir` then holds metrics.csv, weight_flips.csv, attention_levels.csv and activation_shifts.csv (rewritten after
     each epoch; of a model that has such parts), latent_weights.csv and latent_layers.csv, weights.safetensors (for
     inference), predictions.safetensors (of these weights), weights_best.safetensors (with keep_best), run.json (written
@@ -160,7 +160,7 @@ def _record(trainer: Trainer, key: RunKey, measured: Evaluation, study: str, run
 
 
 def _best_record(trainer: Trainer) -> BestRecord | None:
-    """None where the setting came only after the best epoch, so that its weights were not kept."""
+    """None if `keep_best` was set only after the best epoch, so its weights were not kept."""
     best = best_epoch(trainer.state["history"])
     if not (trainer.run_dir / BEST_WEIGHTS_FILE).exists():
         return None
@@ -168,7 +168,7 @@ def _best_record(trainer: Trainer) -> BestRecord | None:
 
 
 def _sources(states: list[dict]) -> GitState:
-    """The code a run was trained with: what each of its processes found when it started, not what lies there now."""
+    """The code a run was trained with: what each start found, not what is there now."""
     first, *others = states
     dirty = [state["dirty"] for state in states]
     resumed_at = [state["commit"] for state in others if state["commit"] != first["commit"]]

@@ -301,7 +301,7 @@ def test_a_corrupt_image_is_a_sentence_from_a_worker_too(tmp_path, monkeypatch, 
 
 def test_a_worker_that_is_killed(digits, monkeypatch):
     monkeypatch.setattr("binaryvit.data.batches.seed_everything", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(BinaryViTError, match=r"ended from outside.*set workers to a smaller"):
+    with pytest.raises(BinaryViTError, match=r"killed from outside.*set workers to a smaller"):
         epoch_of(digits, config(workers=1))
 
 

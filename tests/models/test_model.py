@@ -210,7 +210,7 @@ def test_bit_widths(bits):
 
 
 def test_mixed_precision_keeps_signs_where_float32_has_them(device):
-    """Under autocast only the products may round; few of the signs behind them change."""
+    """Under autocast only the products may round; few of the signs after them change."""
     torch.manual_seed(0)
     model = create("binaryvit_micro_patch2_32").to(device).eval()
     seen = {}

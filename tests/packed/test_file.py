@@ -96,7 +96,7 @@ def saved(tmp_path):
     [
         ("bits", lambda bits: bits[:-1].clone(), "has the shape"),
         ("bits", lambda bits: bits.float(), "is of type torch.float32"),
-        ("bits", lambda bits: bits.fill_(255), "behind the end of a row"),
+        ("bits", lambda bits: bits.fill_(255), "past the end of a row"),
         ("numbers", lambda numbers: numbers.fill_(torch.inf), "not finite"),
         ("numbers", lambda numbers: numbers.half(), "is of type torch.float16"),
         ("numbers", lambda numbers: None, "numbers is missing"),

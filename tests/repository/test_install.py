@@ -120,7 +120,7 @@ def test_an_interrupted_installation_is_continued(checkout: Checkout, interrupti
     assert whole.exists() and not cut_off.exists()
 
 
-def test_an_environment_that_was_moved_is_made_anew(checkout: Checkout):
+def test_an_environment_that_was_moved_is_made_again(checkout: Checkout):
     checkout.install()
     (checkout.root / ".venv" / "old").touch()
     checkout.root = checkout.root.rename(checkout.root.with_name("elsewhere"))
@@ -128,7 +128,7 @@ def test_an_environment_that_was_moved_is_made_anew(checkout: Checkout):
     assert not (checkout.root / ".venv" / "old").exists()
 
 
-def test_an_environment_whose_python_is_gone_is_made_anew(checkout: Checkout):
+def test_an_environment_whose_python_is_gone_is_made_again(checkout: Checkout):
     checkout.install()
     (checkout.root / ".venv/bin/python").write_text("#!/no/such/python\n")
     assert checkout.install().returncode == 0

@@ -29,7 +29,7 @@ def write_notebook(path, code, parameters="word: str = 'default'"):
 
 @pytest.fixture
 def run(tmp_path):
-    """Executes code as a notebook in results/, with the notebook in a folder beside it."""
+    """Executes code as a notebook in results/, with the notebook in a folder next to it."""
     folder = tmp_path / "results"
     folder.mkdir()
 

@@ -104,7 +104,7 @@ def test_killed_from_outside_and_resumed_with_other_workers(uninterrupted, tmp_p
 
 
 def test_resuming_repeats_no_step(uninterrupted, tmp_path, monkeypatch):
-    """Else the tests above would pass for a run that always starts anew."""
+    """Else the tests above would pass for a run that always starts over."""
     config, _ = uninterrupted
     run = tmp_path / "run"
     steps = []

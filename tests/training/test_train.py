@@ -424,7 +424,7 @@ def test_starting_weights_are_part_of_the_key_by_their_content(finished, tmp_pat
         train(student(init_from="nowhere"), tmp_path / "other")
 
 
-def test_the_best_epochs_weights_are_kept_beside_the_last(tmp_path, monkeypatch):
+def test_the_best_epochs_weights_are_kept_with_the_last(tmp_path, monkeypatch):
     accuracies = iter([30.0, 50.0, 50.0, 10.0])
     evaluation = Trainer.evaluate
 

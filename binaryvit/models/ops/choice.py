@@ -1,7 +1,7 @@
 """Which implementation a binary unit runs: its modules, PyTorch's single step, or the C++ one.
 
-The three compute the same unit; they differ in rounding and in the memory they move. The modules are what anyone can
-watch, change and differentiate in any way; a step is for training as usual.
+The three compute the same unit; they differ in rounding and in the memory they move. The modules can be observed,
+changed and differentiated in any way; a step is for plain training.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Step = Callable[[Tensor, UnitParameters, float], UnitOutput]
 
 def step_of(unit: nn.Module, parameters: UnitParameters, x: Tensor) -> Step | None:
     """The step that computes a `layers.BinaryUnit` on tokens x (..., K); None: its modules do."""
-    if not (_is_binary_training(unit, x) and _has_usual_statistics(unit.norm.batch_norm, x)) or _is_watched(unit):
+    if not (_is_binary_training(unit) and _has_usual_statistics(unit.norm.batch_norm, x)) or _is_watched(unit):
         return None
     if native.fits(at_least_float32(x), parameters):
         return native.binary_unit
@@ -26,8 +26,8 @@ def step_of(unit: nn.Module, parameters: UnitParameters, x: Tensor) -> Step | No
     return None if torch.compiler.is_compiling() else reference.binary_unit
 
 
-def _is_binary_training(unit: nn.Module, x: Tensor) -> bool:
-    """The steps hold both signs and their gradients; evaluation is the modules', whose values analyses read."""
+def _is_binary_training(unit: nn.Module) -> bool:
+    """The steps are for training with both signs. Evaluation runs the modules, whose values analyses read."""
     return (
         unit.training
         and torch.is_grad_enabled()
@@ -48,6 +48,6 @@ def _has_usual_statistics(norm: nn.Module, x: Tensor) -> bool:
 
 
 def _is_watched(unit: nn.Module) -> bool:
-    """A hook on a module inside sees, or changes, what a step never hands out. PyTorch has no public way to ask."""
+    """A hook inside the unit sees, or changes, values that a step does not expose. PyTorch has no public way to ask."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, kind) for module in unit.modules() for kind in kinds)

@@ -32,7 +32,7 @@ _SECONDS = 120
 def load(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
     """The compiled functions of a source, or None where it can't be compiled; then a log message says why.
 
-    The source may include headers of its own folder; `flags` are added to the compiler's.
+    The source may include headers from its folder; `flags` are added to the compiler's.
 
     The library is kept in the user's cache (XDG_CACHE_HOME, else ~/.cache) under a name that changes with the source,
     its headers, the flags, the compiler and the processor, so that machines can share the folder. For Linux only.
@@ -93,7 +93,7 @@ def _output(command: list[str], given: str = "") -> str:
 
 
 def _load(source: Path, compiler: list[str], flags: tuple[str, ...]) -> ctypes.CDLL:
-    # All macros the compiler defines: its version, and what the processor has.
+    # All macros the compiler defines: its version, and the processor's instructions.
     target = _output([*compiler, "-march=native", "-x", "c++", "-E", "-dM", "-"])
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
     key = hashlib.sha256("\0".join((*texts, *flags, target)).encode()).hexdigest()[:16]

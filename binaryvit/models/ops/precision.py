@@ -1,4 +1,4 @@
-"""In which types products run, and which of them hold a product of signs exactly.
+"""The types in which products run, and which of them hold a product of signs exactly.
 
 A sum of K signs is an integer of magnitude at most K. bfloat16 holds every integer up to 256, float16 up to 2,048,
 float32 up to 2^24, and so does TF32, whose factors +-1 are exact and whose sums are float32. As every partial sum is

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class SynchronizedBatchNorm(_BatchNorm):
     """Batch norm of (T, C) or (N, C, ...) whose statistics in training are those of all processes.
 
-    Unlike PyTorch's, it can be compiled without graph breaks, works on CPUs, and shares its communication with other
-    norms (`normalize`).
+    Unlike PyTorch's, it compiles without graph breaks, works on CPUs, and several norms share one communication
+    (`normalize`).
     """
 
     def _check_input_dim(self, input: Tensor) -> None:  # any will do
@@ -51,8 +51,8 @@ class _SumOverProcesses(Function):
 def normalize(inputs: Sequence[Tensor], norms: Sequence[SynchronizedBatchNorm]) -> list[Tensor]:
     """Each norm of its input, in training, with one all-reduce for all of them, and one in the backward pass.
 
-    What is added up over processes is, per norm, the sum of x, the sum of x^2 and the number of tokens. (A running mean
-    subtracted first would save digits, but compiled code recomputes from it after it was moved.)
+    What is added up over processes is, per norm, the sum of x, the sum of x^2 and the number of tokens. (Subtracting
+    a running mean first would save digits, but compiled code recomputes from it after it has changed.)
 
     Args:
         inputs: each (T, C) or (N, C, ...), float32 or float64, with any number of tokens.

@@ -62,7 +62,7 @@ inline void average_rows(const float* rows, int64_t stride, int64_t count, int64
   }
 }
 
-// The signs of each head's channels, in words of their own.
+// The signs of each head's channels, in separate words.
 inline void pack_heads(const Attention& attention, const float* row, const float* shift, uint64_t* to) {
   for (int64_t head = 0; head < attention.heads; ++head, to += attention.head_words) {
     const int64_t first = head * attention.head_channels;

@@ -65,7 +65,7 @@ struct Unit {
   Activation activation;
   const uint64_t* weights;
 
-  // `shifts` is how many inputs have a shift of their own; `inputs` but for the merge, whose four tokens share theirs.
+  // `shifts` is how many inputs have a separate shift; `inputs` but for the merge, whose four tokens share theirs.
   Unit(Reader& from, int64_t shifts)
       : inputs(from.size()), outputs(from.size()), words(from.size()), shift(from.channels(shifts)),
         scale(from.channels(outputs)), norm(from, outputs), activation(from, outputs),

@@ -1,4 +1,4 @@
-// Vectors of the processor at hand: each simd_*.h defines the same names, here is what they share.
+// Vectors of this processor: each simd_*.h defines the same names, here is what they share.
 //
 // A tile is kLanes output channels side by side. Its weights are stored word by word: for each word of the input, first
 // the word of every even channel, then of every odd one, so that counts come out in order (`interleave`).
@@ -48,7 +48,7 @@ inline void store_first(float* to, Floats values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
 }
 
-// The first `count` lanes of values, and those of `otherwise` behind them.
+// The first `count` lanes of values, then those of `otherwise`.
 inline Ints first_lanes(Ints values, int64_t count, Ints otherwise) {
   static const struct Masks {
     int32_t lanes[2 * kLanes] = {};

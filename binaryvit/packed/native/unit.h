@@ -24,7 +24,7 @@ void for_each_group(int64_t count, Work work) {
 }
 
 // The signs of row + shift as bits, 1 for +1, sign(0) = +1; what is left of the last word is zero. Reads up to kLanes
-// floats behind the row.
+// floats past the end of the row.
 inline void pack_signs(const float* row, const float* shift, int64_t channels, uint64_t* to) {
   for (int64_t first = 0; first < channels; first += 64) {
     const int64_t count = std::min<int64_t>(64, channels - first);

@@ -260,7 +260,7 @@ def test_it_is_compiled_once_for_all_processes(uncompiled: Path, one: Path, monk
     assert not any("-shared" in command for command in commands)
     one.write_text('extern "C" int one() { return 2; }\n')
     compiler.load.cache_clear()
-    assert compiler.load(one).one() == 2, "a changed source is compiled anew"
+    assert compiler.load(one).one() == 2, "a changed source is compiled again"
     assert any("-shared" in command for command in commands)
 
 
