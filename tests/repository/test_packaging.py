@@ -167,7 +167,7 @@ def test_notebooks_run_on_the_kernel_of_this_environment():
 
 
 def test_the_makefile_has_the_targets_people_are_told_of():
-    targets = {"help", "install", "reproduce", "figures", "test", "lint", "format", "lock", "clean"}
+    targets = {"help", "install", "reproduce", "figures", "test", "check-gpu", "lint", "format", "lock", "clean"}
     listed = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert {line.split()[1] for line in listed.splitlines() if line.startswith("  make ")} == targets
     planned = subprocess.run(["make", "-n", *targets], cwd=ROOT, check=True, capture_output=True, text=True).stdout

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -78,29 +77,10 @@ def test_killed_run_goes_on_to_the_same_bits(moment, uninterrupted, killed):
     config, expected = uninterrupted
     run = killed / moment
     assert not (run / "run.json").exists()
-    record = train(config, run)
+    workers = 1 if moment == "mid-epoch" else 0  # their number changes nothing
+    record = train(config.model_copy(update={"workers": workers}), run)
     assert_same_outcome(expected, run)
     assert record.result.epochs == 2 and (run / "run.json").exists()
-
-
-def test_killed_from_outside_and_resumed_with_other_workers(uninterrupted, tmp_path):
-    config, expected = uninterrupted
-    run = tmp_path / "run"
-    script = "import json, sys; from binaryvit.config import TrainingConfig; "
-    script += (
-        "from binaryvit.training.train import train; train(TrainingConfig(**json.loads(sys.argv[1])), sys.argv[2])"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", script, config.model_dump_json(), str(run)], cwd=ROOT, stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not (run / CHECKPOINT_FILE).exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert (run / CHECKPOINT_FILE).exists() and not (run / "run.json").exists()
-    train(config.model_copy(update={"workers": 1}), run)
-    assert_same_outcome(expected, run)
 
 
 def test_resuming_repeats_no_step(uninterrupted, tmp_path, monkeypatch):

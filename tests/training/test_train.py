@@ -673,11 +673,8 @@ def test_compiled_training_on_a_cpu_says_that_it_needs_a_compiler(tmp_path, monk
         train(student(compile=True), tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("config", "kinds"),
-    [(teacher(drop_path=0.0), 1), (student(model_args=PYRAMID["model_args"] | {"depths": [1, 3]}), 2)],
-)
-def test_equal_blocks_are_compiled_once(config, kinds, monkeypatch):
+def test_equal_blocks_are_compiled_once(monkeypatch):
+    config, kinds = student(model_args=PYRAMID["model_args"] | {"depths": [1, 2]}), 2
     counter = CompileCounterWithBackend("aot_eager")  # all but the machine code, which takes minutes
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
     plain, compiled = create_model(config, 10), create_model(config, 10)
