@@ -1,4 +1,4 @@
-"""Tables and figures as a notebook shows them, equal ones as equal bytes."""
+"""Tables and figures as a notebook shows them; equal ones give equal bytes."""
 
 import io
 
@@ -10,7 +10,7 @@ from binaryvit.analysis.style import style
 
 
 def show_table(frame: pd.DataFrame, name: str, caption: str = "") -> HTML:
-    """A table as people read it, whole, its caption above; a long one scrolls. `name` makes equal tables equal HTML."""
+    """The whole table with its caption above; a long one scrolls. `name` makes equal tables equal HTML."""
     styler = frame.style.set_uuid(name).set_caption(caption).format(thousands=",", na_rep="-")
     if isinstance(frame.index, pd.RangeIndex) or frame.index.name is None:
         styler = styler.hide(axis="index")
@@ -18,7 +18,7 @@ def show_table(frame: pd.DataFrame, name: str, caption: str = "") -> HTML:
 
 
 def show_figure(figure: Figure) -> Image:
-    """A figure as a picture in the notebook, the same bytes each time."""
+    """A figure as a picture in the notebook."""
     content = io.BytesIO()
     with style():
         figure.savefig(content, format="png", dpi=150, metadata={"Software": "binaryvit"})

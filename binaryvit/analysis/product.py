@@ -1,4 +1,4 @@
-"""A figure together with the numbers that are drawn and the sentence they support."""
+"""A figure with its numbers and the finding they support."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ class Drawing:
     Attributes:
         opened: the study.
         name: stem of its files.
-        inputs: all numbers that are drawn, by what they are.
-        draw: draws them, anew each time.
+        inputs: all numbers in the figure, as named tables.
+        draw: makes the figure from them.
         runs: ids of the runs they come from.
-        finding: what the numbers show, in sentences made from them.
+        finding: what the numbers show, in sentences.
     """
 
     opened: OpenStudy
@@ -47,8 +47,8 @@ class Drawing:
     def source(self) -> dict[str, Any]:
         """What the figure is made from: study, runs with the commit each was trained at, sha256 of each input.
 
-        Nothing in it depends on when or at which commit the figure is drawn, so neither do its files. Raises
-        BinaryViTError when one of the runs is no finished run of the study.
+        It does not depend on when the figure is drawn, so its files don't either. Raises BinaryViTError when one of the
+        runs is no finished run of the study.
         """
         study = self.opened.study
         folders = {run.id: run.folder for run in study.runs}
@@ -62,10 +62,7 @@ class Drawing:
         return {"study": study.name, "runs": commits, "inputs": inputs}
 
     def write(self) -> list[Path]:
-        """Writes the figure as PDF and PNG into the study's figures/, with a note on what it was made from.
-
-        Returns the paths of the two pictures.
-        """
+        """Writes the figure as PDF and PNG into the study's figures/, with a note on its source; returns both paths."""
         stem = self.opened.study.output / FIGURES_FOLDER / self.name
         source = self.source()
         paths = figure_files.save(self.draw(), stem, source)

@@ -1,4 +1,4 @@
-"""Many numbers of a few kinds as strips: a band for each kind, and in it a line for each series."""
+"""Strips: a band for each kind of thing, and in it a line for each series."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -17,33 +17,28 @@ def strips(
     value: str,
     rows: Sequence[str],
     looks: Mapping[str, VariantStyle],
-    ends: tuple[str, str] | None = None,
     absent: str = "",
 ) -> None:
     """Draws, for each row and series, the median of a value as a marker and its range as a line.
 
     Args:
-        table: columns row, series, and the value; several entries of a row and series are summed up.
+        table: columns row, series, and the value; of several entries of a row and series, median and range are drawn.
         value: the column to draw.
         rows: from top to bottom.
         looks: how each series is drawn, from top to bottom within a row.
-        ends: the columns with the lower and upper end of each value's interval; None: the range of the values.
-        absent: what stands where a series has no value in a row.
+        absent: the text where a series has no value in a row.
     """
-    low, high = ends or (value, value)
     for place in range(1, len(rows), 2):
         axes.axhspan(place - 0.5, place + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
     for index, (name, look) in enumerate(looks.items()):
-        own = table[table["series"] == name].groupby("row")
-        middle, least, most = (
-            summed.reindex(rows) for summed in (own[value].median(), own[low].min(), own[high].max())
-        )
+        values = table[table["series"] == name].groupby("row")[value]
+        middle, least, most = (summed.reindex(rows) for summed in (values.median(), values.min(), values.max()))
         places = np.arange(len(rows)) + 0.84 * ((index + 0.5) / len(looks) - 0.5)
         axes.hlines(places, least, most, color=look.colour, linewidth=1)
         axes.plot(middle, places, look.marker, color=look.colour, markersize=3.5, label=name)
         for place in places[middle.isna()]:
             axes.text(
-                0.01, place, absent, transform=axes.get_yaxis_transform(), va="center", fontsize=5, color=look.colour
+                0.01, place, absent, transform=axes.get_yaxis_transform(), va="center", fontsize=6, color=look.colour
             )
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -52,7 +47,7 @@ def strips(
 
 
 def reference(axes: Axes, value: float, name: str) -> None:
-    """A dashed line at a value that all series are read against, named above the panel."""
+    """A dashed line at a reference value, named above the panel."""
     axes.axvline(value, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
     axes.text(
         value, 1.0, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=6.5, color=GREY

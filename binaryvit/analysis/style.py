@@ -1,17 +1,20 @@
-"""One look for every figure: palette, widths on the page, and how each variant is called and drawn."""
+"""One look for every figure: its style, its width on the page, and how a variant is drawn at each precision."""
 
 import functools
 import textwrap
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from binaryvit.palette import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from binaryvit.models.ladder import VariantStyle, variant_style
+from binaryvit.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 
-SINGLE_COLUMN, DOUBLE_COLUMN = 3.25, 6.875  # widths in inches on a two-column page
+DOUBLE_COLUMN = 6.875  # width in inches of a two-column page
+_OTHER_PRECISIONS = {"W1A32": "#B0B0B0", "W32A1": GREY, "W32A32": BLACK}
 
 _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
@@ -42,12 +45,12 @@ _STYLE = {
 
 
 def style() -> AbstractContextManager[None]:
-    """The style, as a context: `with style(): ...` around all that draws."""
+    """The style, as a context: `with style(): ...` around the drawing code."""
     return matplotlib.rc_context(_STYLE)
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Decorator: a function that draws a figure draws it in the style."""
+    """Decorator: the function draws its figure in this style."""
 
     @functools.wraps(draw)
     def wrapper(*args: Any, **kwargs: Any) -> Figure:
@@ -57,11 +60,17 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapper
 
 
+def precision_style(variant: str, bits: str) -> VariantStyle:
+    """How a variant is drawn at a precision ("W1A32"): always with its own marker, at W1A1 also in its own colour."""
+    look = variant_style(variant)
+    return replace(look, colour=_OTHER_PRECISIONS.get(bits, look.colour))
+
+
 def in_lines(name: str, width: int) -> str:
-    """A name in lines of at most `width` characters; what is in brackets begins a new one."""
+    """A name in lines of at most `width` characters; a bracket starts a new line."""
     return "\n".join(textwrap.fill(part, width) for part in name.replace(" (", "\n(").split("\n"))
 
 
 def headline(figure: Figure, claim: str) -> None:
-    """What the figure says, above its panels."""
+    """The figure's claim, as its title above the panels."""
     figure.suptitle(textwrap.fill(claim, 92), x=0.012, ha="left", fontsize=8.5, fontweight="bold")

@@ -68,7 +68,7 @@ def test_its_products_by_hand_are_those_of_the_words_it_shows(executed):
     assert len(rows) == 4
     for activation, weight, differing, product in rows:
         assert (int(activation, 16) ^ int(weight, 16)).bit_count() == int(differing)
-        assert int(product) == 32 - 2 * int(differing)
+        assert int(product) == 64 - 2 * int(differing)
 
 
 def test_it_draws_the_time_of_each_part_and_names_the_longest(executed):
@@ -83,8 +83,8 @@ def test_the_parts_are_those_of_the_model_and_add_up(tmp_path):
     deployed = deployment.deploy(RUN, tmp_path / "model.bvit")
     times = deployment.latency(deployed, repetitions=2)
     assert list(times["part"]) == [
-        "stem", "stage 0, block 0", "merge into stage 1", "stage 1, block 0", "merge into stage 2", "stage 2, block 0",
-        "stage 2, block 1", "merge into stage 3", "stage 3, block 0", "norm and classifier",
+        "stem", "stage 0, block 0", "stage 0, block 1", "merge into stage 1", "stage 1, block 0", "stage 1, block 1",
+        "merge into stage 2", "stage 2, block 0", "norm and classifier",
     ]  # fmt: skip
     assert (times[["packed", "simulated"]] >= 0).all(axis=None) and (times.drop(columns="part").sum() > 0).all()
 
@@ -98,7 +98,7 @@ def test_the_longest_part_is_the_one_the_table_has():
     times = pd.DataFrame({"part": ["stem", "block"], "packed": [1.0, 3.0], "simulated": [10.0, 30.0]})
     finding = deployment.latency_finding(times, 2, "a CPU", "AVX2")
     assert "4.00 ms packed and 40.0 ms by the modules, 10 times as long" in finding
-    assert "block, has 75% of the packed time" in finding and "2 threads of a CPU" in finding
+    assert "block, takes 75% of the packed time" in finding and "2 threads of a CPU" in finding
 
 
 def test_a_run_that_is_not_there_is_refused():

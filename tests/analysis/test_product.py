@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from binaryvit.analysis import figure_files
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
-from binaryvit.analysis.style import SINGLE_COLUMN, styled
+from binaryvit.analysis.style import DOUBLE_COLUMN, styled
 from binaryvit.errors import BinaryViTError
 
 
@@ -25,7 +25,7 @@ def drawing(study, values=(1.0, 3.0), runs=(BASELINE, PYRAMID)):
 
     @styled
     def draw():
-        figure = Figure(figsize=(SINGLE_COLUMN, 2))
+        figure = Figure(figsize=(DOUBLE_COLUMN, 2))
         figure.add_subplot().plot(table["step"], table["value"])
         return figure
 

@@ -5,15 +5,18 @@ claims on the numbers of a study and returns those that the sentences must hold,
 """
 
 import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 import pandas as pd
 import pytest
 from helpers.places import ROOT
 
-from binaryvit.analysis import activations, attention, branches, curves, ladder, precision
+from binaryvit.analysis import activations, attention, branches, curves, deployment, ladder, precision
 from binaryvit.analysis.attention.measure import head_statistics
 from binaryvit.analysis.branches.capture import BINARY_GROUPS
+from binaryvit.analysis.explore.explorer import Explorer, Selection
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.stored import open_study
 from binaryvit.models.ladder import LADDER, variant_style
@@ -94,24 +97,41 @@ def activations_(opened):
 
 def branches_(opened):
     table = branches.accuracy(opened).inputs["accuracies"]
-    lowest = table.pivot(index="label", columns="removed", values="low")
-    assert (lowest["all shortcuts and poolings"] < 10).all()
-    assert (lowest["all products"] > 10).sum() == 4 and len(lowest) == 9
-    accuracy = table[table["label"] == PYRAMIDS[0]].set_index("removed")["accuracy"]
-    lost = accuracy["nothing"] - accuracy
-    assert lost[["attention products", "attention linears", "FFN linears"]].max() < 4
-    assert lost[list(BINARY_GROUPS)].idxmax() == "merges"
-    return ["4"]
+    accuracy, high = (table.pivot_table(value, "label", "removed") for value in ("accuracy", "high"))
+    chance = 100 / opened.runs()[0].record.data.num_classes
+    assert accuracy["all shortcuts and poolings"].max() < 2 * chance
+    assert (high["all products"] < accuracy["nothing"]).all()
+    lost = accuracy.loc[PYRAMIDS[0], "nothing"] - accuracy.loc[PYRAMIDS[0], list(BINARY_GROUPS)]
+    assert lost.idxmax() == "merges" and lost["attention products"] < 4
+    return []
 
 
 def precision_(opened):
-    table = precision.precisions(opened).set_index("precision")
-    one, full = table.loc["W1A1"], table.loc["W32A32"]
-    assert table.loc["W32A1", "top1"] < table.loc["W1A32", "top1"]
-    agreement = precision.agreement(opened).inputs["agreement"].groupby("precision")["cka"].mean()
-    assert agreement["W32A1"] < agreement["W1A32"]
-    saved = [f"{full[name] / one[name]:.0f}" for name in ("bytes", "ops")]
-    return [*saved, f"{full['top1'] - one['top1']:.1f}"]
+    table = precision.precisions(opened).set_index("precision")[["bytes", "ops"]]
+    share = table / table.loc["W32A32"]
+    assert share.loc["W1A1", "bytes"] < 1 / 10 and share.loc["W1A1", "ops"] < 1 / 20
+    assert share.loc["W1A32", "bytes"] < 1 / 10 and share.loc["W32A1", "bytes"] > 0.99
+    assert (share.loc[["W1A32", "W32A1"], "ops"] > 0.95).all()
+    return []
+
+
+def explore(opened):
+    explorer = Explorer(opened, 1)
+    for run in opened.runs():
+        seen = explorer._see(Selection(run.id, explorer.images[0]))
+        assert bool(seen.before_sign) == run.is_binary
+        assert all((len(maps.used.unique()) <= 2) == run.is_binary for maps in seen.maps if maps.used.shape[-1] > 1)
+    return []
+
+
+def deployment_(opened):
+    (run,) = (run for run in opened.runs() if run.variant == PYRAMID)
+    with TemporaryDirectory() as folder:
+        deployed = deployment.deploy(run.folder, Path(folder) / "model.bvit")
+        *_, whole = deployment.file_bytes(deployed).itertuples()
+        same = deployment.equality(deployed, deployed.random_images(20))
+    assert whole.stored < 1.05 * whole.counted and same.identical == same.images
+    return ["5", "64"]
 
 
 # By notebook: the check, and the studies it is for.
@@ -121,8 +141,10 @@ TAKEAWAYS = {
     "train": (train, ["smoke"]),
     "attention": (attention_, ["cifar10"]),
     "activations": (activations_, ["cifar10"]),
-    "branches": (branches_, ["cifar10"]),
-    "precision": (precision_, ["cifar10"]),
+    "branches": (branches_, ["cifar10", "smoke"]),
+    "precision": (precision_, ["cifar10", "smoke"]),
+    "explore": (explore, ["cifar10", "smoke"]),
+    "deployment": (deployment_, ["cifar10", "smoke"]),
 }
 
 

@@ -1,8 +1,7 @@
 """What carries the accuracy of a study's models: their branches against shortcuts, and what is left without them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import pandas as pd
 import torch
@@ -14,18 +13,20 @@ from binaryvit.analysis.branches.recalibration import reestimated_statistics
 from binaryvit.analysis.device import device_of, on_best_device
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
-from binaryvit.analysis.labels import labelled
+from binaryvit.analysis.labels import bits_of, labelled
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun, openable, stored_runs
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.ladder import LADDER
 from binaryvit.models.layers import attention_levels
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
 
-_VERSION = 1  # of the measuring code in this file
+_VERSION = 2  # of the measuring code in this file
+IMAGES, STATISTICS_IMAGES = 200, 100
 
-# What is removed, by what figures call it: nothing, each group, all groups of products, and all else that is added.
+# What is removed: nothing, each group, all groups of products, and all else that is added.
 REMOVALS: dict[str, tuple[str, ...]] = {
     "nothing": (),
     **{group: (group,) for group in GROUPS},
@@ -34,161 +35,157 @@ REMOVALS: dict[str, tuple[str, ...]] = {
 }
 WHOLE_MODEL = "whole model"
 
-
-def drawings(opened: OpenStudy, images: int = 500, statistics_images: int = 200) -> list[Drawing]:
-    """All figures on branches; the parameters are those of the functions that make them."""
-    made = [norms(opened, images), accuracy(opened, images, statistics_images)]
-    return [drawing for drawing in (*made, accuracy_by_stage(opened, images, statistics_images)) if drawing]
-
-
-def norms(opened: OpenStudy, images: int = 500) -> Drawing:
-    """How large branches are against the shortcuts they are added to.
-
-    Args:
-        opened: whose runs: the chosen ones, else all finished ones whose model has such branches, at any precision.
-        images: how many evaluation images norms are measured on.
-
-    Raises BinaryViTError when a selection is wrong or empty, a chosen run's model has no such branches, or what is not
-    measured yet needs data that are not at hand.
-    """
-    runs = _runs_with_branches(opened)
-    table = _without_off(norms_of(opened, runs, images), runs)
-    claim, finding = findings.of_norms(table)
-    return Drawing(
-        opened,
-        "branch_norms",
-        {"norms": table},
-        lambda: figures.branch_norms(table, claim),
-        tuple(run.id for run in runs),
-        finding,
-    )
-
-
-def accuracy(opened: OpenStudy, images: int = 500, statistics_images: int = 200) -> Drawing:
-    """The accuracy without groups of branches in the whole model, with re-estimated batch-norm statistics.
-
-    Args:
-        opened: see `norms`.
-        images: how many evaluation images accuracies are measured on.
-        statistics_images: how many training images, without augmentation, batch-norm statistics are estimated on.
-    """
-    runs = _runs_with_branches(opened)
-    table = accuracies(opened, images, statistics_images)
-    table = table[(table["part"] == WHOLE_MODEL) & (table["statistics"] == "re-estimated")].reset_index(drop=True)
-    evaluated_on, estimated_on = _describe(runs, table, statistics_images)
-    chance = 100 / runs[0].record.data.num_classes
-    claim, finding = findings.of_accuracies(table, chance, estimated_on)
-    return Drawing(
-        opened,
-        "accuracy_without_branches",
-        {"accuracies": table},
-        lambda: figures.accuracy_without(table, chance, evaluated_on, claim),
-        tuple(run.id for run in runs),
-        finding,
-    )
-
-
-def accuracy_by_stage(opened: OpenStudy, images: int = 500, statistics_images: int = 200) -> Drawing | None:
-    """The same for one stage of the pyramids at a time; None where no run is a pyramid. See `accuracy`.
-
-    Where there are pyramids of one-bit weights and activations, it is of these alone.
-    """
-    runs = _runs_with_branches(opened)
-    table = accuracies(opened, images, statistics_images)
-    staged = table[table["run"].isin(table["run"][table["part"] != WHOLE_MODEL])]
-    if staged.empty:
-        return None
-    staged = staged[staged["bits"].eq("W1A1") | ~staged["bits"].eq("W1A1").any()]
-    kept = (staged["part"] != WHOLE_MODEL) | (staged["removed"] == "nothing")
-    staged = staged[kept & (staged["statistics"] == "re-estimated")].reset_index(drop=True)
-    evaluated_on, estimated_on = _describe(runs, table, statistics_images)
-    claim, finding = findings.of_stages(staged, estimated_on)
-    return Drawing(
-        opened,
-        "accuracy_without_branches_by_stage",
-        {"accuracies": staged},
-        lambda: figures.accuracy_by_stage(staged, evaluated_on, claim),
-        tuple(staged["run"].unique()),
-        finding,
-    )
-
-
-def accuracies(opened: OpenStudy, images: int = 500, statistics_images: int = 200) -> pd.DataFrame:
-    """`accuracies_without` of the runs, labelled, with accuracy, low and high: percent, and ends of its 95 % interval.
-
-    See `accuracy`, which draws those of re-estimated batch-norm statistics.
-    """
-    runs = _runs_with_branches(opened)
-    return _with_intervals(labelled(accuracies_without(opened, runs, images, statistics_images), runs))
-
-
-def _describe(runs: Sequence[StoredRun], table: pd.DataFrame, statistics_images: int) -> tuple[str, str]:
-    """What accuracies were measured on, and what batch-norm statistics were estimated on."""
-    data = runs[0].record.data
-    estimated = min(statistics_images, data.train_images)
-    return (
-        f"{table['images'].iloc[0]:,} evaluation images of {data.label}",
-        f"{estimated:,} training images without augmentation",
-    )
-
-
-def _without_off(norms: pd.DataFrame, runs: Sequence[StoredRun]) -> pd.DataFrame:
-    """The table, labelled, without a ratio for the products of attention that is off."""
-    off = {(run.id, path) for run in runs for path, level in attention_levels(run.model()).items() if is_off(level)}
-    products = norms["kind"] == _KINDS["context"]
-    is_of_off = pd.Series([place in off for place in zip(norms["run"], norms["layer"], strict=True)], norms.index)
-    return labelled(norms.assign(ratio=norms["ratio"].mask(products & is_of_off)), runs)
-
-
-def norms_of(opened: OpenStudy, runs: Sequence[StoredRun], images: int = 500) -> pd.DataFrame:
-    """`capture.branch_norms` of runs over evaluation images, stored ones reused; `kind` names the unit's group."""
-
-    def measure(run: StoredRun) -> pd.DataFrame:
-        table = branch_norms(on_best_device(run.model()), evaluation_batches(opened, run, images))
-        table.loc[(table["kind"] == "unit") & table["layer"].str.contains(r"\.attn\."), "kind"] = "attention linears"
-        return table.replace({"kind": _KINDS})
-
-    return measured(opened, "branch_norms", _VERSION, {"images": images}, runs, measure)
-
-
-# The groups whose branch is added there, and the two branches of a block.
+# What figures call the kinds of additions: the groups whose branch is added there, and the branches of a block.
 _KINDS = {
     "unit": "FFN linears", "context": "attention products", "merge": "merges", "attention": "attention branch",
     "FFN": "FFN branch", "pooling": "pooling branches",
 }  # fmt: skip
 
 
-def accuracies_without(
-    opened: OpenStudy, runs: Sequence[StoredRun], images: int = 500, statistics_images: int = 200
-) -> pd.DataFrame:
-    """How many evaluation images runs classify rightly without groups of branches, stored measurements reused.
+def drawings(opened: OpenStudy, images: int = IMAGES, statistics_images: int = STATISTICS_IMAGES) -> list[Drawing]:
+    """All figures on branches; the parameters are those of the functions that make them."""
+    made = [norms(opened, images), accuracy(opened, images, statistics_images)]
+    return [drawing for drawing in (*made, accuracy_by_stage(opened, images, statistics_images)) if drawing]
 
-    One row per run, part of the model ("whole model"; the stages of a pyramid), what is removed there (a key of
-    REMOVALS), and statistics of the batch norms: "stored", those of training, or "re-estimated" on training images with
-    the branches already removed; for a stage the latter alone. Columns: run, part, removed, statistics, correct,
-    images. What a part does not have has no row.
+
+def norms(opened: OpenStudy, images: int = IMAGES) -> Drawing:
+    """How large branches are against the shortcuts they are added to.
+
+    Args:
+        opened: its chosen runs, or all finished ones of the ladder's binary variants, at any precision.
+        images: how many evaluation images are measured.
+
+    Raises BinaryViTError when a selection is wrong or empty, a chosen run's model has no such branches, or a
+    measurement is missing and its data are not at hand.
     """
+    table = branch_ratios(opened, images)
+    claim, finding = findings.of_norms(table)
+    data = _runs_with_branches(opened)[0].record.data
+    evaluated_on = f"{min(images, data.eval_images):,} evaluation images of {data.label}"
+    return Drawing(
+        opened,
+        "branch_norms",
+        {"norms": table},
+        lambda: figures.branch_norms(table, evaluated_on, claim),
+        tuple(table["run"].unique()),
+        finding,
+    )
+
+
+def accuracy(opened: OpenStudy, images: int = IMAGES, statistics_images: int = STATISTICS_IMAGES) -> Drawing:
+    """The accuracy without groups of branches in the whole model, with re-estimated batch-norm statistics.
+
+    Args:
+        opened, images: see `norms`.
+        statistics_images: how many training images, without augmentation, batch-norm statistics are estimated on.
+    """
+    table = _reestimated(opened, images, statistics_images)
+    table = table[table["part"] == WHOLE_MODEL]
+    return _drawing(
+        opened, "accuracy_without_branches", table, table["label"], findings.of_accuracies, statistics_images
+    )
+
+
+def accuracy_by_stage(
+    opened: OpenStudy, images: int = IMAGES, statistics_images: int = STATISTICS_IMAGES
+) -> Drawing | None:
+    """The same for one stage at a time of each pyramid at W1A1; None where there is none. See `accuracy`."""
+    table = _reestimated(opened, images, statistics_images)
+    stages = table[table["part"] != WHOLE_MODEL]
+    if stages.empty:
+        return None
+    intact = table[(table["removed"] == "nothing") & table["run"].isin(stages["run"])]
+    table = pd.concat([stages, *(intact.assign(part=part) for part in stages["part"].unique())])
+    columns = table["label"] + ", " + table["part"].str.replace("stages.", "stage ")
+    return _drawing(opened, "accuracy_without_branches_by_stage", table, columns, findings.of_stages, statistics_images)
+
+
+def accuracies(opened: OpenStudy, images: int = IMAGES, statistics_images: int = STATISTICS_IMAGES) -> pd.DataFrame:
+    """How many evaluation images models classify correctly without groups of branches.
+
+    One row per run, part of the model ("whole model"; the stages of a pyramid at W1A1), what is removed there (a key of
+    REMOVALS), and statistics of the batch norms: "stored", those of training, or "re-estimated" on training images
+    after the removal; for a stage the latter alone. There is no row for what a part does not have.
+
+    Columns: run, label, variant, seed, bits, part, removed, statistics, correct, images, accuracy, low, high (percent,
+    and the ends of its 95 % interval). See `accuracy` for the arguments.
+    """
+    runs = _runs_with_branches(opened)
     settings = {"images": images, "statistics_images": statistics_images}
 
     def measure(run: StoredRun) -> pd.DataFrame:
         evaluation = list(evaluation_batches(opened, run, images))
         training = list(evaluation_batches(opened, run, statistics_images, split="train"))
-        return accuracy_table(on_best_device(run.model()), evaluation, training)
+        return accuracy_table(on_best_device(run.model()), evaluation, training, by_stage=bits_of(run) == "W1A1")
 
-    return measured(opened, "accuracy_without_branches", _VERSION, settings, runs, measure)
+    table = labelled(measured(opened, "accuracy_without_branches", _VERSION, settings, runs, measure), runs)
+    low, high = zip(*map(wilson_interval, table["correct"], table["images"]), strict=True)
+    return table.assign(accuracy=100 * table["correct"] / table["images"], low=low, high=high)
+
+
+def _reestimated(opened: OpenStudy, images: int, statistics_images: int) -> pd.DataFrame:
+    table = accuracies(opened, images, statistics_images)
+    return table[table["statistics"] == "re-estimated"]
+
+
+def _drawing(
+    opened: OpenStudy,
+    name: str,
+    table: pd.DataFrame,
+    columns: pd.Series,
+    say: Callable[[pd.DataFrame], tuple[str, str]],
+    statistics_images: int,
+) -> Drawing:
+    """The drawing of re-estimated accuracies, a column of the heat map for each of `columns`."""
+    data = _runs_with_branches(opened)[0].record.data
+    chance = 100 / data.num_classes
+    table = table.assign(column=columns, above_chance=table["low"] > chance).reset_index(drop=True)
+    evaluated_on = f"{table['images'].iloc[0]:,} evaluation images of {data.label}"
+    claim, finding = say(table)
+    finding += (
+        f" Batch-norm statistics are re-estimated on {min(statistics_images, data.train_images):,} training images; "
+        f"differences below {(table['high'] - table['low']).max() / 2:.1f} points rank nothing."
+    )
+    return Drawing(
+        opened,
+        name,
+        {"accuracies": table},
+        lambda: figures.accuracy_without(table, chance, evaluated_on, claim),
+        tuple(table["run"].unique()),
+        finding,
+    )
+
+
+def branch_ratios(opened: OpenStudy, images: int = IMAGES) -> pd.DataFrame:
+    """`capture.branch_norms` of the runs, labelled; NaN is the ratio of the products of attention that is off."""
+
+    def measure(run: StoredRun) -> pd.DataFrame:
+        model = on_best_device(run.model())
+        table = branch_norms(model, evaluation_batches(opened, run, images))
+        off = [path for path, level in attention_levels(model).items() if is_off(level)]
+        table.loc[(table["kind"] == "context") & table["layer"].isin(off), "ratio"] = float("nan")
+        table.loc[(table["kind"] == "unit") & table["layer"].str.contains(r"\.attn\."), "kind"] = "attention linears"
+        return table.replace({"kind": _KINDS})
+
+    runs = _runs_with_branches(opened)
+    return labelled(measured(opened, "branch_norms", _VERSION, {"images": images}, runs, measure), runs)
 
 
 def accuracy_table(
-    model: BinaryVisionTransformer, evaluation: Sequence[tuple[Tensor, Tensor]], training: Sequence[tuple[Tensor, ...]]
+    model: BinaryVisionTransformer,
+    evaluation: Sequence[tuple[Tensor, Tensor]],
+    training: Sequence[tuple[Tensor, ...]],
+    by_stage: bool,
 ) -> pd.DataFrame:
-    """The rows of `accuracies_without` for one model, without the run.
+    """The rows of `accuracies` for one model, without the run.
 
     Args:
         model: in evaluation mode.
         evaluation: tuples of images and labels.
         training: tuples whose first entry is images, for the batch norms' statistics.
+        by_stage: whether a pyramid's stages are measured one by one, too.
     """
-    stages = [f"stages.{index}" for index in range(len(model.stages))]
+    stages = [f"stages.{index}" for index in range(len(model.stages))] if by_stage else []
     rows = []
     for part in ("", *(stages if len(stages) > 1 else ())):
         for removed, groups in REMOVALS.items():
@@ -208,7 +205,7 @@ def accuracy_table(
 
 @torch.no_grad()
 def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> int:
-    """How many images of (images, labels) batches a model in evaluation mode classifies rightly."""
+    """How many images of (images, labels) batches a model in evaluation mode classifies correctly."""
     return sum(
         int((model(images.to(device_of(model))).argmax(dim=1).cpu() == labels).sum()) for images, labels in batches
     )
@@ -217,17 +214,10 @@ def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
 def _runs_with_branches(opened: OpenStudy) -> list[StoredRun]:
     finished = openable(opened.study) or None
     runs = stored_runs(opened.study, finished if opened.ids is None else opened.ids)
-    suitable = [run for run in runs if isinstance(run.model(), BinaryVisionTransformer)]
+    suitable = [run for run in runs if any(run.variant in binary for _, *binary in LADDER.values())]
     others = [run.id for run in runs if run not in suitable]
     if not suitable or (opened.ids is not None and others):
         raise BinaryViTError(
-            f"{', '.join(others)} has none of the branches looked at here: choose runs of binary vision transformers."
+            f"{', '.join(others)} has none of the branches measured here: choose runs of the ladder's binary variants."
         )
     return suitable
-
-
-def _with_intervals(table: pd.DataFrame) -> pd.DataFrame:
-    """Adds the accuracy in percent, and the ends of its 95 % interval."""
-    ends: list[Any] = [wilson_interval(row.correct, row.images) for row in table.itertuples()]
-    low, high = zip(*ends, strict=True)
-    return table.assign(accuracy=100 * table["correct"] / table["images"], low=low, high=high)

@@ -1,5 +1,6 @@
 """Batch-norm statistics re-estimated for a model that was changed after its training."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -15,34 +16,27 @@ from binaryvit.errors import BinaryViTError
 def reestimated_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> Iterator[None]:
     """Within this context the batch norms use statistics of `batches`; afterwards, those they had, bit for bit.
 
-    Running means and variances become the averages, over the batches, of each batch's mean and unbiased variance, the
-    layers below normalizing with the batch's own statistics meanwhile (as training does; PyTorch's `update_bn` with
-    cumulative averages). Only the batch norms are put into training mode, so dropout stays off.
+    Running means and variances become the averages of each batch's mean and unbiased variance, where the layers below
+    normalize with the batch's own, as in training. PyTorch's `update_bn` does the same but turns dropout on.
 
     Args:
         model: in evaluation mode.
-        batches: tuples whose first entry is images (batch, 3, height, width). Each batch counts
-            the same, so they should have the same size.
+        batches: tuples whose first entry is images (batch, 3, height, width). Each batch counts the same, so they
+            should have the same size.
 
     Raises:
-        BinaryViTError: the model has no batch norm with running statistics, there is no batch, or one has one image.
+        BinaryViTError: there is no batch, or one has one image.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    if not norms:
-        raise BinaryViTError(f"{type(model).__name__} has no batch norm whose statistics could be re-estimated.")
-    before = [
-        (norm.momentum, norm.training, {name: buffer.clone() for name, buffer in norm.named_buffers()})
-        for norm in norms
-    ]
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
     try:
         _estimate(model, norms, batches)
         yield
     finally:
-        for norm, (momentum, training, buffers) in zip(norms, before, strict=True):
+        for norm, (momentum, state) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            norm.train(training)
-            for name, buffer in norm.named_buffers():
-                buffer.copy_(buffers[name])
+            norm.load_state_dict(state)
+            norm.eval()
 
 
 @torch.no_grad()
@@ -51,15 +45,14 @@ def _estimate(model: nn.Module, norms: list[_BatchNorm], batches: Iterable[tuple
         norm.reset_running_stats()
         norm.momentum = None  # cumulative averages
         norm.train()
-    count = 0
+    batches = list(batches)
+    if not batches:
+        raise BinaryViTError("There are no images to estimate batch-norm statistics on.")
     for images, *_ in batches:
         if len(images) < 2:
             raise BinaryViTError(
                 "A batch of one image has no variance: choose a number of images that leaves no such rest."
             )
         model(images.to(device_of(model)))
-        count += 1
-    if not count:
-        raise BinaryViTError("There are no images to estimate batch-norm statistics on.")
     for norm in norms:
         norm.eval()

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from binaryvit.analysis.style import DOUBLE_COLUMN, styled
+from binaryvit.analysis.style import DOUBLE_COLUMN, headline, styled
 from binaryvit.palette import GREY, VERMILION
 
 
@@ -14,14 +14,15 @@ def latency_by_part(table: pd.DataFrame) -> Figure:
     Args:
         table: columns part, packed, simulated.
     """
-    figure = Figure(figsize=(DOUBLE_COLUMN, 0.9 + 0.17 * len(table)))
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, column, label, colour in zip(
-        panels, ("packed", "simulated"), ("on packed bits", "by the modules, in floating point"), (VERMILION, GREY),
-        strict=True,
-    ):  # fmt: skip
-        axes.barh(table["part"], table[column], color=colour)
-        axes.set(title=f"{label}: {table[column].sum():.2f} ms", xlabel="milliseconds, one image")
+    figure = Figure(figsize=(DOUBLE_COLUMN, 1.2 + 0.17 * len(table)))
+    packed, simulated = figure.subplots(1, 2, sharey=True)
+    packed.barh(table["part"], table["packed"], color=VERMILION)
+    packed.set(title="packed: on single bits", xlabel="milliseconds, one image")
+    simulated.barh(table["part"], table["simulated"], color=GREY)
+    simulated.set(title="simulated: the modules in floating point", xlabel="milliseconds, one image (another scale)")
+    for axes in (packed, simulated):
         axes.grid(axis="y", visible=False)
-    panels[0].invert_yaxis()
+    packed.invert_yaxis()
+    total = table[["packed", "simulated"]].sum()
+    headline(figure, f"All parts together take {total.packed:.2f} ms packed and {total.simulated:.1f} ms simulated")
     return figure

@@ -1,4 +1,4 @@
-"""What may be said of a deployed run, from its numbers."""
+"""What the numbers on a deployed run say."""
 
 import pandas as pd
 
@@ -10,7 +10,7 @@ def bytes_finding(table: pd.DataFrame) -> str:
     whole, scales = table.iloc[-1], table.set_index("part").loc["mantissas of the scales"]
     more = whole["stored"] / whole["counted"] - 1
     return (
-        f"The file has {whole['stored'] / 1e6:.3f} MB, {more:.1%} more than the {whole['counted'] / 1e6:.3f} MB of the "
+        f"The file has {whole['stored'] / 1e6:.3f} MB, {more:.1%} more than the {whole['counted'] / 1e6:.3f} MB in the "
         f"cost table. The scales take {scales['stored'] / whole['counted']:.1%}; the table counts them as folded away."
     )
 
@@ -32,5 +32,5 @@ def latency_finding(table: pd.DataFrame, threads: int, processor: str, instructi
     return (
         f"With {threads} thread{'s' if threads > 1 else ''} of {processor} ({instructions}), one image takes "
         f"{packed:.2f} ms packed and {simulated:.1f} ms by the modules, {simulated / packed:.0f} times as long. "
-        f"The part that takes longest, {longest['part']}, has {longest['packed'] / packed:.0%} of the packed time."
+        f"The slowest part, {longest['part']}, takes {longest['packed'] / packed:.0%} of the packed time."
     )

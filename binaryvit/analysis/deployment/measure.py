@@ -2,10 +2,9 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,20 +25,16 @@ from binaryvit.records.run_record import read_record
 
 @dataclass(frozen=True)
 class Deployment:
-    """A run, and the packed file it was exported to.
+    """A run's model, and the packed file it was exported to.
 
     Attributes:
-        run: the run's folder.
-        weights: the file of the run's weights.
         path: the packed file.
-        file: what was read from it.
+        file: its content.
         model: the run's model, in floating point and in evaluation mode.
         packed: the same model from the packed file, on single bits.
         threads: that compute.
     """
 
-    run: Path
-    weights: Path
     path: Path
     file: PackedFile
     model: BinaryVisionTransformer
@@ -48,8 +43,7 @@ class Deployment:
 
     def random_images(self, count: int) -> Tensor:
         """Normally distributed pixels (count, channels, height, width), the same ones always."""
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(count, *self.packed.input_size, generator=generator)
+        return torch.randn(count, *self.packed.input_size, generator=torch.Generator().manual_seed(0))
 
 
 def deploy(run: str | Path, target: str | Path, threads: int = 1) -> Deployment:
@@ -58,7 +52,7 @@ def deploy(run: str | Path, target: str | Path, threads: int = 1) -> Deployment:
     Args:
         run: folder of a finished run with a model of 1-bit weights and activations. A relative path may start in the
             current folder, in any above it, or in the repository that this library is in.
-        target: the packed file; one that is there is left alone and refused.
+        target: the packed file to write.
         threads: that compute.
 
     Raises:
@@ -67,30 +61,12 @@ def deploy(run: str | Path, target: str | Path, threads: int = 1) -> Deployment:
     run = Path(find_upwards(run, Path.cwd()) or find_upwards(run, LIBRARY_PARENT) or run)
     path = export_packed(run, target)
     file = read_packed(path)
-    weights = run / read_record(run).weights.file
-    packed = PackedModel(file.skeleton, file.tensors, threads)
-    return Deployment(run, weights, path, file, load_inference_weights(weights), packed, threads)
-
-
-def description(deployment: Deployment) -> pd.DataFrame:
-    """What a packed file says of itself; columns entry, content."""
-    said = deployment.file.description
-    images = said.preprocessing
-    names = said.class_names
-    content = {
-        "variant": said.variant,
-        "arguments": ", ".join(f"{name}={value}" for name, value in said.model_args.items()),
-        "classes": ", ".join(names) if names else "not named: older runs did not store their names",
-        "images": " x ".join(map(str, images.input_size)),
-        "resized and cut": f"{images.interpolation}, the central {images.crop_pct:.1%}",
-        "mean per channel": ", ".join(map(str, images.mean)),
-        "standard deviation": ", ".join(map(str, images.std)),
-    }
-    return pd.DataFrame(content.items(), columns=["entry", "content"])
+    model = load_inference_weights(run / read_record(run).weights.file)
+    return Deployment(path, file, model, PackedModel(file.skeleton, file.tensors, threads), threads)
 
 
 def file_bytes(deployment: Deployment) -> pd.DataFrame:
-    """The parts of a packed file beside what the cost table counts of the model.
+    """The parts of a packed file, and what the cost table counts for them.
 
     Returns:
         Columns part, counted (bytes in the cost table), stored (bytes in the file); the last row is the sum.
@@ -112,16 +88,8 @@ def file_bytes(deployment: Deployment) -> pd.DataFrame:
     return table
 
 
-@dataclass(frozen=True)
-class Equality:
-    """The logits of a packed model and of the model itself, compared on the same images.
-
-    Attributes:
-        images: how many.
-        identical: how many have the same logits to the last bit.
-        same_class: how many have the same most likely class.
-        difference: the largest absolute difference of two logits.
-    """
+class Equality(NamedTuple):
+    """How many images have identical logits, and the same class; the largest difference of two logits."""
 
     images: int
     identical: int
@@ -146,9 +114,9 @@ def equality(deployment: Deployment, images: Tensor, batch_size: int = 16) -> Eq
 def latency(deployment: Deployment, repetitions: int = 30) -> pd.DataFrame:
     """How long one image takes, part by part: packed, and by the modules in floating point, which simulate the bits.
 
-    The packed model computes all blocks in one call. So it is timed up to each part, in turns, and a part is the
-    difference of two times. Each time is the shortest of all repetitions, as whatever else the machine does only adds;
-    parts of a small model can still come out as zero. The stem's time has the overhead of a call in it.
+    The packed model computes all blocks in one call, so it is timed up to each part, and a part is the difference of
+    two times. Each time is the shortest of all repetitions, since other load on the machine only adds; parts of a small
+    model can still come out as zero. The stem's time includes the overhead of a call.
 
     Returns:
         Columns part, packed, simulated (milliseconds); the parts are in the order in which they compute.
@@ -160,11 +128,19 @@ def latency(deployment: Deployment, repetitions: int = 30) -> pd.DataFrame:
     }
     until_part["norm and classifier"] = deployment.packed
     packed, simulated = [], []
-    with _torch_threads(deployment.threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(deployment.threads)
+    try:
         for _ in range(repetitions + 1):
             deployment.packed(image)  # untimed: the modules have filled the caches with other things
-            packed.append([_seconds(forward, image) for forward in until_part.values()])
+            packed.append([])
+            for forward in until_part.values():
+                start = time.perf_counter()
+                forward(image)
+                packed[-1].append(time.perf_counter() - start)
             simulated.append(_ends_of_parts(deployment.model, image))
+    finally:
+        torch.set_num_threads(before)
     return pd.DataFrame(
         {"part": list(until_part), "packed": _milliseconds(packed), "simulated": _milliseconds(simulated)}
     )
@@ -176,39 +152,18 @@ def _milliseconds(rounds: list[list[float]]) -> np.ndarray:
     return 1000 * np.diff(shortest, prepend=0.0)
 
 
-def _seconds(forward: Callable[[Tensor], Tensor], image: Tensor) -> float:
-    start = time.perf_counter()
-    forward(image)
-    return time.perf_counter() - start
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _up_to_each_part(skeleton: BinaryVisionTransformer) -> dict[str, BinaryVisionTransformer]:
-    """The model cut behind each of its parts but the last, by the part's name."""
+    """The model cut after each of its parts but the last, by the part's name."""
     structures = {}
     for number, stage in enumerate(skeleton.stages):
+        embedding = f"merge into stage {number}" if number else "stem"
         for blocks in range(len(stage.blocks) + 1):
             structure = copy.deepcopy(skeleton)
             structure.stages = structure.stages[: number + 1]
             structure.stages[number].blocks = structure.stages[number].blocks[:blocks]
             structure.norm = nn.Identity()
-            structures[_name_of(number, blocks)] = structure
+            structures[f"stage {number}, block {blocks - 1}" if blocks else embedding] = structure
     return structures
-
-
-def _name_of(stage: int, blocks: int) -> str:
-    if blocks:
-        return f"stage {stage}, block {blocks - 1}"
-    return f"merge into stage {stage}" if stage else "stem"
 
 
 @torch.inference_mode()

@@ -9,42 +9,38 @@ def of_precisions(table: pd.DataFrame) -> tuple[str, str]:
     """Claim and finding: what one bit costs in accuracy, and what it saves."""
     rows = table.set_index("precision")
     top1 = rows["top1"].dropna()
-    claim = f"Top-1 reaches {', '.join(f'{accuracy:.1f} % at {name}' for name, accuracy in top1.items())}"
-    sentences = []
-    if {"W1A1", "W32A32"} <= set(top1.index):
-        binary, real = rows.loc["W1A1"], rows.loc["W32A32"]
-        claim = (
-            f"One bit for weights and activations: {binary['top1'] - real['top1']:+.1f} points, "
-            f"{real['bytes'] / binary['bytes']:.0f} times less memory, {real['ops'] / binary['ops']:.0f} times fewer "
-            "operations"
-        )
-    if "W32A32" in top1:
-        full = top1["W32A32"]
-        what = {"W1A32": "one-bit weights alone", "W32A1": "one-bit activations alone", "W1A1": "both"}
-        changes = [f"{text} {top1[name] - full:+.2f} points" for name, text in what.items() if name in top1]
-        bound = 100 * 1.96 * math.sqrt(2 * full / 100 * (1 - full / 100) / rows.loc["W32A32", "images"])
-        sentences = [f"Against W32A32: {', '.join(changes)}."] if changes else []
-        sentences.append(
-            f"The choice of images alone makes two models differ by up to {bound:.2f} points (95 %)"
-            + ("; chance in training is not measured." if rows["seeds"].max() == 1 else ".")
-        )
-    return claim, " ".join(sentences)
+    if not {"W1A1", "W32A32"} <= set(top1.index):
+        claim = f"Top-1 reaches {', '.join(f'{accuracy:.1f} % at {name}' for name, accuracy in top1.items())}"
+        return claim, "A comparison needs both W1A1 and W32A32."
+    binary, real = rows.loc["W1A1"], rows.loc["W32A32"]
+    claim = (
+        f"With one bit, {binary['bytes'] / 1e6:.2f} MB instead of {real['bytes'] / 1e6:.2f} and "
+        f"{binary['ops'] / 1e6:.2f} M operations instead of {real['ops'] / 1e6:.2f} give {binary['top1']:.1f} % top-1 "
+        f"instead of {real['top1']:.1f} %"
+    )
+    what = {"W1A32": "one-bit weights alone", "W32A1": "one-bit activations alone", "W1A1": "both"}
+    changes = [f"{text} {top1[name] - real['top1']:+.1f} points" for name, text in what.items() if name in top1]
+    share = real["top1"] / 100
+    bound = 100 * 1.96 * math.sqrt(2 * share * (1 - share) / real["images"])
+    return claim, (
+        f"Against W32A32: {', '.join(changes)}. The choice of images alone makes two models differ by up to "
+        f"{bound:.1f} points (95 %)" + ("; chance in training is not measured." if rows["seeds"].max() == 1 else ".")
+    )
 
 
 def of_agreement(table: pd.DataFrame) -> tuple[str, str]:
     """Claim and finding: which precision keeps the residual stream closest, and how near two trainings are."""
-    branches = table["layer"].str.endswith((".attn", ".mlp"))
-    stream = table[~branches].groupby(["precision", "seed"], sort=False)["cka"].mean()
-    in_branches = table[branches].groupby(["precision", "seed"], sort=False)["cka"].mean()
-    other_seeds = stream[stream.index.get_level_values("precision") == "W32A32"]
-    compared = stream.drop(other_seeds.index).groupby("precision", sort=False).mean()
+    stream = table[~table["layer"].str.endswith((".attn", ".mlp"))]
+    means = stream.groupby(["precision", "seed"], sort=False)["cka"].mean()
+    is_reference = means.index.get_level_values("precision") == "W32A32"
+    compared = means[~is_reference].groupby("precision", sort=False).mean()
     best, worst = compared.idxmax(), compared.idxmin()
-    claim = f"{best} keeps full precision's features best" + (f", {worst} least" if best != worst else "")
+    claim = f"In the residual stream {best} stays closest to full precision"
+    if best != worst:
+        claim += f", {worst} moves furthest from it"
     finding = (
-        "Mean linear CKA of the residual stream with W32A32 is "
-        f"{', '.join(f'{value:.2f} for {name}' for name, value in compared.items())}; in the branches it is "
-        f"{in_branches.min():.2f} to {in_branches.max():.2f}."
+        f"Mean linear CKA with W32A32 is {', '.join(f'{value:.2f} for {name}' for name, value in compared.items())}."
     )
-    if len(other_seeds):
-        return claim, f"{finding} Two seeds of W32A32 agree to {other_seeds.mean():.2f}, the yardstick for all of them."
-    return claim, f"{finding} There is one seed of W32A32, so how far two trainings of it would agree is not known."
+    if is_reference.any():
+        return claim, f"{finding} Two seeds of W32A32 agree to {means[is_reference].mean():.2f}, the yardstick for all."
+    return claim, f"{finding} With one seed of W32A32, the agreement of two trainings is not known."

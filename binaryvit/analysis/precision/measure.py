@@ -1,7 +1,7 @@
 """What one bit costs: one architecture with weights and activations of 1 or 32 bits, and where its features differ."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -35,7 +35,8 @@ def accuracy(opened: OpenStudy) -> Drawing | None:
     Raises BinaryViTError when the study trains no model at several precisions.
     """
     table = precisions(opened)
-    records = [record for row in _rows(opened) if not row.stale for record in row.values]
+    rows = _rows(opened)
+    records = [record for row in rows if not row.stale for record in row.values]
     if not records:
         return None
     evaluated_on = f"{table['images'].max():,.0f} evaluation images of {records[0].data.label}"
@@ -44,7 +45,7 @@ def accuracy(opened: OpenStudy) -> Drawing | None:
         opened,
         "precision",
         {"precisions": table},
-        lambda: figures.accuracy_size_operations(table, evaluated_on, claim),
+        lambda: figures.accuracy_size_operations(table, rows[0].variant, evaluated_on, claim),
         tuple(record.id for record in records),
         finding,
     )
@@ -53,14 +54,14 @@ def accuracy(opened: OpenStudy) -> Drawing | None:
 def agreement(opened: OpenStudy, images: int = 500) -> Drawing | None:
     """Features against those of full precision; None where the runs are not finished.
 
-    Of several seeds the other precisions show the reference's; full precision itself shows the others whose weights are
-    there, which says how far two trainings agree.
+    The other precisions are of the reference's seed. Full precision has a line for each further seed with weights,
+    which says how far two trainings agree.
 
     Args:
         opened: a study that trains a model at several precisions.
         images: how many evaluation images features are compared on.
 
-    Raises BinaryViTError when the study has no such model, or what is not measured yet needs data that are not at hand.
+    Raises BinaryViTError when the study has no such model, or a measurement is missing and its data are not at hand.
     """
     compared, reference = _compared_runs(opened)
     if reference is None or not compared:
@@ -73,7 +74,7 @@ def agreement(opened: OpenStudy, images: int = 500) -> Drawing | None:
         opened,
         "precision_agreement",
         {"agreement": table},
-        lambda: figures.agreement(table, evaluated_on, claim),
+        lambda: figures.agreement(table, reference.variant, evaluated_on, claim),
         (*(run.id for run in compared), reference.id),
         finding,
     )
@@ -88,21 +89,27 @@ def precisions(opened: OpenStudy) -> pd.DataFrame:
 
     Raises BinaryViTError when the study has no model at several precisions.
     """
-    lines: list[dict[str, Any]] = []
+    lines = []
     for row in _rows(opened):
-        top1 = row.measured("top1").mean if not row.stale else float("nan")
-        line = {
-            "precision": _precision(row),
-            "label": row.label,
-            "state": "stale" if row.stale else row.missing or "done",
-        }
-        line |= {"seeds": 0 if row.stale else len(row.values), "images": float("nan"), "top1": top1}
-        line |= {"low": float("nan"), "high": float("nan")}
-        if line["seeds"]:
-            line["images"] = row.values[0].data.eval_images
-            line["low"], line["high"] = wilson_interval(top1 / 100 * line["images"], line["images"])
-        line |= {name: getattr(row.model_cost, name) for name in ("bytes", "bops", "flops", "ops", "ops_elementwise")}
-        lines.append(line | {"runs": " ".join(run.id for run in row.runs)})
+        records = [] if row.stale else row.values
+        images = records[0].data.eval_images if records else math.nan
+        top1 = row.measured("top1").mean if records else math.nan
+        low, high = wilson_interval(top1 / 100 * images, images) if records else (math.nan, math.nan)
+        costs = ("bytes", "bops", "flops", "ops", "ops_elementwise")
+        lines.append(
+            {
+                "precision": _precision(row),
+                "label": row.label,
+                "state": "stale" if row.stale else row.missing or "done",
+                "seeds": len(records),
+                "images": images,
+                "top1": top1,
+                "low": low,
+                "high": high,
+                **{name: getattr(row.model_cost, name) for name in costs},
+                "runs": " ".join(run.id for run in row.runs),
+            }
+        )
     return pd.DataFrame(lines)
 
 

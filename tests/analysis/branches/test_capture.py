@@ -243,7 +243,7 @@ def test_hooks_are_removed_after_an_error(model):
     assert unchanged(model, before)
 
 
-# --- batch-norm statistics estimated anew -----------------------------------------------------------------------------
+# --- batch-norm statistics estimated again ----------------------------------------------------------------------------
 
 
 def test_reestimated_statistics_are_pytorchs_own(model):
@@ -292,8 +292,3 @@ def test_too_few_images_are_refused_and_change_nothing(batches, sentence):
     with pytest.raises(BinaryViTError, match=sentence), reestimated_statistics(model, batches):
         pass
     assert unchanged(model, before)
-
-
-def test_a_model_without_batch_norm_is_refused():
-    with pytest.raises(BinaryViTError, match="no batch norm"), reestimated_statistics(nn.Linear(1, 1), []):
-        pass

@@ -40,7 +40,7 @@ def study(original, tmp_path):
 
 @pytest.fixture
 def table(original):
-    return branches.accuracies_without(OpenStudy(original), stored_runs(original, [BASELINE, PYRAMID]), **SETTINGS)
+    return branches.accuracies(OpenStudy(original), **SETTINGS)
 
 
 def test_counts_are_those_of_the_ablated_model(original, table):
@@ -69,7 +69,7 @@ def test_every_part_and_removal_a_model_has_is_measured(table):
     pyramid, columnar = (table[table["run"] == run] for run in (PYRAMID, BASELINE))
     assert set(columnar["part"]) == {"whole model"}
     assert set(columnar["removed"]) == everything - {"merges", "pooling branches"}
-    assert set(pyramid["part"]) == {"whole model", *(f"stages.{index}" for index in range(4))}
+    assert set(pyramid["part"]) == {"whole model", *(f"stages.{index}" for index in range(3))}
     removed = pyramid.groupby("part")["removed"].agg(set)
     assert removed["whole model"] == everything and removed["stages.1"] == everything - {"nothing"}
     assert removed["stages.0"] == everything - {"nothing", "merges"}
@@ -78,8 +78,7 @@ def test_every_part_and_removal_a_model_has_is_measured(table):
 
 
 def test_norms_name_the_kind_of_each_addition(original):
-    table = branches.norms_of(OpenStudy(original), stored_runs(original, [PYRAMID]), images=40)
-    norms = table.set_index(["layer", "kind"])
+    norms = branches.branch_ratios(OpenStudy(original, (PYRAMID,)), images=40).set_index(["layer", "kind"])
     for layer, kind in [
         ("stages.0.blocks.0.attn.reduce", "attention linears"), ("stages.0.blocks.0.attn", "attention products"),
         ("stages.1.blocks.1.mlp.fc2", "FFN linears"), ("stages.1.embed", "merges"),
@@ -95,10 +94,8 @@ def test_drawings_hold_all_runs_with_branches_and_are_made_again_without_the_dat
     images._load_once.cache_clear()
     norms, whole, by_stage = branches.drawings(OpenStudy(study), **SETTINGS)
     assert norms.runs == whole.runs == (BASELINE, PYRAMID) and by_stage.runs == (PYRAMID,)
-    for drawing, panels in ((norms, 2), (whole, 1), (by_stage, 2)):  # a shape each; all models; a pyramid, its colours
-        figure = drawing.draw()
-        assert_readable(figure)
-        assert len(figure.axes) == panels
+    for drawing in (norms, whole, by_stage):
+        assert_readable(drawing.draw())
         assert all(path.is_file() for path in drawing.write())
     accuracy = whole.inputs["accuracies"].set_index(["run", "removed"])
     row = accuracy.loc[PYRAMID, "FFN linears"]
@@ -106,11 +103,24 @@ def test_drawings_hold_all_runs_with_branches_and_are_made_again_without_the_dat
     assert (row["low"], row["high"]) == wilson_interval(row["correct"], 40)
     axes = whole.draw().axes[0]
     assert "40 evaluation images of digits" in axes.get_xlabel() and "30 training images" in whole.finding
-    rows = [label.get_text() for label in axes.get_yticklabels()]
-    drawn = next(line for line in axes.lines if line.get_label() == "BinaryViT (+ pyramid)").get_xdata()
-    assert dict(zip(rows, drawn, strict=True)) == accuracy.loc[PYRAMID]["accuracy"].to_dict()
-    words = [text.get_text() for text in axes.texts]
-    assert words.count("has none") == 2 and "chance" in words  # the baseline has no merges and no pooling branches
+    drawn = cells(whole.draw())
+    assert drawn["BinaryViT\n(+ pyramid)"] == {
+        removed: f"{value:.0f}" for removed, value in accuracy.loc[PYRAMID]["accuracy"].items()
+    }
+    none = {removed for removed, text in drawn["ReActNet-DeiT\n(baseline)"].items() if text == "none"}
+    assert none == {"merges", "pooling branches"}
+    assert {f"BinaryViT\n(+ pyramid), stage {stage}" for stage in range(3)} == set(cells(by_stage.draw()))
+
+
+def cells(figure):
+    """The text of a heat map's cells, by column and row."""
+    axes = figure.axes[0]
+    columns, rows = ([label.get_text() for label in axis.get_ticklabels()] for axis in (axes.xaxis, axes.yaxis))
+    found = {column: {} for column in columns}
+    for text in axes.texts:
+        column, row = text.get_position()
+        found[columns[column]][rows[row]] = text.get_text()
+    return found
 
 
 def test_products_of_attention_that_is_off_have_no_ratio(study):
@@ -126,53 +136,45 @@ def test_products_of_attention_that_is_off_have_no_ratio(study):
 
 
 def table_of(label, accuracies, part="whole model"):
-    """A table of one run from removal to re-estimated accuracy of 200 images."""
-    rows = pd.DataFrame({"removed": list(accuracies), "correct": [2 * value for value in accuracies.values()]})
-    return branches._with_intervals(rows.assign(run=label, label=label, part=part, images=200))
+    """A table of one model from removal to re-estimated accuracy in percent, of an interval of 14 points."""
+    rows = pd.DataFrame({"removed": list(accuracies), "accuracy": list(accuracies.values())})
+    rows = rows.assign(column=label, part=part, low=rows["accuracy"] - 7, high=rows["accuracy"] + 7)
+    return rows.assign(above_chance=rows["low"] > 10)
 
 
 def test_sentences_on_accuracies_follow_the_numbers():
     first = {"nothing": 80, "merges": 70, "FFN linears": 50, "all products": 40, "all shortcuts and poolings": 12}
     second = first | {"all products": 11, "all shortcuts and poolings": 10}
-    table = pd.concat([table_of("A", first), table_of("B", second)])
-    claim, finding = branch_findings.of_accuracies(table, 10, "50 training images")
-    assert claim == "Above chance remain 1 of 2 models without their products, 0 without their shortcuts and poolings"
-    assert finding == (  # 12 of 200 can be chance; Wilson's interval of 50 % and 200 images is 43.1 to 56.9
-        "Of single groups, the FFN linears cost most (-30.0 points in the median model) and the merges least (-10.0). "
-        "Batch-norm statistics are re-estimated on 50 training images after each removal; differences below 6.9 points "
-        "rank nothing."
+    claim, finding = branch_findings.of_accuracies(pd.concat([table_of("A", first), table_of("B", second)]))
+    assert claim == "1 of 2 models beat chance without their products, none without shortcuts and poolings"
+    assert finding == (
+        "Of single groups, the FFN linears cost most (-30.0 points in the median model) and the merges least (-10.0)."
     )
 
 
 def test_sentences_on_norms_follow_the_numbers():
-    norms = pd.DataFrame({"kind": ["x", "x", "y"], "ratio": [0.5, 1.5, 0.25]})
+    norms = pd.DataFrame({"kind": ["x", "x", "y", "y"], "ratio": [0.5, 1.5, 0.25, float("nan")]})
     claim, finding = branch_findings.of_norms(norms)
-    assert claim == "At 2 of 3 additions the branch is smaller than the shortcut it is added to"
-    assert (
-        finding
-        == "The y are the smallest against their shortcut (0.25 times in the median), the x the largest (1.00 times)."
-    )
+    assert claim == "Against their shortcuts, the y are smallest, the x largest"
+    assert "y have 0.25 times" in finding and "x 1.00 times" in finding and "off, 1 of its products" in finding
 
 
 def test_sentences_on_stages_follow_the_numbers():
-    stages = [
-        table_of("A", {"merges": lost, "FFN linears": 60, "all products": lost - 5}, f"stages.{stage}")
-        for stage, lost in ((1, 30), (2, 70))
-    ]
-    table = pd.concat([table_of("A", {"nothing": 80}), *stages])
-    claim, finding = branch_findings.of_stages(table, "50 training images")
+    alike = {"nothing": 80, "FFN linears": 60, "all shortcuts and poolings": 10}
+    table = pd.concat(
+        table_of(f"A, {part}", alike | {"merges": left, "all products": left - 5}, part)
+        for part, left in (("stages.1", 30), ("stages.2", 70))
+    )
+    claim, finding = branch_findings.of_stages(table)
     assert claim == "Of single groups, the merges of stage 1 cost most"
     assert "cost -50 points" in finding and "cost -55 in stage 1, -15 in stage 2." in finding
 
 
-def test_a_stage_is_coloured_where_the_interval_leaves_the_intact_accuracy():
-    stage = table_of("A", {"merges": 78, "FFN linears": 30}, "stages.1")
-    table = pd.concat([table_of("A", {"nothing": 80}), stage]).assign(variant="a", bits="W1A1")
-    grid = figures.accuracy_by_stage(table, "200 images", "A claim that is made").axes[0]
-    rows = [label.get_text() for label in grid.get_yticklabels()]
-    changes = dict(zip(rows, grid.images[0].get_array().ravel(), strict=True))
-    assert changes == {"merges": 0, "FFN linears": -50}
-    assert [text.get_text() for text in grid.texts] == ["30", "78"]
+def test_a_cell_is_coloured_where_the_interval_leaves_the_intact_accuracy_and_dark_at_chance():
+    table = table_of("A", {"nothing": 80, "merges": 78, "FFN linears": 30, "all products": 12})
+    lost, at_chance = figures.accuracy_without(table, 10, "200 images", "A claim that is made").axes[0].images
+    assert lost.get_array().ravel().tolist() == [0, 50, 0, 68]  # in the order of the groups: the FFN before the merges
+    assert (at_chance.get_array().ravel() == 1).filled(False).tolist() == [False, False, False, True]
 
 
 def test_wrong_selections_are_refused(original):
@@ -184,6 +186,4 @@ def test_wrong_selections_are_refused(original):
 
 def test_a_model_of_a_batch_norm_statistic_from_one_image_is_refused(original):
     with pytest.raises(BinaryViTError, match="A batch of one image"):
-        branches.accuracies_without(
-            OpenStudy(original), stored_runs(original, [PYRAMID]), images=10, statistics_images=1
-        )
+        branches.accuracies(OpenStudy(original, (PYRAMID,)), images=10, statistics_images=1)
