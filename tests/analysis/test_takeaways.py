@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import nbformat
 import pandas as pd
 import pytest
+import timm
 from helpers.places import ROOT
 
 from binaryvit.analysis import activations, attention, branches, curves, deployment, ladder, precision
@@ -19,8 +20,10 @@ from binaryvit.analysis.branches.capture import BINARY_GROUPS
 from binaryvit.analysis.explore.explorer import Explorer, Selection
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.stored import open_study
+from binaryvit.models.cost import cost
 from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.studies.rows import read_ladder
+from binaryvit.training.build import model_arguments
 
 TEACHER, BASELINE, POOLED, BRANCHES, AFFINE, PYRAMID, _ = LADDER["micro"]
 PYRAMIDS = [variant_style(f"binaryvit_micro_patch2_32{end}").label for end in ("", "_some_fp")]
@@ -107,8 +110,13 @@ def branches_(opened):
 
 
 def precision_(opened):
-    table = precision.precisions(opened).set_index("precision")[["bytes", "ops"]]
-    share = table / table.loc["W32A32"]
+    (run,) = (run for run in opened.runs() if run.variant == PYRAMID)
+    costs = {}  # of all four precisions: a study may train fewer
+    for (weights, activations), name in precision.PRECISIONS.items():
+        arguments = model_arguments(run.config, 10) | {"weight_bits": weights, "activation_bits": activations}
+        counted = cost(timm.create_model(PYRAMID, **arguments))
+        costs[name] = {"bytes": counted.bytes, "ops": counted.ops}
+    share = pd.DataFrame(costs).T / pd.Series(costs["W32A32"])
     assert share.loc["W1A1", "bytes"] < 1 / 10 and share.loc["W1A1", "ops"] < 1 / 20
     assert share.loc["W1A32", "bytes"] < 1 / 10 and share.loc["W32A1", "bytes"] > 0.99
     assert (share.loc[["W1A32", "W32A1"], "ops"] > 0.95).all()
