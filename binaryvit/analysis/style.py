@@ -40,6 +40,7 @@ _STYLE = {
     "figure.constrained_layout.use": True,
     "savefig.dpi": 300,
     "figure.dpi": 150,
+    "image.composite_image": False,  # pasting a figure's pictures into one takes most of a PDF's time
     "pdf.fonttype": 42,  # real fonts: text in the PDF can be searched, and publishers accept it
 }
 
