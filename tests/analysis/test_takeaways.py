@@ -112,8 +112,8 @@ def branches_(opened):
 def precision_(opened):
     (run,) = (run for run in opened.runs() if run.variant == PYRAMID)
     costs = {}  # of all four precisions: a study may train fewer
-    for (weights, activations), name in precision.PRECISIONS.items():
-        arguments = model_arguments(run.config, 10) | {"weight_bits": weights, "activation_bits": activations}
+    for (weight_bits, activation_bits), name in precision.PRECISIONS.items():
+        arguments = model_arguments(run.config, 10) | {"weight_bits": weight_bits, "activation_bits": activation_bits}
         counted = cost(timm.create_model(PYRAMID, **arguments))
         costs[name] = {"bytes": counted.bytes, "ops": counted.ops}
     share = pd.DataFrame(costs).T / pd.Series(costs["W32A32"])

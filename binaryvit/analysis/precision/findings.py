@@ -35,12 +35,11 @@ def of_agreement(table: pd.DataFrame) -> tuple[str, str]:
     is_reference = means.index.get_level_values("precision") == "W32A32"
     compared = means[~is_reference].groupby("precision", sort=False).mean()
     best, worst = compared.idxmax(), compared.idxmin()
-    claim = f"In the residual stream {best} stays closest to full precision"
-    if best != worst:
-        claim += f", {worst} moves furthest from it"
-    finding = (
-        f"Mean linear CKA with W32A32 is {', '.join(f'{value:.2f} for {name}' for name, value in compared.items())}."
-    )
+    claim = f"In the residual stream {best} stays closest to full precision, {worst} moves furthest from it"
+    if best == worst:
+        claim = f"The residual stream of {best} agrees with that of full precision to {compared[best]:.2f} in the mean"
+    values = ", ".join(f"{value:.2f} for {name}" for name, value in compared.items())
+    finding = f"Mean linear CKA with W32A32 is {values}."
     if is_reference.any():
         return claim, f"{finding} Two seeds of W32A32 agree to {means[is_reference].mean():.2f}, the yardstick for all."
     return claim, f"{finding} With one seed of W32A32, the agreement of two trainings is not known."

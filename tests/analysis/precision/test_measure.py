@@ -142,4 +142,4 @@ def test_sentences_on_agreement_follow_the_numbers():
     assert claim == "In the residual stream W1A32 stays closest to full precision, W1A1 moves furthest from it"
     assert "is 0.80 for W1A1, 0.90 for W1A32." in finding
     alone, _ = precision_findings.of_agreement(table[:3])
-    assert alone == "In the residual stream W1A1 stays closest to full precision"
+    assert alone == "The residual stream of W1A1 agrees with that of full precision to 0.80 in the mean"
