@@ -9,7 +9,7 @@ from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.studies.rows import read_ladder
 
-_DRAWN = ["variant", "label", "ops", "top1", "top1_std", "seeds"]
+_DRAWN = ["variant", "label", "ops", "bytes", "top1", "top1_std", "seeds"]
 
 
 def products(opened: OpenStudy) -> list[tables.Table | Drawing]:
@@ -42,7 +42,7 @@ def accuracy_against_operations(opened: OpenStudy, published: str | Path | None 
     inputs: dict[str, pd.DataFrame] = {"points": points.assign(evaluated_on=evaluated_on)}
     others = None
     if tables.is_imagenet(rows):
-        others = inputs["published"] = _read_published(opened, published)[["ops", "top1", "certainty"]]
+        others = inputs["published"] = _read_published(opened, published)[["ops", "bytes", "top1", "certainty"]]
     return Drawing(
         opened,
         "accuracy_against_operations",

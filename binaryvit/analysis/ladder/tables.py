@@ -234,14 +234,15 @@ def find_published(start: str | Path) -> Path:
 def read_published(path: str | Path) -> pd.DataFrame:
     """Published figures of other models on ImageNet-1k at 224 x 224, one row a model.
 
-    The columns of the file, all text except top1, and `ops` as a number (NaN where none was published). Raises
-    BinaryViTError when the file is not such a table.
+    The columns of the file, all text except top1, and `ops` and `bytes` as numbers (NaN where none was published).
+    Raises BinaryViTError when the file is not such a table.
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
         columns = ["model", "family", "year", "ops_e8", "size_mb", "top1", "seen_in", "certainty"]
         table = table[columns]
         table["ops"] = table["ops_e8"].str.extract(r"^([0-9.]+)")[0].astype(float) * 1e8
+        table["bytes"] = table["size_mb"].str.extract(r"^([0-9.]+)")[0].astype(float) * 1e6
         table["top1"] = table["top1"].astype(float)
     except (OSError, KeyError, ValueError) as error:
         raise BinaryViTError(f"{path} is no table of published figures: {error}") from error
