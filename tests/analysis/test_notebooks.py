@@ -258,7 +258,7 @@ def test_the_attention_notebook_shows_and_writes_what_the_library_makes(tmp_path
     )
     folder = study.runs[2].folder.relative_to(tmp_path)
     looked = execute(ATTENTION, runs=f"[{folder}]", images=10, examples=1)  # as `-p runs [small/runs/...]` gives it
-    assert len(outputs(looked, "image/png")) == 6
+    assert len(outputs(looked, "image/png")) == 4
     assert {path.name for path in study.output.iterdir()} == {"runs", "study.yaml"}, "looking replaces nothing"
     executed = execute(ATTENTION, study="small", images=20, checkpoint="other.safetensors", write=True)
     with stored_ones_only():
@@ -266,6 +266,5 @@ def test_the_attention_notebook_shows_and_writes_what_the_library_makes(tmp_path
     texts = outputs(executed, "text/markdown")
     assert texts[:-1] == [drawing.finding for drawing in made] and texts[-1].startswith("The highest probability is")
     assert len(outputs(executed, "image/png")) == len(made) + 1
-    assert "The learned level a" in "".join(outputs(executed, "text/html"))
     for drawing in made:
         assert all((study.output / "figures" / name).is_file() for name in drawing.file_names)

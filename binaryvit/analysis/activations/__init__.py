@@ -2,11 +2,20 @@
 
 from binaryvit.analysis.activations.measure import (
     drawings,
+    flipped_signs,
     histograms,
+    latent_weights,
     sign_statistics,
     values,
     values_from_one_bit,
-    weights,
 )
 
-__all__ = ["drawings", "histograms", "sign_statistics", "values", "values_from_one_bit", "weights"]
+__all__ = [
+    "drawings",
+    "flipped_signs",
+    "histograms",
+    "latent_weights",
+    "sign_statistics",
+    "values",
+    "values_from_one_bit",
+]

@@ -102,10 +102,6 @@ class DistinctValues:
         """Distinct values per channel."""
         return np.array([len(values) for values in self._values])
 
-    def together(self) -> int:
-        """Distinct values of the channels taken together; at most the limit."""
-        return min(self._limit, len(torch.cat(self._values).unique()))
-
 
 def distinct_values(
     model: BinaryVisionTransformer, batches: Iterable[Tensor], channels: int = 8, limit: int = 2**16
@@ -121,7 +117,7 @@ def distinct_values(
     Returns:
         A row per block and step, in the order of computation. Columns block (its path; "head" after the last), step
         (of STEPS), channels (counted), observations (per channel), bound (the most values a binary product can take,
-        else NaN), minimum, median and maximum (over channels), together (of all counted channels at once).
+        else NaN), minimum, median and maximum (over channels).
 
     Raises:
         BinaryViTError: the model has no binary blocks, or there is no image.
@@ -213,7 +209,6 @@ def _frame(model: nn.Module, counts: Mapping[tuple[str, str], DistinctValues]) -
                 "minimum": values.min(),
                 "median": np.median(values),
                 "maximum": values.max(),
-                "together": count.together(),
             }
         )
     return pd.DataFrame(rows)

@@ -1,163 +1,147 @@
 """Figures of what one bit does to activations and weights: pre-sign histograms, signs, weights, distinct values."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
+from binaryvit.analysis.activations.distinct_values import STEPS
+from binaryvit.analysis.activations.findings import shares_inside
 from binaryvit.analysis.activations.layer_kinds import KINDS, kind_of
 from binaryvit.analysis.strips import handles, reference, strips
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, in_lines, styled
-from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import VariantStyle, variant_style
-from binaryvit.palette import BLACK, GREY, ORANGE, VERMILION
+from binaryvit.palette import BLACK, GREY
 
 _ONE_TO_ONE = ("batch norm", "RPReLU", "affine")  # steps that give each value another, and add none
-_WINDOW = dict(color="#EFEFEF", linewidth=0, zorder=0)
+_LAYERS = "marker: median of a model's layers of a kind, bar: their range"
 # Blocks of one grid and of several: within each, no variant can be told from another.
-_SHAPES = {"columnar": VariantStyle("", ORANGE, "o"), "pyramid": VariantStyle("", VERMILION, "v")}
+_SHAPES = {"columnar": VariantStyle("", GREY, "o"), "pyramid": VariantStyle("", BLACK, "X")}
 
 
 @styled
-def pre_sign_histograms(histograms: pd.DataFrame, images: str, claim: str) -> Figure:
+def pre_sign_histograms(histograms: pd.DataFrame, claim: str) -> Figure:
     """The distribution of pre-sign activations u against the estimator's window (-1, 1), one panel per kind of layer.
 
-    Args:
-        histograms: columns label, variant, layer, bin_left, bin_right, count. A line is the mean of the layers' shares.
-        images: what was counted on, "1,000 images of CIFAR-10".
-        claim: what the figure says.
+    `histograms`: columns run, label, variant, layer, bin_left, bin_right, count, counted_on ("1,000 images of
+    CIFAR-10"). A line is the mean of the layers' shares.
     """
     table = _of_kinds(histograms)
     table["share"] = 100 * table["count"] / table.groupby(["run", "layer"])["count"].transform("sum")
-    kinds = _kinds_in(table)
+    kinds, inside = _kinds_in(table), shares_inside(table, "row")
     columns = min(3, len(kinds))
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.0 + 1.5 * -(-len(kinds) // columns)))
     grid = figure.subplots(-(-len(kinds) // columns), columns, squeeze=False, sharex=True, sharey=True)
     finite = table[np.isfinite(table["bin_left"]) & np.isfinite(table["bin_right"])]
     edges = np.unique(finite[["bin_left", "bin_right"]])
     for axes, kind in zip(grid.flat, kinds, strict=False):
-        axes.axvspan(-1, 1, **_WINDOW)
+        axes.axvspan(-1, 1, color="#EFEFEF", linewidth=0, zorder=0)
         for name, look in _looks(table).items():
             own = finite[(finite["row"] == kind) & (finite["series"] == name)]
             if len(own):
                 axes.stairs(own.groupby("bin_left")["share"].mean(), edges, color=look.colour, baseline=None)
-        inside = table[table["bin_left"].ge(-1) & table["bin_right"].le(1) & table["row"].eq(kind)]
-        share = inside.groupby(["run", "layer"])["share"].sum().mean()
-        axes.set_title(f"{kind}\n{share:.0f} % inside")
+        axes.set_title(f"{kind}\n{inside[kind]:.0%} inside")
         axes.tick_params(labelbottom=True)
     for axes in grid.flat[len(kinds) :]:
         axes.remove()
     for axes in grid[:, 0]:
         axes.set_ylabel(f"% of values per {edges[1] - edges[0]:g}")
-    grid[-1, columns // 2].set_xlabel(f"u = x + b, before its sign; shaded: the window ({images})")
+    grid[-1, columns // 2].set_xlabel(f"u = x + b, before its sign; shaded: the window\n{table['counted_on'].iloc[0]}")
     figure.legend(handles=handles(_looks(table).items()), loc="outside lower center", ncols=3)
     headline(figure, claim)
     return figure
 
 
 @styled
-def sign_statistics(signs: pd.DataFrame, images: str, claim: str) -> Figure:
-    """The entropy of signs and the size of the learned shifts: one row per kind of layer, one line per model.
+def sign_statistics(signs: pd.DataFrame, claim: str) -> Figure:
+    """The entropy of signs: one row per kind of layer, one strip per model.
 
-    Args:
-        signs: columns run, label, variant, and those of `signs.sign_layers`.
-        images: what was counted on.
-        claim: what the figure says.
+    `signs`: columns run, label, variant, counted_on, and those of `signs.sign_layers`.
     """
-    table = _of_kinds(signs)
-    kinds, looks = _kinds_in(table), _looks(table)
-    figure = Figure(figsize=(DOUBLE_COLUMN, 1.4 + 0.5 * len(kinds)))
-    entropy, shift = figure.subplots(1, 2, sharey=True)
-    strips(entropy, table, "entropy", kinds, looks, absent="none")
-    entropy.set_xlabel(f"entropy of a channel's sign (bits)\n{images}")
-    entropy.set_xlim(right=1 + 0.04 * (1 - entropy.get_xlim()[0]))
-    reference(entropy, 1, "balanced")
-    strips(shift, table, "mean_absolute_shift", kinds, looks)
-    shift.set_xlabel("size of the learned shift |b|, mean of channels\n(the window is -1 to 1)")
-    reference(shift, 0, "before training")
-    figure.legend(handles=handles(looks.items()), loc="outside lower center", ncols=3)
+    figure, axes = _strips_of_kinds(signs, "entropy", claim)
+    axes.set_xlabel(f"entropy of a channel's sign (bits), mean of a layer's channels\n{signs['counted_on'].iloc[0]}")
+    axes.set_xlim(right=1 + 0.04 * (1 - axes.get_xlim()[0]))
+    reference(axes, 1, "balanced")
+    return figure
+
+
+@styled
+def latent_weights(latent: pd.DataFrame, claim: str) -> Figure:
+    """Where latent weights lie: the initial distribution as an area, the trained ones as the band between them.
+
+    `latent`: columns run, label, variant, when ("trained", "initial"), bin_left, bin_right (of the latent weight in
+    units of its row's scale; outermost unbounded), share (of all binary weights).
+    """
+    figure = Figure(figsize=(DOUBLE_COLUMN, 2.6))
+    axes = figure.subplots()
+    inner = latent[np.isfinite(latent["bin_left"]) & np.isfinite(latent["bin_right"])]
+    centres = (inner["bin_left"] + inner["bin_right"]) / 2
+    shares = (100 * inner["share"]).groupby([inner["when"], centres]).agg(["min", "median", "max"])
+    initial, trained, runs = shares.loc["initial"], shares.loc["trained"], inner["run"].nunique()
+    axes.fill_between(initial.index, initial["median"], color="#DDDDDD", label="before training")
+    axes.fill_between(trained.index, trained["min"], trained["max"], color=GREY, alpha=0.5, linewidth=0)
+    axes.plot(trained["median"], color=BLACK, label=f"trained (line: median of {runs} runs, band: their range)")
+    reference(axes, 0, "sign flips")
+    width = (inner["bin_right"] - inner["bin_left"]).iloc[0]
+    axes.set(xlabel="latent weight / scale s of its row", ylabel=f"binary weights (% per {width:g})", ylim=(0, None))
+    figure.legend(handles=axes.get_legend_handles_labels()[0], loc="outside lower center", ncols=2)
     headline(figure, claim)
     return figure
 
 
 @styled
-def weight_statistics(latent: pd.DataFrame, flips: pd.DataFrame, layers: pd.DataFrame, claim: str) -> Figure:
-    """How far training moved binary weights from where PyTorch's initialiser put them.
+def flipped_signs(layers: pd.DataFrame, claim: str) -> Figure:
+    """How many signs differ from the initial ones: one row per kind of layer, one strip per model.
 
-    Args:
-        latent: columns run, label, variant, when ("trained", "initial"), bin_left, bin_right (of the latent weight in
-            units of its row's scale; outermost unbounded), share (of all binary weights).
-        flips: columns run, label, variant, epoch, flip_rate (of all binary weights).
-        layers: columns run, label, variant, layer, flipped (share of signs that differ from the initial ones),
-            scale_ratio (mean scale over the initial one).
-        claim: what the figure says.
+    `layers`: columns run, label, variant, layer, flipped (share of the layer's weights).
     """
-    figure = Figure(figsize=(DOUBLE_COLUMN, 5.6))
-    (distribution, flipping), (flipped, scale) = figure.subplots(2, 2)
-    _latent_distribution(distribution, latent)
-    looks = _looks(_of_kinds(layers))
-    for _, own in _present(flips).groupby("run", sort=False):
-        look = variant_style(own["variant"].iloc[0])
-        flipping.plot(own["epoch"], 100 * own["flip_rate"], color=look.colour, marker=look.marker)
-    flipping.set(xlabel="epoch", ylabel="signs flipped in the epoch (%)", ylim=(0, None))
-    flipping.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    table = _of_kinds(layers).assign(flipped=100 * layers["flipped"])
-    strips(flipped, table, "flipped", _kinds_in(table), looks, absent="none")
-    flipped.set(xlabel="signs unlike the initial ones (%)", xlim=(0, None))
-    strips(scale, table, "scale_ratio", _kinds_in(table), looks)
-    scale.set_xlabel("scale s / its initial value")
-    scale.set_yticklabels([])
-    reference(scale, 1, "before training")
-    figure.legend(handles=handles(looks.items()), loc="outside lower center", ncols=3)
-    headline(figure, claim)
+    figure, axes = _strips_of_kinds(layers.assign(flipped=100 * layers["flipped"]), "flipped", claim)
+    axes.set_xlabel("weights of a layer that end with another sign than they were initialized with (%)")
+    axes.set_xlim(0, max(55, axes.get_xlim()[1]))
+    reference(axes, 50, "as by chance")
     return figure
 
 
 @styled
-def distinct_values(values: pd.DataFrame, steps: Sequence[str], counted: str, claim: str) -> Figure:
+def distinct_values(values: pd.DataFrame, claim: str) -> Figure:
     """How many of the values looked at are different ones, at each step inside a block.
 
     Left out are the steps that only rescale, one value to one: batch norm, RPReLU and affine.
 
-    Args:
-        values: columns run, label, variant, block, step, observations (per channel), and median (distinct values,
-            median of channels).
-        steps: the order of the steps; those without values are left out.
-        counted: what was counted on, "256 images of CIFAR-10, 8 channels".
-        claim: what the figure says.
+    `values`: columns run, label, variant, block, step (of STEPS), observations (per channel), median (distinct values,
+    median of channels), counted_on.
     """
-    table = _of_shapes(values).assign(share=100 * values["median"] / values["observations"])
-    figure = Figure(figsize=(DOUBLE_COLUMN, 4.2))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 4.3))
     axes = figure.subplots()
-    _steps(axes, table, "share", steps)
-    axes.set(xscale="log", xlabel=f"distinct values in a channel (% of the values looked at)\n{counted}")
+    _steps(axes, values.assign(share=100 * values["median"] / values["observations"]), "share")
+    axes.set_xlabel(
+        "distinct values of a channel, over all tokens and images (% of the values looked at)\n"
+        f"fed: {values['counted_on'].iloc[0]}"
+    )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlim(right=250)
     reference(axes, 100, "all different")
-    figure.legend(handles=_shape_handles(table), loc="outside lower center", ncols=2)
     headline(figure, claim)
     return figure
 
 
 @styled
-def distinct_values_from_one_bit(values: pd.DataFrame, steps: Sequence[str], counted: str, claim: str) -> Figure:
+def distinct_values_from_one_bit(values: pd.DataFrame, claim: str) -> Figure:
     """How many values each half of a block makes of one bit a channel, and how many the classifier reads.
 
-    Args:
-        values, steps, counted, claim: as in `distinct_values`.
+    `values`: as in `distinct_values`.
     """
-    table = _of_shapes(values)
-    figure = Figure(figsize=(DOUBLE_COLUMN, 4.2))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 4.4))
     inside, read = figure.subplots(1, 2, width_ratios=(2, 1.4))
-    _steps(inside, table[~table["row"].str.startswith("head")], "median", steps)
-    inside.set(xscale="log", xlabel=f"distinct values in a channel\n{counted}")
+    _steps(inside, values, "median")
+    inside.set_xlabel("distinct values of a channel")
     inside.xaxis.set_major_formatter("{x:,.0f}")
     _read_by_classifier(read, values[values["step"] == "head: pooled"])
-    figure.legend(handles=_shape_handles(table), loc="outside lower center", ncols=2)
+    figure.supxlabel(
+        "fed: the sign of the normalized input to each half of a block (left) and to the pooling of tokens (right),\n"
+        f"of {values['counted_on'].iloc[0]}",
+        fontsize=8,
+    )
     headline(figure, claim)
     return figure
 
@@ -173,64 +157,46 @@ def _read_by_classifier(axes: Axes, pooled: pd.DataFrame) -> None:
     axes.set(xlim=(0, 1.2 * pooled["median"].max()), ylim=(len(models) - 0.5, -0.5))
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("values the classifier reads\n(mean of N tokens: ≤ N + 1)")
-
-
-def _latent_distribution(axes: Axes, latent: pd.DataFrame) -> None:
-    """The initial distribution as an area; the trained ones, which hardly differ, as the band between them."""
-    inner = _present(latent)[np.isfinite(latent["bin_left"]) & np.isfinite(latent["bin_right"])]
-    centres = (inner["bin_left"] + inner["bin_right"]) / 2
-    shares = (100 * inner["share"]).groupby([inner["when"], centres]).agg(["min", "median", "max"])
-    width = (inner["bin_right"] - inner["bin_left"]).iloc[0]
-    initial, trained = shares.loc["initial"], shares.loc["trained"]
-    axes.fill_between(initial.index, initial["median"], color="#DDDDDD", label="before training")
-    axes.fill_between(trained.index, trained["min"], trained["max"], color=GREY, alpha=0.5, linewidth=0)
-    models = inner["run"].nunique()
-    axes.plot(
-        trained["median"], color=BLACK, label=f"trained (median and\nrange of {models} model{'s' * (models > 1)})"
+    axes.set_xlabel(
+        "values the classifier reads, fed\nthe sign of the last block's tokens\n(mean of N tokens: ≤ N + 1)"
     )
-    axes.set(xlabel="latent weight / scale s of its row", ylabel=f"binary weights (% per {width:g})", ylim=(0, None))
-    axes.set_ylim(top=1.45 * shares.to_numpy().max())
-    axes.legend(loc="upper center")
 
 
-def _steps(axes: Axes, table: pd.DataFrame, value: str, steps: Sequence[str]) -> None:
-    """One row per step, one line per shape of model: the median and range over blocks and models."""
-    present = [step for step in steps if step in set(table["row"]) and not step.endswith(_ONE_TO_ONE)]
-    strips(axes, table, value, present, {shape: _SHAPES[shape] for shape in _SHAPES if shape in set(table["series"])})
+def _strips_of_kinds(table: pd.DataFrame, value: str, claim: str) -> tuple[Figure, Axes]:
+    table = _of_kinds(table)
+    kinds, looks = _kinds_in(table), _looks(table)
+    figure = Figure(figsize=(DOUBLE_COLUMN, 1.5 + 0.45 * len(kinds)))
+    axes = figure.subplots()
+    strips(axes, table, value, kinds, looks, absent="none")
+    figure.legend(handles=handles(looks.items()), loc="outside lower center", ncols=3, title=_LAYERS)
+    headline(figure, claim)
+    return figure, axes
 
 
-def _shape_handles(table: pd.DataFrame) -> list[Line2D]:
-    models = table.groupby("series")["run"].nunique().to_dict()
-    return handles(
-        (f"{shape} ({models[shape]} model{'s' * (models[shape] > 1)})", look)
-        for shape, look in _SHAPES.items() if shape in models
-    )  # fmt: skip
+def _steps(axes: Axes, values: pd.DataFrame, value: str) -> None:
+    """One row per step inside a block, one strip per shape of model."""
+    pyramid = values["block"].str.startswith("stages.1.").groupby(values["run"]).transform("any")
+    table = values.assign(row=values["step"], series=np.where(pyramid, "pyramid", "columnar"))
+    present = [step for step in STEPS if step in set(table["row"]) and not step.endswith(_ONE_TO_ONE)]
+    models = table.groupby("series")["label"].nunique()
+    looks = {shape: look for shape, look in _SHAPES.items() if shape in models}
+    strips(axes, table, value, [step for step in present if not step.startswith("head")], looks)
+    axes.set_xscale("log")
+    names = [(f"{shape} (n = {models[shape]})", look) for shape, look in looks.items()]
+    title = "marker: median of blocks and models, bar: their range"
+    axes.figure.legend(handles=handles(names), loc="outside lower center", ncols=2, title=title)
 
 
 def _of_kinds(table: pd.DataFrame) -> pd.DataFrame:
     """The table with a row's name, its kind of layer, and a series' name, the model's."""
-    return _present(table).assign(row=table["layer"].map(kind_of), series=table["label"])
-
-
-def _of_shapes(values: pd.DataFrame) -> pd.DataFrame:
-    """The table with the step as the row, and as the series whether the model is a pyramid."""
-    pyramid = _present(values)["block"].str.startswith("stages.1.").groupby(values["run"]).transform("any")
-    return values.assign(row=values["step"], series=np.where(pyramid, "pyramid", "columnar"))
+    return table.assign(row=table["layer"].map(kind_of), series=table["label"])
 
 
 def _kinds_in(table: pd.DataFrame) -> list[str]:
     """The kinds of layers in the order of computation."""
-    present = list(dict.fromkeys(table["row"]))
-    return sorted(present, key=lambda kind: KINDS.index(kind) if kind in KINDS else len(KINDS))
+    return sorted(set(table["row"]), key=KINDS.index)
 
 
 def _looks(table: pd.DataFrame) -> dict[str, VariantStyle]:
     """How each series is drawn: as its variant everywhere."""
     return {name: variant_style(own["variant"].iloc[0]) for name, own in table.groupby("series", sort=False)}
-
-
-def _present(frame: pd.DataFrame) -> pd.DataFrame:
-    if frame.empty:
-        raise BinaryViTError("There is nothing to draw: the selected runs gave no numbers.")
-    return frame

@@ -9,83 +9,85 @@ _NEARLY_ALL = 0.9  # share of the values looked at from which nearly all are sai
 
 
 def of_histograms(histograms: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: where the pre-sign activations lie."""
-    in_window = (histograms["bin_left"] >= -1) & (histograms["bin_right"] <= 1)
-    counts = histograms.assign(inside=histograms["count"].where(in_window, 0), kind=histograms["layer"].map(kind_of))
-    runs, kinds = (
-        sums["inside"] / sums["count"]
-        for sums in (counts.groupby(by, sort=False)[["inside", "count"]].sum() for by in ("label", "kind"))
-    )
-    claim = f"{_percent(runs)} of the pre-sign activations lie where the sign passes a gradient"
-    return claim, (
-        f"By kind of layer it is {_ends(kinds, '{:.0%}')}. Between the models the share differs by "
-        f"{100 * (runs.max() - runs.min()):.0f} points: {_ends(runs, '{:.1%}')}."
+    """Whether most pre-sign activations lie where the sign passes a gradient."""
+    kinds, runs = (shares_inside(histograms, by) for by in (histograms["layer"].map(kind_of), "label"))
+    outside = ", ".join(kinds.index[kinds < 0.5])
+    where = f"in all kinds of layers but {outside}" if outside else "in every kind of layer"
+    return f"Most pre-sign activations lie in the window that passes a gradient, {where}", (
+        f"By kind of layer it is {_ends(kinds, '{:.0%}')}, by model {_span(runs, '{:.0%}')}."
     )
 
 
 def of_signs(signs: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: how much a sign says, and how many never change."""
-    sums = signs[["entropy", "mean_absolute_shift"]].mul(signs["channels"], axis=0).assign(channels=signs["channels"])
-    runs, kinds = (
-        means["entropy"] / means["channels"]
-        for means in (sums.groupby(by, sort=False).sum() for by in (signs["label"], signs["layer"].map(kind_of)))
-    )
-    balanced = "Signs are nearly balanced: each" if runs.min() > _NEARLY_BALANCED else "A channel's sign"
-    claim = f"{balanced} carries {_number(runs, '{:.2f}')} of at most 1 bit"
-    shift = sums["mean_absolute_shift"].sum() / sums["channels"].sum()
-    dead, channels = signs["dead"].sum(), signs["channels"].sum()
-    return claim, (
-        f"By kind of layer it is {_ends(kinds, '{:.2f}')} bits, and {dead:,} of {channels:,} channels are dead: their "
-        f"sign is the same for every token of every image. The learned shifts are {shift:.3f} in size on average; they "
-        "start at 0."
+    """How much a sign says, and how many never change."""
+    medians = signs.groupby([signs["layer"].map(kind_of), "label"])["entropy"].median()
+    kind, label = medians.idxmin()
+    words = "Signs are nearly balanced, least" if medians.min() > _NEARLY_BALANCED else "Signs are least balanced"
+    sums = (signs["entropy"] * signs["channels"]).groupby(signs["label"]).sum()
+    bits = sums / signs.groupby("label")["channels"].sum()
+    return f"{words} in the {kind} of {label}", (
+        f"In the mean of a model's channels, a sign carries {_span(bits, '{:.2f}')} bits. {signs['dead'].sum():,} of "
+        f"{signs['channels'].sum():,} channels are dead: their sign is the same for every token of every image."
     )
 
 
-def of_weights(latent: pd.DataFrame, flips: pd.DataFrame, layers: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: how far training moved the weights."""
+def of_latent_weights(latent: pd.DataFrame) -> tuple[str, str]:
+    """Whether training moved latent weights towards their threshold."""
+    near = {when: within(own, 0.5) / own["run"].nunique() for when, own in latent.groupby("when")}
+    more = "more" if near["trained"] > near["initial"] else "fewer"
+    return f"After training {more} latent weights lie close to 0, where their sign flips", (
+        f"Before training {near['initial']:.0%} of the latent weights lay nearer to 0 than half the scale of their "
+        f"row, after it {near['trained']:.0%} do."
+    )
+
+
+def of_flipped_signs(layers: pd.DataFrame) -> tuple[str, str]:
+    """How many weights ended with another sign than they were initialized with."""
     weighted = (layers["flipped"] * layers["weights"]).groupby(layers["label"], sort=False).sum()
-    flipped = weighted / layers.groupby("label", sort=False)["weights"].sum()
-    claim = f"Training left {_percent(1 - flipped)} of the initial signs as they were"
-    near = {when: 100 * within(own, 0.5) / own["run"].nunique() for when, own in latent.groupby("when")}
-    epochs = flips.groupby("label", sort=False)["flip_rate"]
-    last = f", in the last {_percent(epochs.last(), '{:.1%}')}" if flips["epoch"].nunique() > 1 else ""
+    runs = weighted / layers.groupby("label", sort=False)["weights"].sum()
+    kinds = layers.groupby(layers["layer"].map(kind_of))["flipped"].median()
+    claim = "In every layer most weights keep the sign they were initialized with"
+    if layers["flipped"].max() >= 0.5:
+        claim = "In some layers half of the weights or more end with another sign than they started with"
     return claim, (
-        f"In the first epoch {_percent(epochs.first(), '{:.1%}')} of the signs flipped{last}. Before training "
-        f"{near['initial']:.0f} % of the latent weights were nearer to their threshold than half the scale of their "
-        f"row, now {near['trained']:.0f} % are."
+        f"Of a model's weights {_span(runs, '{:.0%}')} end with another sign. By kind of layer, the median is "
+        f"{_ends(kinds, '{:.0%}')}."
     )
 
 
 def of_distinct_values(values: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: what shortcuts add to the products' few values in the model as it is."""
+    """What shortcuts add to the products' few values in the model as it is."""
     products, sums = (values[values["step"].str.endswith(end)] for end in ("binary product", "+ shortcut"))
     share = (sums["median"] / sums["observations"]).groupby(sums["label"], sort=False).median()
     used = (products["median"] / products["bound"]).median()
+    claim = f"With its shortcut, {_span(share, '{:.0%}')} of a layer's values differ"
     if share.min() > _NEARLY_ALL:
-        claim = "With their shortcuts, nearly all values of a channel differ, in every variant alike"
-    else:
-        claim = f"With its shortcut, {_percent(share)} of a layer's values differ"
+        claim = "With their shortcuts, nearly all values of a channel differ"
     return claim, (
-        f"A binary product takes {products['median'].min():,.0f} to {products['median'].max():,.0f} values in the "
-        f"median channel, {100 * used:.0f} % of what its length allows. Real-valued shortcuts from the full-precision "
-        "stem hide this; the next figure counts without them."
+        f"A binary product takes {_span(products['median'], '{:,.0f}')} values in the median channel, {used:.0%} of "
+        "what its length allows. Real-valued shortcuts from the full-precision stem hide this; the next figure counts "
+        "without them."
     )
 
 
 def of_one_bit(values: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: what a block makes of one bit a channel, and what the classifier is left with."""
+    """What a block makes of one bit a channel, and what the classifier is left with."""
     steps = values.pivot_table("median", "label", "step", aggfunc="median", sort=False)
     read = steps["head: pooled"]
-    claim = f"From one bit a channel, the classifier reads {_number(read, '{:,.0f}')} values"
     products = values.loc[values["bound"].notna(), "median"]
-    pooled = steps["pooling branches"].dropna() if "pooling branches" in steps else pd.Series()
-    branches = f"; the pooling branches make {_number(pooled, '{:,.0f}')}" if len(pooled) else ""
-    return claim, (
-        f"It reads {_ends(read, '{:,.0f}')}. Inside a block, a binary product makes {products.min():,.0f} to "
-        f"{products.max():,.0f} values, a one-bit shortcut multiplies them by "
-        f"{_ratio(steps, 'MLP 1: + shortcut', 'MLP 1: batch norm')}, and one that averages channels by "
-        f"{_ratio(steps, 'MLP 2: + shortcut', 'MLP 2: batch norm')}{branches}."
+    ratio = steps["MLP 2: + shortcut"] / steps["MLP 2: batch norm"]
+    return f"From one bit a channel, the classifier reads {_span(read, '{:,.0f}')} values", (
+        f"It reads {_ends(read, '{:,.0f}')}. Inside a block a binary product makes {_span(products, '{:,.0f}')} "
+        f"values; the MLP's shortcut, which averages channels, multiplies them by {_span(ratio, '{:.0f}')}."
     )
+
+
+def shares_inside(histograms: pd.DataFrame, by: str | pd.Series) -> pd.Series:
+    """Which share of the pre-sign activations lies in the window (-1, 1), by a column or Series."""
+    inside = (histograms["bin_left"] >= -1) & (histograms["bin_right"] <= 1)
+    counts = histograms.assign(inside=histograms["count"].where(inside, 0))
+    sums = counts.groupby(by, sort=False)[["inside", "count"]].sum()
+    return sums["inside"] / sums["count"]
 
 
 def within(latent: pd.DataFrame, distance: float) -> float:
@@ -94,20 +96,12 @@ def within(latent: pd.DataFrame, distance: float) -> float:
     return float(latent.loc[near, "share"].sum())
 
 
-def _ratio(steps: pd.DataFrame, after: str, before: str) -> str:
-    return _number(steps[after] / steps[before], "{:.1f}")
-
-
-def _number(numbers: pd.Series, form: str) -> str:
+def _span(numbers: pd.Series, form: str) -> str:
     """The range of a number."""
     return " to ".join(dict.fromkeys(form.format(number) for number in (numbers.min(), numbers.max())))
 
 
-def _percent(shares: pd.Series, form: str = "{:.0%}") -> str:
-    return _number(shares, form).replace("%", " %")
-
-
 def _ends(numbers: pd.Series, form: str) -> str:
     """The range of a number, with what has the least and the most of it."""
-    low, high = (form.format(number).replace("%", " %") for number in (numbers.min(), numbers.max()))
+    low, high = (form.format(number) for number in (numbers.min(), numbers.max()))
     return low if low == high else f"{low} ({numbers.idxmin()}) to {high} ({numbers.idxmax()})"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import pandas as pd
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from binaryvit.analysis.activations import distinct_values, figures, findings, signs, weight_changes
@@ -14,7 +15,7 @@ from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun
 from binaryvit.errors import BinaryViTError
 
-VERSION = 1  # of what is measured here
+VERSION = 2  # of what is measured here
 IMAGES = 1000  # signs are counted on
 COUNTED_IMAGES = 256  # distinct values are counted on
 COUNTED_CHANNELS = 8
@@ -30,7 +31,8 @@ def drawings(
     return [
         histograms(opened, images),
         sign_statistics(opened, images),
-        weights(opened),
+        flipped_signs(opened),
+        latent_weights(opened),
         values(opened, counted_images, channels),
         values_from_one_bit(opened, counted_images, channels),
     ]
@@ -46,48 +48,28 @@ def histograms(opened: OpenStudy, images: int = IMAGES) -> Drawing:
     Raises BinaryViTError for what `stored_runs` and `measured` refuse, where no run is of one bit, and for a number
     that is not positive.
     """
-    runs = _one_bit_runs(opened)
-    table, seen = labelled(_measure_signs(opened, runs, images)["pre_sign_histograms"], runs), _describe(runs, images)
-    claim, finding = findings.of_histograms(table)
-    return Drawing(
-        opened,
-        "pre_sign_histograms",
-        {"histograms": table.assign(counted_on=seen)},
-        lambda: figures.pre_sign_histograms(table, seen, claim),
-        tuple(run.id for run in runs),
-        finding,
-    )
+    table = _measure_signs(opened, images)["pre_sign_histograms"]
+    said = findings.of_histograms(table)
+    return _drawing(opened, "pre_sign_histograms", "histograms", table, said, figures.pre_sign_histograms)
 
 
 def sign_statistics(opened: OpenStudy, images: int = IMAGES) -> Drawing:
-    """How much the signs of each kind of layer say, and how far the shifts moved; see `histograms`."""
-    runs = _one_bit_runs(opened)
-    table, seen = labelled(_measure_signs(opened, runs, images)["signs"], runs), _describe(runs, images)
-    claim, finding = findings.of_signs(table)
-    return Drawing(
-        opened,
-        "sign_statistics",
-        {"signs": table.assign(counted_on=seen)},
-        lambda: figures.sign_statistics(table, seen, claim),
-        tuple(run.id for run in runs),
-        finding,
-    )
+    """How much the signs of each kind of layer say; see `histograms`."""
+    table = _measure_signs(opened, images)["signs"]
+    return _drawing(opened, "sign_statistics", "signs", table, findings.of_signs(table), figures.sign_statistics)
 
 
-def weights(opened: OpenStudy) -> Drawing:
-    """How far training moved the weights from their initial values, from what it left in the runs' folders: no data."""
-    runs = _one_bit_runs(opened)
-    latent = _each(runs, weight_changes.latent_distribution)
-    flips = _each(runs, weight_changes.flips)
-    layers = _each(runs, lambda run: weight_changes.changed_weights(run.model(), weight_changes.initial_model(run)))
-    claim, finding = findings.of_weights(latent, flips, layers)
-    return Drawing(
-        opened,
-        "weight_statistics",
-        {"latent": latent, "flips": flips, "layers": layers},
-        lambda: figures.weight_statistics(latent, flips, layers, claim),
-        tuple(run.id for run in runs),
-        finding,
+def flipped_signs(opened: OpenStudy) -> Drawing:
+    """How many weights end with another sign than their seed gave them, from the runs' folders: no data."""
+    table = _each(opened, lambda run: weight_changes.changed_weights(run.model(), weight_changes.initial_model(run)))
+    return _drawing(opened, "flipped_signs", "layers", table, findings.of_flipped_signs(table), figures.flipped_signs)
+
+
+def latent_weights(opened: OpenStudy) -> Drawing:
+    """Where the latent weights lie before and after training, from the runs' folders: no data."""
+    table = _each(opened, weight_changes.latent_distribution)
+    return _drawing(
+        opened, "latent_weights", "latent", table, findings.of_latent_weights(table), figures.latent_weights
     )
 
 
@@ -96,41 +78,30 @@ def values(opened: OpenStudy, images: int = COUNTED_IMAGES, channels: int = COUN
 
     `channels` of each layer are counted.
     """
-    return _draw_values(
-        opened, images, channels, "distinct_values",
-        distinct_values.distinct_values, findings.of_distinct_values, figures.distinct_values,
-    )  # fmt: skip
+    table = _measure_values(opened, images, channels, "distinct_values", distinct_values.distinct_values)
+    said = findings.of_distinct_values(table)
+    return _drawing(opened, "distinct_values", "values", table, said, figures.distinct_values)
 
 
 def values_from_one_bit(opened: OpenStudy, images: int = COUNTED_IMAGES, channels: int = COUNTED_CHANNELS) -> Drawing:
     """The same count without the real-valued stream; see `values`."""
-    return _draw_values(
-        opened, images, channels, "distinct_values_from_one_bit",
-        distinct_values.distinct_values_from_one_bit, findings.of_one_bit, figures.distinct_values_from_one_bit,
+    name = "distinct_values_from_one_bit"
+    table = _measure_values(opened, images, channels, name, distinct_values.distinct_values_from_one_bit)
+    return _drawing(
+        opened, name, "values", table, findings.of_one_bit(table), figures.distinct_values_from_one_bit
     )  # fmt: skip
 
 
-def _draw_values(
-    opened: OpenStudy, images: int, channels: int, name: str, count: Callable, said: Callable, draw: Callable
+def _drawing(
+    opened: OpenStudy,
+    name: str,
+    of: str,
+    table: pd.DataFrame,
+    said: tuple[str, str],
+    draw: Callable[[pd.DataFrame, str], Figure],
 ) -> Drawing:
-    """A figure of distinct values: `count` measures a model, `said` gives claim and finding, `draw` the figure."""
-    _check_positive(counted_images=images, channels=channels)
-    runs = _one_bit_runs(opened)
-    table = measured(
-        opened, name, VERSION, {"images": images, "channels": channels}, runs,
-        lambda run: count(on_best_device(run.model()), _images(opened, run, images), channels),
-    )  # fmt: skip
-    table = labelled(table, runs)
-    seen = f"{_describe(runs, images)}, {channels} channels of each layer"
-    claim, finding = said(table)
-    return Drawing(
-        opened,
-        name,
-        {"values": table.assign(counted_on=seen)},
-        lambda: draw(table, distinct_values.STEPS, seen, claim),
-        tuple(run.id for run in runs),
-        finding,
-    )
+    claim, finding = said
+    return Drawing(opened, name, {of: table}, lambda: draw(table, claim), tuple(table["run"].unique()), finding)
 
 
 def _one_bit_runs(opened: OpenStudy) -> list[StoredRun]:
@@ -144,23 +115,36 @@ def _one_bit_runs(opened: OpenStudy) -> list[StoredRun]:
     return runs
 
 
-def _measure_signs(opened: OpenStudy, runs: Sequence[StoredRun], images: int) -> dict[str, pd.DataFrame]:
+def _measure_signs(opened: OpenStudy, images: int) -> dict[str, pd.DataFrame]:
     """Both measurements of signs, "signs" and "pre_sign_histograms"; one pass over the images serves both."""
     _check_positive(images=images)
+    runs = _one_bit_runs(opened)
     counts: dict[str, dict[str, signs.SignCounts]] = {}
 
     def count(run: StoredRun) -> dict[str, signs.SignCounts]:
         if run.id not in counts:
-            counts[run.id] = signs.count_signs(
-                signs.exact_copy(on_best_device(run.model())), _images(opened, run, images)
-            )
+            model = signs.exact_copy(on_best_device(run.model()))
+            counts[run.id] = signs.count_signs(model, _images(opened, run, images))
         return counts[run.id]
 
     measure = {
         "signs": lambda run: signs.sign_layers(count(run)),
         "pre_sign_histograms": lambda run: signs.sign_histograms(count(run)),
     }
-    return {name: measured(opened, name, VERSION, {"images": images}, runs, make) for name, make in measure.items()}
+    tables = {name: measured(opened, name, VERSION, {"images": images}, runs, make) for name, make in measure.items()}
+    return {name: labelled(table, runs).assign(counted_on=_describe(runs, images)) for name, table in tables.items()}
+
+
+def _measure_values(opened: OpenStudy, images: int, channels: int, name: str, count: Callable) -> pd.DataFrame:
+    _check_positive(counted_images=images, channels=channels)
+    runs = _one_bit_runs(opened)
+    table = measured(
+        opened, name, VERSION, {"images": images, "channels": channels}, runs,
+        lambda run: count(on_best_device(run.model()), _images(opened, run, images), channels),
+    )  # fmt: skip
+    return labelled(table, runs).assign(
+        counted_on=f"{_describe(runs, images)}, {channels} channels counted in each layer"
+    )
 
 
 def _check_positive(**numbers: int) -> None:
@@ -178,6 +162,7 @@ def _describe(runs: Sequence[StoredRun], images: int) -> str:
     return f"{min(images, data.eval_images):,} images of {data.label}"
 
 
-def _each(runs: Sequence[StoredRun], table_of: Callable[[StoredRun], pd.DataFrame]) -> pd.DataFrame:
+def _each(opened: OpenStudy, table_of: Callable[[StoredRun], pd.DataFrame]) -> pd.DataFrame:
     """One table of all runs; see `labels.labelled`."""
+    runs = _one_bit_runs(opened)
     return labelled(pd.concat({run.id: table_of(run) for run in runs}, names=["run"]).reset_index("run"), runs)

@@ -171,28 +171,10 @@ def sign_channels(counts: Mapping[str, SignCounts]) -> pd.DataFrame:
 def sign_layers(counts: Mapping[str, SignCounts]) -> pd.DataFrame:
     """One row per layer: `sign_channels` summed up.
 
-    Columns layer, channels, observations (per channel), share_inside, share_positive, entropy (means over channels, the
-    entropy being of each channel by itself), dead (the number of channels); the 10th and 90th percentile over channels
-    of share_positive (share_positive_low, share_positive_high); mean_shift, mean_absolute_shift.
+    Columns layer, channels and dead (numbers of channels), entropy (mean over channels, of each by itself).
     """
-    channels = sign_channels(counts)
-    channels["absolute_shift"] = channels["shift"].abs()
-    return (
-        channels.groupby("layer", sort=False)
-        .agg(
-            channels=("channel", "size"),
-            observations=("observations", "first"),
-            share_inside=("share_inside", "mean"),
-            share_positive=("share_positive", "mean"),
-            share_positive_low=("share_positive", lambda shares: shares.quantile(0.1)),
-            share_positive_high=("share_positive", lambda shares: shares.quantile(0.9)),
-            entropy=("entropy", "mean"),
-            dead=("dead", "sum"),
-            mean_shift=("shift", "mean"),
-            mean_absolute_shift=("absolute_shift", "mean"),
-        )
-        .reset_index()
-    )
+    layers = sign_channels(counts).groupby("layer", sort=False)
+    return layers.agg(channels=("channel", "size"), entropy=("entropy", "mean"), dead=("dead", "sum")).reset_index()
 
 
 def sign_histograms(counts: Mapping[str, SignCounts]) -> pd.DataFrame:

@@ -31,38 +31,18 @@ def latent_distribution(run: StoredRun) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def flips(run: StoredRun) -> pd.DataFrame:
-    """The share of all binary weights whose sign an epoch changed: columns epoch, flip_rate."""
-    rates = read_table(run.folder, "weight_flips.csv")
-    rates = rates.merge(read_table(run.folder, "latent_layers.csv")[["layer", "weights"]], on="layer")
-    rates["flipped"] = rates["flip_rate"] * rates["weights"]
-    sums = rates.groupby("epoch", as_index=False)[["flipped", "weights"]].sum()
-    return pd.DataFrame({"epoch": sums["epoch"], "flip_rate": sums["flipped"] / sums["weights"]})
-
-
 @torch.no_grad()
 def changed_weights(model: nn.Module, initial: nn.Module) -> pd.DataFrame:
-    """One row per binary layer: its signs and scales against those of the untrained model.
+    """One row per binary layer: columns layer, weights (their number), flipped (share that has not its initial sign).
 
-    Columns layer, weights (their number), share_positive (of the signs), flipped (share of signs that differ from the
-    initial ones), mean_scale (of the rows), scale_ratio (mean_scale over the initial one). `model` may have no latent
-    weights any more. Raises BinaryViTError for a model without binary weights.
+    `model` may have no latent weights any more. Raises BinaryViTError for a model without binary weights.
     """
     rows = []
     before = binary_layers(initial)
     for name, layer in binary_layers(model).items():
-        weight, untrained = (each.effective_weight().detach().flatten(1).double() for each in (layer, before[name]))
-        scale = weight.abs().mean()
-        rows.append(
-            {
-                "layer": name,
-                "weights": weight.numel(),
-                "share_positive": (weight > 0).double().mean().item(),
-                "flipped": ((weight > 0) != (untrained > 0)).double().mean().item(),
-                "mean_scale": scale.item(),
-                "scale_ratio": (scale / untrained.abs().mean()).item(),
-            }
-        )
+        now, untrained = (each.effective_weight() > 0 for each in (layer, before[name]))
+        flipped = (now != untrained).double().mean().item()
+        rows.append({"layer": name, "weights": now.numel(), "flipped": flipped})
     if not rows:
         raise BinaryViTError(f"This {type(model).__name__} has no binary weights; choose a model with weight_bits=1.")
     return pd.DataFrame(rows)

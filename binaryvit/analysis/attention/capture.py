@@ -1,13 +1,14 @@
 """What a vision transformer attends to: its attention maps, before and after binarization, and their statistics.
 
-timm's `AttentionExtract` takes the maps. It leaves its hooks in the model, which also has to be switched from fused
-attention kernels to ones whose probabilities exist; so it is given a copy, and the caller's model is never touched.
+timm's `AttentionExtract` takes the maps. It leaves its hooks in the model and needs attention that is not fused, so it
+is given a copy: the caller's model is never touched.
 """
 
 import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import torch
@@ -55,10 +56,7 @@ class AttentionMaps:
 
     @property
     def key_grid_size(self) -> int:
-        """Side of the square grid of keys, smaller than the queries' after a spatial reduction.
-
-        Raises BinaryViTError when they form none.
-        """
+        """Side of the grid of keys, smaller than the queries' after a spatial reduction; see `grid_size`."""
         return self._side(self.used.shape[-1], "keys")
 
     def query_at(self, place: tuple[float, float]) -> int:
@@ -169,20 +167,6 @@ def select(maps: Sequence[AttentionMaps], block: int, head: int) -> tuple[Attent
 
 
 @dataclass
-class _Sums:
-    """What is added up of one layer, per head, in float64."""
-
-    queries: int
-    keys: int
-    level: float | None
-    rows: int = 0
-    entropy: Tensor | float = 0.0
-    kept: Tensor | float = 0.0
-    on: Tensor | float = 0.0
-    empty: Tensor | float = 0.0
-
-
-@dataclass
 class AttentionStatistics:
     """Statistics of attention maps, added up batch by batch; its memory does not grow with the number of images.
 
@@ -190,49 +174,46 @@ class AttentionStatistics:
     """
 
     images: int = 0
-    _layers: dict[str, _Sums] = field(default_factory=dict)
+    _about: dict[str, dict[str, Any]] = field(default_factory=dict)  # each layer's shape and level
+    _sums: dict[str, Tensor] = field(default_factory=dict)  # each layer's: (entropy, kept and attended, heads)
 
     def update(self, maps: Iterable[AttentionMaps], images: int) -> None:
         """Adds the maps of a batch of `images` images."""
         self.images += images
         for each in maps:
-            queries, keys = each.used.shape[-2:]
-            sums = self._layers.setdefault(each.layer, _Sums(queries, keys, each.level))
+            heads, queries, keys = each.used.shape[1:]
+            level = math.nan if each.level is None else each.level
+            known = self._about.get(each.layer, {"rows": 0})
+            rows = known["rows"] + len(each.used) * queries  # with attention in windows, several maps are of one image
+            about = {"heads": heads, "queries": queries, "keys": keys, "rows": rows, "level": level}
+            self._about[each.layer] = about
             probabilities, on = each.probabilities.double(), each.used > 0
-            over_rows = (0, 2)
-            sums.rows += each.used.shape[0] * queries
-            sums.entropy += torch.special.entr(probabilities).sum(-1).sum(over_rows)
-            sums.kept += (probabilities * on).sum(-1).sum(over_rows)
-            sums.on += on.sum((0, 2, 3)).double()
-            sums.empty += (~on.any(-1)).sum(over_rows).double()
+            of_rows = (torch.special.entr(probabilities), probabilities * on, on.double())
+            sums = torch.stack([values.sum((0, 2, 3)) for values in of_rows])
+            self._sums[each.layer] = self._sums.get(each.layer, 0) + sums
 
     def frame(self) -> pd.DataFrame:
         """One row per layer and head.
 
-        Columns: layer (module path), block and head (from 0), heads, queries, keys, images, rows (of the maps: images
-        x queries), entropy (mean over the rows of -sum p ln p before binarization, in nats), evenness (entropy /
-        ln keys: 1 means all keys alike, 0 a single one); and where the attention is binary, else NaN: level (a as it
-        was learned), density (share of the entries that are a), removed (mean share of the probability that the
-        threshold sets to 0), empty (share of the rows that become all zero). Where attention is off these are 0, 1, 1.
+        Columns: layer (module path), block and head (from 0), heads, queries, keys, rows (of the maps), images, entropy
+        (mean over the rows of -sum p ln p before binarization, in nats), evenness (entropy / ln keys: 1 means all keys
+        alike, 0 a single one); and where the attention is binary, else NaN: level (a as it was learned), density (share
+        of the entries that are a), kept (mean share of the probability on these). Where attention is off the last two
+        are 0.
 
         Raises BinaryViTError when no image was added.
         """
         if self.images == 0:
             raise BinaryViTError("There are no images to take the statistics of: choose at least one.")
         frames = []
-        for block, (layer, sums) in enumerate(self._layers.items()):
-            heads = len(sums.entropy)
-            frame = pd.DataFrame(
-                {"layer": layer, "block": block, "head": range(heads), "heads": heads, "queries": sums.queries}
-                | {"keys": sums.keys, "images": self.images, "rows": sums.rows}
-            )
-            frame["entropy"] = (sums.entropy / sums.rows).cpu().numpy()
-            frame["evenness"] = frame["entropy"] / math.log(sums.keys) if sums.keys > 1 else math.nan
-            binary = sums.level is not None
-            frame["level"] = sums.level if binary else math.nan
-            frame["density"] = (sums.on / (sums.rows * sums.keys)).cpu().numpy() if binary else math.nan
-            frame["removed"] = (1 - sums.kept / sums.rows).cpu().numpy() if binary else math.nan
-            frame["empty"] = (sums.empty / sums.rows).cpu().numpy() if binary else math.nan
+        for block, (layer, about) in enumerate(self._about.items()):
+            rows, keys = about["rows"], about["keys"]
+            entropy, kept, on = (self._sums[layer] / rows).cpu().numpy()
+            frame = pd.DataFrame({"layer": layer, "block": block, "head": range(about["heads"]), **about})
+            frame["images"], frame["entropy"] = self.images, entropy
+            frame["evenness"] = entropy / math.log(keys) if keys > 1 else math.nan
+            binary = not math.isnan(about["level"])
+            frame["density"], frame["kept"] = (on / keys, kept) if binary else (math.nan, math.nan)
             frames.append(frame)
         return pd.concat(frames, ignore_index=True)
 

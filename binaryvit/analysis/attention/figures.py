@@ -11,20 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from binaryvit.analysis.images import ExampleImages
+from binaryvit.analysis.labels import block_of
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, in_lines, styled
-from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import variant_style
 from binaryvit.palette import BLUE, GREY, VERMILION
 
 SHARES = "viridis"  # from little to much attention: equally large steps to the eye, also in grey
-_OFF, _ON = "#E4E4E4", "#222222"
-ON_OFF = dict(cmap=ListedColormap([_OFF, _ON]), norm=Normalize(0, 1))
-# Over a grey image: blue where a place gets less than its even share, red where it gets more, nothing where as much.
+# Over a pale grey image: blue where a place gets less than its even share, red where it gets more.
 _TINTS = [to_rgba(BLUE, 0.8), (1, 1, 1, 0), to_rgba(VERMILION, 0.8)]
 _TINT = LinearSegmentedColormap.from_list("tint", _TINTS, N=257)  # an odd number of colours has a middle
 _NARROW, _WIDE = Normalize(-1, 1), Normalize(-2, 2)  # of log2 of the ratio: means over many queries, a single one
@@ -34,84 +32,70 @@ _BELOW = 0.72  # inches for colour bar and legend
 
 
 @styled
-def side_by_side(places: pd.DataFrame, pictures: Mapping[str, np.ndarray], credit: str, claim: str) -> Figure:
-    """Maps of several models over each image, one column per model.
+def side_by_side(places: pd.DataFrame, images: ExampleImages, claim: str) -> Figure:
+    """A map over each image for each model, with the ratio of its highest place.
 
-    Args:
-        places: columns label (of the model), image, map (what is shown), row, column, ratio: how much of it falls on a
-            place, as a multiple of what it would be if all places had the same; NaN where attention is off. Maps may be
-            finer or coarser; all cover the whole image.
-        pictures: the images by name, uint8 (height, width, 3).
-        credit: whose they are.
-        claim: what the figure says.
-
-    Raises BinaryViTError when there is no map.
+    `places`: columns label (of the model), image, row, column, ratio: how much of the attention falls on a place, as a
+    multiple of what it would be if all places had the same; NaN where attention is off.
     """
-    _check(places)
-    labels, kinds = list(places["label"].unique()), list(places["map"].unique())
     figure, axes = _canvas()
-    maps = dict(iter(places.groupby(["image", "map", "label"])))
-    top, rows = 0.0, {}
-    for image, pixels in pictures.items():
-        _draw(axes, pixels, left=0, top=top + (len(kinds) - 1) / 2 * _STEP)
-        for kind in kinds:
-            for column, label in enumerate(labels, start=1):
-                _tint(axes, pixels, _square(maps[image, kind, label], "ratio"), column * _STEP, top, _NARROW)
-            rows[top + 0.5] = in_lines(kind, 12) if len(kinds) > 1 else ""
-            top += _STEP
-    _label_columns(axes, {column * _STEP + 0.5: label for column, label in enumerate(["image", *labels])}, 11)
-    axes.set_yticks(list(rows), list(rows.values()))
-    _fit(figure, axes, claim, (1 + len(labels)) * _STEP, top, margin=0.75 if len(kinds) > 1 else 0.1)
-    _tint_bar(figure, _NARROW, "attention on a place / its even share", credit)
+    columns = {label: place * _STEP for place, label in enumerate(["image", *places["label"].unique()])}
+    for row, (image, pixels) in enumerate(zip(images.names, images.pixels, strict=True)):
+        _draw(axes, pixels, left=0, top=row * _STEP)
+        for label, own in places[places["image"] == image].groupby("label"):
+            _tint(axes, pixels, _square(own, "ratio"), columns[label], row * _STEP, _NARROW)
+            _note(axes, f"{own['ratio'].max():.1f}×", columns[label] + 0.96, row * _STEP + 0.9, ha="right")
+    _label_columns(axes, {left + 0.5: label for label, left in columns.items()}, 11)
+    axes.set_yticks([])
+    _fit(figure, axes, claim, len(columns) * _STEP, len(images.names) * _STEP)
+    _tint_bar(figure, _NARROW, "attention on a place / its even share", images.credit)
+    figure.legend(handles=[], title="number: the highest place", loc="lower right")
     return figure
 
 
 @styled
-def heads(
-    maps: pd.DataFrame, pictures: Mapping[str, np.ndarray], credit: str, place: tuple[float, float], claim: str
-) -> Figure:
+def heads(maps: pd.DataFrame, images: ExampleImages, place: tuple[float, float], claim: str) -> Figure:
     """What one patch of each image attends to in one model: a row for each block, a map for each head.
 
-    On the left the probabilities; on the right, where there is a threshold, the keys it leaves.
+    On the left the probabilities; on the right, where there is a threshold, the keys it leaves. The number that ends a
+    row is the share of the keys its heads attend to, or the highest ratio where there is no threshold.
 
     Args:
-        maps: columns image, block, head, row, column, ratio (probability times number of keys), attended (1 or 0 after
+        maps: columns image, layer, head, row, column, ratio (probability times number of keys), attended (1 or 0 after
             the threshold; NaN in a model without one), off (whether the block's attention is).
-        pictures: the images by name, uint8 (height, width, 3).
-        credit: whose they are.
+        images: the images.
         place: of the attending patch, as shares (down, right) of the image's sides; marked in the images.
         claim: what the figure says.
-
-    Raises BinaryViTError when there is no map.
     """
-    _check(maps)
     figure, axes = _canvas()
-    height = (maps["block"].max() + 1) * _STEP + 0.25  # of one image's maps
-    most = (maps["head"].max() + 1) * _STEP
+    layers, most = list(maps["layer"].unique()), (maps["head"].max() + 1) * _STEP
+    height = len(layers) * _STEP + 0.25  # of one image's maps
     side = min(2.0, height - 0.5)
-    left, right = side + 0.5, side + 0.5 + most + 0.7
+    left, right = side + 0.8, side + 1.5 + most
     binary = maps["attended"].notna().any()
-    for top, (image, pixels) in zip(np.arange(len(pictures)) * height, pictures.items(), strict=True):
+    for top, image, pixels in zip(np.arange(len(images.names)) * height, images.names, images.pixels, strict=True):
         _draw(axes, pixels, 0, top, side)
         ring(axes, place[1] * side, top + place[0] * side)
-        for (block, head), own in maps[maps["image"] == image].groupby(["block", "head"]):
-            down, across = top + block * _STEP, head * _STEP
-            if head == 0:
-                axes.text(left - 0.12, down + 0.5, block, ha="right", va="center", color=GREY)
-            _tint(axes, pixels, _square(own, "ratio"), left + across, down, _WIDE)
-            if binary:
-                _cut_out(axes, pixels, np.full((1, 1), np.nan) if own["off"].any() else _square(own, "attended"),
-                         right + across, down)  # fmt: skip
-    titles = {side / 2: "image", left + most / 2: "probabilities"}
+        for row, layer in enumerate(layers):
+            down, own = top + row * _STEP, maps[(maps["image"] == image) & (maps["layer"] == layer)]
+            _note(axes, block_of(layer) or layer, left - 0.12, down + 0.5, ha="right")
+            for head, of_head in own.groupby("head"):
+                _tint(axes, pixels, _square(of_head, "ratio"), left + head * _STEP, down, _WIDE)
+                if binary:
+                    _cut_out(axes, pixels, of_head, right + head * _STEP, down)
+            number = f"{own['attended'].mean():.0%}" if binary else f"{own['ratio'].max():.1f}×"
+            end = (right if binary else left) + (own["head"].max() + 1) * _STEP
+            _note(axes, "" if own["off"].any() else number, end, down + 0.5, ha="left")
+    titles = {side / 2: "image", left - 0.35: "block", left + most / 2: "probabilities"}
     titles |= {right + most / 2: "attended after the threshold"} if binary else {}
     _label_columns(axes, titles, 20)
     axes.set_yticks([])
-    _fit(figure, axes, claim, (right + most if binary else left + most) - 0.1, len(pictures) * height, margin=0.1)
-    _tint_bar(figure, _WIDE, "probability × number of keys", credit)
-    legend = [Patch(color=_VEIL, label="not attended")] if binary else []
+    _fit(figure, axes, claim, (right if binary else left) + most + 0.8, len(images.names) * height)
+    _tint_bar(figure, _WIDE, "probability × number of keys", images.credit)
+    number = "number: share of keys attended to" if binary else "number: the row's highest ratio"
     figure.legend(
-        handles=legend,
-        title="rows: blocks, columns: heads",
+        handles=[Patch(color=_VEIL, label="not attended")] if binary else [],
+        title=f"row: block, column: head\n{number}",
         loc="lower right",
         bbox_to_anchor=(1, 0.1 / figure.get_figheight()),
     )
@@ -120,50 +104,38 @@ def heads(
 
 @styled
 def by_block(
-    statistics: pd.DataFrame,
-    quantities: Mapping[str, str],
-    claim: str,
-    logarithmic: frozenset[str] | set[str] = frozenset(),
-    initial: Mapping[str, str] | None = None,
+    statistics: pd.DataFrame, quantities: Mapping[str, str], claim: str, yardstick: str | None = None
 ) -> Figure:
-    """Statistics of attention heads over the blocks of all models: one panel per quantity, one point per head.
+    """Shares of attention heads over the blocks of all models: a panel per quantity, a point per head.
 
-    Points are means over the seeds, with their standard deviation where there are several; the line joins the means of
-    the blocks' heads. Where attention is off, or a model has no threshold, the figure says so.
+    A line and a number are a model's mean over the heads that are on. Bars span the seeds, where there are several.
 
     Args:
-        statistics: columns label, variant, seed, block, head, level, images, and those of the quantities.
+        statistics: columns label, variant, seed, layer, block, head, level, images, and those of the quantities.
         quantities: columns to draw, and what their axes are called.
         claim: what the figure says.
-        logarithmic: those with a logarithmic axis; all others are shares.
-        initial: for a quantity, the column with its value before training, drawn as a grey dash.
-
-    Raises BinaryViTError when there is nothing to draw.
+        yardstick: the label of a model whose mean is drawn through all others.
     """
-    _check(statistics)
-    figure = Figure(figsize=(DOUBLE_COLUMN, 1.2 + 1.4 * len(quantities)))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 1.3 + 1.3 * len(quantities)))
     panels = dict(zip(quantities, figure.subplots(len(quantities), 1, squeeze=False, sharex=True)[:, 0], strict=True))
     left, ticks, titles = 0.0, {}, {}
     for label, of_model in statistics.groupby("label", sort=False):
-        blocks = int(of_model["block"].max()) + 1
+        names = (
+            of_model.drop_duplicates("block").set_index("block")["layer"].map(lambda layer: block_of(layer) or layer)
+        )
         for column, axes in panels.items():
-            _heads_of(axes, of_model, column, left)
-            if column in (initial or {}):
-                start = of_model.drop_duplicates("block")
-                axes.plot(left + start["block"], start[initial[column]], "_", color=GREY, markersize=9)
+            mean = _heads_of(axes, of_model, column, left, len(names))
+            if label == yardstick:
+                axes.axhline(mean, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
             if left:
                 axes.axvline(left - 0.8, color=GREY, linewidth=0.5, linestyle=":")
-        ticks |= {left + block: block for block in range(0, blocks, -(-blocks // 5))}
-        titles[left + (blocks - 1) / 2] = label
-        left += blocks + 0.6
+        ticks |= {left + block: names[block] for block in range(0, len(names), -(-len(names) // 5))}
+        titles[left + (len(names) - 1) / 2] = label
+        left += len(names) + 0.6
     for column, axes in panels.items():
-        axes.set_ylabel(quantities[column])
+        axes.set(ylabel=quantities[column], ylim=(0, 1.25), yticks=(0, 0.5, 1))
+        axes.yaxis.set_major_formatter("{x:.0%}")
         axes.grid(False, axis="x")
-        if column in logarithmic:
-            axes.set_yscale("log")
-        else:
-            axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
-            axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.05 * axes.get_ylim()[1]))
     top, bottom = panels[next(iter(panels))], axes
     bottom.set_xticks(list(ticks), list(ticks.values()))
     bottom.set_xlim(-0.8, left - 0.8)
@@ -171,40 +143,34 @@ def by_block(
     names.spines[:].set_visible(False)
     _label_columns(names, titles, 14)
     seeds = statistics["seed"].nunique()
-    about = "one seed" if seeds == 1 else f"mean ± std of {seeds} seeds"
-    bottom.set_xlabel(f"block (a point is a head, the line their mean; {statistics['images'].max():,} images, {about})")
-    if initial:
-        start = Line2D([], [], color=GREY, marker="_", linestyle="none", markersize=9, label="before training")
-        axes.legend(handles=[start], loc="lower left")
+    about = "one seed" if seeds == 1 else f"bar: range of {seeds} seeds"
+    bottom.set_xlabel(
+        f"block (point: a head; line and number: mean of the heads that are on; {about})\n"
+        f"{statistics['images'].max():,} evaluation images"
+    )
     headline(figure, claim)
     return figure
 
 
-def _heads_of(axes: Axes, of_model: pd.DataFrame, column: str, left: float) -> None:
-    """One model's heads, its block 0 at `left`."""
-    words = dict(transform=axes.get_xaxis_transform(), ha="center", va="center", color=GREY, fontsize=7)
-    if of_model[column].isna().all():
-        axes.text(left + of_model["block"].max() / 2, 0.5, "no\nthreshold", **words)
-        return
+def _heads_of(axes: Axes, of_model: pd.DataFrame, column: str, left: float, blocks: int) -> float:
+    """Draws one model's heads, its block 0 at `left`; returns their mean."""
     off = is_off(of_model["level"])
     for block in of_model["block"][off].unique():
-        axes.text(left + block, 0.5, "off", **words)
-    colour = variant_style(of_model["variant"].iloc[0]).colour
-    over_seeds = of_model[~off].groupby(["block", "head"])[column].agg(["mean", "std"]).reset_index()
-    last = over_seeds.groupby("block")["head"].transform("max")
-    offsets = (over_seeds["head"] - last / 2) * (0.6 / last.clip(lower=1))
-    error = over_seeds["std"] if of_model["seed"].nunique() > 1 else None
+        axes.text(left + block, 0.5, "off", ha="center", va="center", color=GREY, fontsize=7)
+    look = variant_style(of_model["variant"].iloc[0])
+    on = of_model[~off].groupby(["block", "head"])[column].agg(["mean", "min", "max"]).reset_index()
+    last = on.groupby("block")["head"].transform("max")
+    places = left + on["block"] + (on["head"] - last / 2) * (0.6 / last.clip(lower=1))
+    error = (on["mean"] - on["min"], on["max"] - on["mean"])
     axes.errorbar(
-        left + over_seeds["block"] + offsets, over_seeds["mean"], yerr=error, color=colour, marker="o", markersize=2.6,
-        linestyle="none", elinewidth=0.6, capsize=0,
+        places, on["mean"], yerr=error, color=look.colour, marker=look.marker, markersize=2.8, linestyle="none",
+        elinewidth=0.6, capsize=0,
     )  # fmt: skip
-    means = over_seeds.groupby("block")["mean"].mean().reindex(range(of_model["block"].max() + 1))
-    axes.plot(left + means.index, means, color=colour, linewidth=0.8)
-
-
-def _check(frame: pd.DataFrame) -> None:
-    if frame.empty:
-        raise BinaryViTError("There is no attention to draw: choose at least one run and one image.")
+    mean = on["mean"].mean()
+    if len(on):
+        axes.hlines(mean, left - 0.45, left + blocks - 0.55, color=look.colour, linewidth=0.8)
+        axes.text(left + (blocks - 1) / 2, 1.16, f"{mean:.0%}", ha="center", va="center", fontsize=7)
+    return mean
 
 
 def _canvas() -> tuple[Figure, Axes]:
@@ -218,8 +184,9 @@ def _canvas() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _fit(figure: Figure, axes: Axes, claim: str, width: float, height: float, margin: float) -> None:
-    """Sizes the figure for axes of width x height units, with `margin` inches for labels at the left."""
+def _fit(figure: Figure, axes: Axes, claim: str, width: float, height: float) -> None:
+    """Sizes the figure for axes of width x height units."""
+    margin = 0.1  # inches at the left
     lines = max(label.get_text().count("\n") + 1 for label in axes.get_xticklabels())
     figure.set_size_inches(DOUBLE_COLUMN, 1)
     headline(figure, claim)
@@ -243,27 +210,35 @@ def _draw(axes: Axes, values: np.ndarray, left: float, top: float, side: float =
 
 
 def _tint(axes: Axes, pixels: np.ndarray, ratio: np.ndarray, left: float, top: float, norm: Normalize) -> None:
-    """The image in grey, tinted by what each place gets over its even share; NaN: attention is off."""
+    """The image in pale grey, tinted by what each place gets over its even share; NaN: attention is off."""
     if np.isnan(ratio).any():
         _say_off(axes, pixels, left, top)
         return
-    _draw(axes, pixels.mean(-1), left, top, cmap="gray", vmin=0, vmax=255)
+    _draw(axes, pixels.mean(-1), left, top, cmap="gray", vmin=-255, vmax=255)
     _draw(axes, np.log2(ratio.clip(2.0**norm.vmin)), left, top, cmap=_TINT, norm=norm)
 
 
-def _cut_out(axes: Axes, pixels: np.ndarray, attended: np.ndarray, left: float, top: float) -> None:
-    """The image where it is attended; NaN: attention is off."""
-    if np.isnan(attended).any():
+def _cut_out(axes: Axes, pixels: np.ndarray, of_head: pd.DataFrame, left: float, top: float) -> None:
+    """The image where it is attended."""
+    if of_head["off"].any():
         _say_off(axes, pixels, left, top)
         return
     _draw(axes, pixels, left, top)
-    _draw(axes, attended, left, top, cmap=ListedColormap([_VEIL, (0, 0, 0, 0)]), vmin=0, vmax=1)
+    veil = ListedColormap([_VEIL, (0, 0, 0, 0)])
+    _draw(axes, _square(of_head, "attended"), left, top, cmap=veil, vmin=0, vmax=1)
 
 
 def _say_off(axes: Axes, pixels: np.ndarray, left: float, top: float) -> None:
     """The image veiled, and the word."""
     _draw(axes, pixels, left, top, alpha=0.15)
-    axes.text(left + 0.5, top + 0.5, "off", ha="center", va="center", color=GREY)
+    _note(axes, "off", left + 0.5, top + 0.5, ha="center")
+
+
+def _note(axes: Axes, text: str, x: float, y: float, ha: str) -> None:
+    """A word or number in or next to a map."""
+    axes.text(
+        x, y, text, ha=ha, va="center", fontsize=6.5, path_effects=[withStroke(linewidth=1.5, foreground="white")]
+    )
 
 
 def ring(axes: Axes, x: float, y: float) -> None:

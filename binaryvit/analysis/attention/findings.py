@@ -1,103 +1,82 @@
 """What the numbers on attention say: for each figure its claim, which is its title, and a finding of two sentences."""
 
-import numpy as np
 import pandas as pd
 
+from binaryvit.analysis.labels import block_of
 from binaryvit.analysis.levels import is_off
 
 _NEARLY_ALL = 0.99  # the share of attended keys from which a head is said to average over all of them
 
 
 def of_rollouts(places: pd.DataFrame, teacher: str | None) -> tuple[str, str]:
-    """Claim and finding: how uneven each model's rollout is, and how like the teacher's."""
-    grids = {
-        label: {image: _grid(of_image) for image, of_image in of_model.groupby("image", sort=False)}
-        for label, of_model in places.groupby("label", sort=False)
-    }
-    peaks = {label: np.mean([grid.max() for grid in of_model.values()]) for label, of_model in grids.items()}
-    sharp, even = max(peaks, key=peaks.get), min(peaks, key=peaks.get)
+    """How selective each model's rollout is, against the teacher's."""
+    peaks = places.groupby(["label", "image"], sort=False)["ratio"].max().groupby("label", sort=False).mean()
     images = places["image"].nunique()
-    claim = f"Rolled out to the image, attention is most selective in {sharp} and most even in {even}"
     finding = (
-        f"The most attended place gets {peaks[sharp]:.2f} times its even share in {sharp} and {peaks[even]:.2f} times "
-        f"in {even} (mean of {images} image{'s' * (images > 1)})."
+        f"The most attended place gets {peaks.max():.2f} times its even share in {peaks.idxmax()} and "
+        f"{peaks.min():.2f} times in {peaks.idxmin()} (mean of {images} image{'s' * (images > 1)})."
     )
-    others = [label for label in grids if label != teacher]
-    if teacher in grids and others:
-        alike = {
-            label: np.mean([_correlation(grids[label][image], grids[teacher][image]) for image in grids[teacher]])
-            for label in others
-        }
-        best, worst = max(alike, key=alike.get), min(alike, key=alike.get)
-        finding += (
-            f" {best} comes closest to the teacher's map (correlation over places {alike[best]:+.2f}), {worst} least "
-            f"({alike[worst]:+.2f})."
-        )
-    return claim, finding
-
-
-def of_depths(places: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: how selective the first and the last block are on average over their heads and queries."""
-    peaks = places.groupby(["label", "map", "image"], sort=False)["ratio"].max().groupby(["label", "map"]).mean()
-    peaks = peaks.unstack()[places["map"].unique()]
-    (first, last), on = peaks.columns, peaks.dropna()
-    claim = (
-        f"The last block is more selective than the first in {int((on[last] > on[first]).sum())} of {len(on)} models"
-    )
-    claim += " whose attention is on in both" if len(on) < len(peaks) else ""
-    finding = (
-        f"The most attended place gets {peaks[first].min():.2f} to {peaks[first].max():.2f} times its even share in "
-        f"the {first} and {peaks[last].min():.2f} to {peaks[last].max():.2f} times in the {last}."
-    )
-    off = [f"the {name} of {label}" for name in peaks.columns for label in peaks.index[peaks[name].isna()]]
-    return claim, finding + (f" Attention is off in {_listed(off)}." if off else "")
+    return f"Rolled out to the image, {_against(peaks, teacher)}", finding
 
 
 def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
-    """Claim and finding: how selective a model's heads are for the patch that is shown."""
-    several = maps.groupby(["image", "block", "head"]).filter(lambda own: len(own) > 1)  # one key says nothing
-    attending = several[~several["off"]].groupby(["image", "block", "head"])
-    off = sorted(maps["block"][maps["off"]].unique())
-    silent = f" Attention is off in block {_listed(off)}." if off else ""
-    if not len(attending):
-        return (
-            f"{label}: the marked patch has no keys to choose from",
-            silent.strip() or "Every block has a single key.",
-        )
+    """How selective a model's blocks are for the patch that is shown."""
+    off = maps[maps["off"]]
+    maps = maps[~maps["off"]]
+    silent = f" Attention is off in block {_listed(off['layer'].drop_duplicates().map(block_of))}." if len(off) else ""
+    if maps.empty:
+        return f"{label}: the marked patch attends to nothing", silent.strip()
+    of_map = maps.groupby(["image", "layer", "head"])
     if maps["attended"].isna().all():
-        peak = attending["ratio"].max()
-        _, block, head = peak.idxmax()
-        return f"{label}: the marked patch prefers some keys by up to {peak.max():.1f} times", (
-            f"The highest probability is {peak.max():.1f} times that of even attention (block {block}, head {head}); "
-            f"in the median head it is {peak.median():.1f} times."
+        peak = of_map["ratio"].max()
+        block = block_of(peak.idxmax()[1])
+        return f"{label}: the marked patch prefers single keys most in block {block}", (
+            f"The highest probability is {peak.max():.1f} times that of even attention; in the median head it is "
+            f"{peak.median():.1f} times."
         )
-    share = 100 * attending["attended"].mean()
-    _, block, head = share.idxmin()
-    return f"{label}: the marked patch attends to {share.mean():.0f} % of the keys", (
-        f"It attends to every key in {int((share == 100).sum())} of {len(share)} maps and to none in "
-        f"{int((share == 0).sum())}; the sparsest attends to {share.min():.0f} % (block {block}, head {head}).{silent}"
+    share, of_block = of_map["attended"].mean(), maps.groupby("layer")["attended"].mean()
+    claim = f"{label}: the threshold leaves the marked patch fewest keys in block {block_of(of_block.idxmin())}"
+    if of_block.min() == 1:
+        claim = f"{label}: the threshold leaves the marked patch every key"
+    return claim, (
+        f"It attends to {share.mean():.0%} of the keys: to every key in {(share == 1).sum()} of {len(share)} maps, to "
+        f"none in {(share == 0).sum()}.{silent}"
     )
 
 
 def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: how many heads choose among the keys at all, and where the learned threshold lies."""
-    statistics = statistics[statistics["keys"] > 1]  # of a single key nothing can be left out
+    """How many keys binary attention keeps, and how much of the probability is on them."""
     off = is_off(statistics["level"])
-    attending = statistics[~off]
-    averaging = attending[attending["density"] > _NEARLY_ALL]
-    claim = (
-        f"{len(attending) - len(averaging)} of {len(statistics)} heads choose among the keys (attending to nearly all: "
-        f"{len(averaging)}, off: {int(off.sum())})"
+    on, silent = statistics[~off], _of_off(statistics[off], with_seed=statistics["seed"].nunique() > 1)
+    if on.empty:
+        return "Binary attention is off in every head", silent.strip()
+    keys, probability = (_span(on.groupby("label")[column].mean()) for column in ("density", "kept"))
+    averaging = (on["density"] > _NEARLY_ALL).sum()
+    return f"Binary attention keeps {keys} of the keys and {probability} of the probability", (
+        f"{averaging} of {len(on)} heads keep nearly all keys: they average over the image, whatever their queries "
+        f"say.{silent}"
     )
-    if attending.empty:
-        return claim, "Training drove every level a to zero or below."
-    mean = 100 * attending.groupby("label", sort=False)["density"].mean()
-    finding = (
-        f"Where attention is on, {mean.idxmax()} attends to {mean.max():.0f} % of the keys, the most, and "
-        f"{mean.idxmin()} to {mean.min():.0f} %, the fewest; a key is attended from "
-        f"{attending['threshold'].min():.2g} to {attending['threshold'].max():.2g} times the even probability on."
+
+
+def of_evenness(statistics: pd.DataFrame, teacher: str | None) -> tuple[str, str]:
+    """How selective attention is before binarization, against the teacher's."""
+    on = statistics[~is_off(statistics["level"])]
+    mean = on.groupby("label", sort=False)["evenness"].mean()
+    return f"Before the threshold, {_against(-mean, teacher)}", (
+        f"The entropy of a row is {mean.min():.0%} of its maximum in {mean.idxmin()} and {mean.max():.0%} in "
+        f"{mean.idxmax()}; 100% would be all keys alike."
     )
-    return claim, finding + _of_off(statistics[off], with_seed=statistics["seed"].nunique() > 1)
+
+
+def _against(selectivity: pd.Series, teacher: str | None) -> str:
+    """The claim on models, by label, of which one may be the teacher."""
+    others = selectivity[selectivity.index != teacher]
+    if teacher not in selectivity or others.empty:
+        return f"attention is most selective in {selectivity.idxmax()} and most even in {selectivity.idxmin()}"
+    even = (others < selectivity[teacher]).sum()
+    if even in (0, len(others)):
+        return f"every binary model attends more {'evenly' if even else 'selectively'} than the teacher"
+    return f"{even} of {len(others)} binary models attend more evenly than the teacher"
 
 
 def _of_off(off: pd.DataFrame, with_seed: bool) -> str:
@@ -105,58 +84,17 @@ def _of_off(off: pd.DataFrame, with_seed: bool) -> str:
     if off.empty:
         return ""
     places = [
-        f"block {_listed(sorted(blocks))} of {label}" + (f", seed {seed}" if with_seed else "")
-        for (label, seed), blocks in off.groupby(["label", "seed"], sort=False)["block"].unique().items()
+        f"block {_listed(layers.drop_duplicates().map(block_of))} of {label}" + (f", seed {seed}" if with_seed else "")
+        for (label, seed), layers in off.groupby(["label", "seed"], sort=False)["layer"]
     ]
-    return f" Training drove the level a to zero or below in {_listed(places)}: no key is attended there."
+    return f" Attention is off in {_listed(places)}."
 
 
-def of_evenness(statistics: pd.DataFrame, teacher: str | None) -> tuple[str, str]:
-    """Claim and finding: how selective attention is before binarization, against the teacher's."""
-    on = statistics[(statistics["keys"] > 1) & ~is_off(statistics["level"])]
-    mean = 100 * on.groupby("label", sort=False)["evenness"].mean()
-    binary = mean[mean.index != teacher]
-    if teacher not in mean or binary.empty:
-        claim = f"Before the threshold, attention is most even in {mean.idxmax()} and most selective in {mean.idxmin()}"
-    else:
-        more = int((binary > mean[teacher]).sum())
-        claim = f"Before the threshold, {more} of {len(binary)} binary models attend more evenly than the teacher"
-    return claim, (
-        f"The entropy of a row is {mean.min():.0f} % of its maximum in {mean.idxmin()} and {mean.max():.0f} % in "
-        f"{mean.idxmax()} (mean of the heads that are on); 100 % would be all keys alike."
-    )
+def _span(numbers: pd.Series) -> str:
+    """The range of shares."""
+    return " to ".join(dict.fromkeys(f"{number:.0%}" for number in (numbers.min(), numbers.max())))
 
 
-def of_threshold(statistics: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: what the threshold takes from the probabilities."""
-    on = statistics[statistics["removed"].notna() & ~is_off(statistics["level"])]
-    if on.empty:
-        return "Attention is off in every head", "Training drove every level a to zero or below."
-    removed = 100 * on.groupby("label", sort=False)["removed"].mean()
-    claim = f"The threshold removes {removed.min():.0f} % to {removed.max():.0f} % of the attention probability"
-    worst = on.loc[on["empty"].idxmax()]
-    finding = f"Most in {removed.idxmax()}, least in {removed.idxmin()} (means over the heads that are on)."
-    if worst["empty"] > 0:
-        return claim, finding + (
-            f" At most {100 * worst['empty']:.2f} % of a head's queries lose all of their keys ({worst['label']}, "
-            f"block {worst['block']}, head {worst['head']})."
-        )
-    return claim, f"{finding} No query loses all of its keys."
-
-
-def _listed(words: list) -> str:
+def _listed(words) -> str:
     *first, last = map(str, words)
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def _grid(frame: pd.DataFrame) -> np.ndarray:
-    return frame.pivot(index="row", columns="column", values="ratio").to_numpy()
-
-
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's, over the places of a grid that both fit into; 0 where one of them is even."""
-    side = np.lcm(len(one), len(other))
-    one, other = (np.kron(grid, np.ones((side // len(grid),) * 2)).ravel() for grid in (one, other))
-    if np.ptp(one) == 0 or np.ptp(other) == 0:
-        return 0.0
-    return float(np.corrcoef(one, other)[0, 1])

@@ -4,7 +4,7 @@ Statistics are over evaluation images; pictures show images that may be shared, 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,28 +12,26 @@ import pandas as pd
 from torch import Tensor, nn
 
 from binaryvit.analysis.attention import figures, findings
-from binaryvit.analysis.attention.capture import AttentionCapture, AttentionMaps, attention_statistics
+from binaryvit.analysis.attention.capture import AttentionCapture, attention_statistics
 from binaryvit.analysis.attention.rollout import pooling_weights, rollout, to_pixels
 from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import ExampleImages, Images, evaluation_batches, example_images, images_for
 from binaryvit.analysis.labels import labelled, model_label
-from binaryvit.analysis.levels import initial_levels, is_off
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun
 from binaryvit.errors import BinaryViTError
 from binaryvit.training.build import image_size, input_settings
 
-_VERSION = 2  # of the measuring code in this file
-_ROLLOUT = "rollout"
+_VERSION = 3  # of the measuring code in this file
 
 
 def drawings(
     opened: OpenStudy, images: int = 200, examples: Images = 2, place: tuple[float, float] = (0.5, 0.5)
 ) -> list[Drawing]:
     """All figures on attention; the parameters are those of the functions that make them."""
-    made = [side_by_side(opened, examples), *heads(opened, examples, place), density(opened, images)]
-    made += [threshold(opened, images), evenness(opened, images), by_depth(opened, examples)]
+    made = [side_by_side(opened, examples), *heads(opened, examples, place)]
+    made += [density(opened, images), evenness(opened, images)]
     return [drawing for drawing in made if drawing]
 
 
@@ -46,18 +44,15 @@ def side_by_side(opened: OpenStudy, examples: Images = 2) -> Drawing:
 
     Raises BinaryViTError when a selection is wrong or empty, or a run's model has no attention.
     """
-    teacher = opened.teacher()
-    places = _places(opened, examples)
-    places = places[places["map"] == _ROLLOUT].reset_index(drop=True)
-    said = findings.of_rollouts(places, teacher and model_label(teacher))
-    return _draw_places(opened, "attention_side_by_side", places, examples, said)
-
-
-def by_depth(opened: OpenStudy, examples: Images = 2) -> Drawing:
-    """Where attention falls in the first and the last block, all models next to each other; see `side_by_side`."""
-    places = _places(opened, examples)
-    places = places[places["map"] != _ROLLOUT].reset_index(drop=True)
-    return _draw_places(opened, "attention_by_depth", places, examples, findings.of_depths(places))
+    runs, teacher = _shown(opened), opened.teacher()
+    images = example_images(runs[0], examples)
+    places = _on_examples(opened, "attention_places", runs, examples, {}, attended_places)
+    claim, finding = findings.of_rollouts(places, teacher and model_label(teacher))
+    inputs = {"places": places, "pictures": _pixels(images)}
+    names = tuple(run.id for run in runs)
+    return Drawing(
+        opened, "attention_side_by_side", inputs, lambda: figures.side_by_side(places, images, claim), names, finding
+    )
 
 
 def heads(opened: OpenStudy, examples: Images = 2, place: tuple[float, float] = (0.5, 0.5)) -> list[Drawing]:
@@ -70,15 +65,15 @@ def heads(opened: OpenStudy, examples: Images = 2, place: tuple[float, float] = 
     Raises BinaryViTError when a selection is wrong or empty, a run's model has no attention, or the place is outside.
     """
     _check_place(place)
-    shown = _shown(opened)
-    maps = _measured_examples(
-        opened, "attention_maps", shown, examples, {"place": list(place)},
-        lambda model, images: attended_by(model, images, place),
+    runs = _shown(opened)
+    images = example_images(runs[0], examples)
+    maps = _on_examples(
+        opened, "attention_maps", runs, examples, {"place": list(place)},
+        lambda model, inputs: attended_by(model, inputs, place),
     )  # fmt: skip
-    images = example_images(shown[0], examples)
     return [
         _draw_heads(opened, run.id, model_label(run), maps[maps["run"] == run.id], images, place, (run.id,))
-        for run in shown
+        for run in runs
     ]
 
 
@@ -97,11 +92,9 @@ def heads_of_model(
 
 
 def density(opened: OpenStudy, images: int = 200) -> Drawing | None:
-    """How many keys each head attends to, and where its threshold lies; None where no run has binary attention.
+    """How many keys each head keeps, and how much of the probability is on them; None: no run has binary attention.
 
-    Args:
-        opened: whose runs.
-        images: how many evaluation images the statistics are over.
+    `images`: how many evaluation images the statistics are over.
 
     Raises BinaryViTError when a selection is wrong or empty, or what is not measured yet needs data that are not at
     hand.
@@ -109,76 +102,49 @@ def density(opened: OpenStudy, images: int = 200) -> Drawing | None:
     binary = head_statistics(opened, images).dropna(subset="level")
     if binary.empty:
         return None
-    started = {run.id: initial_levels(run.model()) for run in opened.runs()}
-    initial = [started[run][layer] for run, layer in zip(binary["run"], binary["layer"], strict=True)]
-    binary = binary.assign(
-        threshold=binary["level"] * binary["keys"] / 2, initial_threshold=initial * binary["keys"] / 2
-    )
-    quantities = {"density": "attended keys", "threshold": "threshold a / 2\n× number of keys"}
-    said, before = findings.of_density(binary), {"threshold": "initial_threshold"}
-    return _draw_blocks(
-        opened, "attention_density", binary, quantities, said, logarithmic={"threshold"}, initial=before
-    )
+    quantities = {"density": "keys attended", "kept": "probability\non them"}
+    return _draw_blocks(opened, "attention_density", binary, quantities, findings.of_density(binary))
 
 
 def evenness(opened: OpenStudy, images: int = 200) -> Drawing:
     """How even attention is before its binarization; see `density`."""
     statistics, teacher = head_statistics(opened, images), opened.teacher()
-    said = findings.of_evenness(statistics, teacher and model_label(teacher))
-    return _draw_blocks(opened, "attention_evenness", statistics, {"evenness": "entropy / ln(keys)"}, said)
-
-
-def threshold(opened: OpenStudy, images: int = 200) -> Drawing | None:
-    """What the threshold takes from the probabilities; see `density`."""
-    binary = head_statistics(opened, images).dropna(subset="level")
-    if binary.empty:
-        return None
-    quantities = {"removed": "probability removed"}
-    return _draw_blocks(opened, "attention_threshold", binary, quantities, findings.of_threshold(binary))
+    label = teacher and model_label(teacher)
+    quantities, said = {"evenness": "entropy / ln(keys)"}, findings.of_evenness(statistics, label)
+    return _draw_blocks(opened, "attention_evenness", statistics, quantities, said, label)
 
 
 def attended_by(model: nn.Module, images: ExampleImages, place: tuple[float, float]) -> pd.DataFrame:
     """What the patch at a place of each image attends to.
 
-    One row per image, block, head and place of the keys' grid. Columns: image, block, head, row, column, ratio
-    (probability times number of keys), attended (1 where it is a after binarization, else 0; NaN where the attention is
-    not binary), off (whether the block's attention is off). Keys without a place in the image (a CLS token) are left
-    out.
+    One row per image, layer, head and place of the keys' grid. Columns: image, layer (module path), head, row, column,
+    ratio (probability times number of keys), attended (1 where it is a after binarization, else 0; NaN where the
+    attention is not binary), off (whether the layer's attention is). Keys without a place in the image (a CLS token)
+    are left out.
     """
     frames = []
-    for block, each in enumerate(AttentionCapture(model)(images.inputs)):
+    for each in AttentionCapture(model)(images.inputs):
         query = each.query_at(place)
         ratio = each.on_key_grid(each.probabilities[:, :, query]) * each.probabilities.shape[-1]
         attended = (each.on_key_grid(each.used[:, :, query]) > 0).float()
         frame = _long(["image", "head", "row", "column"], images.names, ratio=ratio, attended=attended)
-        frame.insert(1, "block", block)
+        frame.insert(1, "layer", each.layer)
         frame["off"] = each.off
         frames.append(frame if each.level is not None else frame.assign(attended=np.nan))
     return pd.concat(frames, ignore_index=True)
 
 
 def attended_places(model: nn.Module, images: ExampleImages) -> pd.DataFrame:
-    """Where in each image attention falls: in the first and the last block, and rolled out from output to image.
+    """Where in each image attention falls, rolled out from the output to the image.
 
-    One row per image, map and place. Columns: image, map, row, column, ratio: what falls on the place, over what would
-    if all places had the same; NaN where nothing is attended. For a block it is the mean over its heads and queries of
-    the attention it uses.
+    One row per image and place. Columns: image, row, column, ratio: what falls on the place, over what would if all
+    places had the same.
     """
     maps = AttentionCapture(model)(images.inputs)
     first = maps[0]
     rows = rollout(maps, pooling_weights(model, maps[-1]))[:, 0]
-    kinds = {
-        "first block": _received(first),
-        "last block": _received(maps[-1]),
-        _ROLLOUT: to_pixels(rows, first.prefix_tokens, first.grid_size, (first.grid_size,) * 2),
-    }
-    frames = []
-    for name, shares in kinds.items():
-        total = shares.sum((-2, -1), keepdim=True)
-        frame = _long(["image", "row", "column"], images.names, ratio=shares / total * shares[0].numel())
-        frame.insert(1, "map", name)
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+    shares = to_pixels(rows, first.prefix_tokens, first.grid_size, (first.grid_size,) * 2)
+    return _long(["image", "row", "column"], images.names, ratio=shares * shares[0].numel())
 
 
 def head_statistics(opened: OpenStudy, images: int = 200) -> pd.DataFrame:
@@ -192,49 +158,22 @@ def head_statistics(opened: OpenStudy, images: int = 200) -> pd.DataFrame:
     return labelled(measured(opened, "attention_statistics", _VERSION, {"images": images}, runs, measure), runs)
 
 
-def levels(statistics: pd.DataFrame) -> pd.DataFrame:
-    """The learned a of each binary model and seed as text, one column per block, from `head_statistics`."""
-    binary = statistics.dropna(subset="level")
-    table = binary.pivot_table(index=["label", "seed"], columns="block", values="level", sort=False).add_prefix(
-        "block "
-    )
-    return table.map(lambda level: "off" if is_off(level) else f"{level:.3g}", na_action="ignore")
-
-
-def _places(opened: OpenStudy, examples: Images) -> pd.DataFrame:
-    """`attended_places` of every model that is shown."""
-    return _measured_examples(opened, "attention_places", _shown(opened), examples, {}, attended_places)
-
-
-def _measured_examples(
-    opened: OpenStudy, name: str, runs: Sequence[StoredRun], examples: Images, settings: dict[str, Any], measure: Any
+def _on_examples(
+    opened: OpenStudy,
+    name: str,
+    runs: Sequence[StoredRun],
+    examples: Images,
+    settings: dict[str, Any],
+    measure: Callable[[nn.Module, ExampleImages], pd.DataFrame],
 ) -> pd.DataFrame:
     """A measurement on example images, stored ones reused while they are of the same pixels."""
     shown = example_images(runs[0], examples)
     settings |= {"images": list(shown.names), "pixels": hashlib.sha256(shown.pixels.tobytes()).hexdigest()}
-    table = measured(
-        opened,
-        name,
-        _VERSION,
-        settings,
-        runs,
-        lambda run: measure(on_best_device(run.model()), example_images(run, examples)),
-    )
-    return labelled(table, runs)
 
+    def of_run(run: StoredRun) -> pd.DataFrame:
+        return measure(on_best_device(run.model()), example_images(run, examples))
 
-def _draw_places(
-    opened: OpenStudy, name: str, places: pd.DataFrame, examples: Images, said: tuple[str, str]
-) -> Drawing:
-    images, (claim, finding) = example_images(_shown(opened)[0], examples), said
-    return Drawing(
-        opened,
-        name,
-        {"places": places, "pictures": _pixels(images)},
-        lambda: figures.side_by_side(places, _pictures(images), images.credit, claim),
-        tuple(places["run"].unique()),
-        finding,
-    )
+    return labelled(measured(opened, name, _VERSION, settings, runs, of_run), runs)
 
 
 def _draw_heads(
@@ -247,13 +186,9 @@ def _draw_heads(
     runs: tuple[str, ...],
 ) -> Drawing:
     claim, finding = findings.of_heads(maps, label)
+    inputs = {"maps": maps, "pictures": _pixels(images)}
     return Drawing(
-        opened,
-        f"attention_heads.{name}",
-        {"maps": maps, "pictures": _pixels(images)},
-        lambda: figures.heads(maps, _pictures(images), images.credit, place, claim),
-        runs,
-        finding,
+        opened, f"attention_heads.{name}", inputs, lambda: figures.heads(maps, images, place, claim), runs, finding
     )
 
 
@@ -263,22 +198,18 @@ def _draw_blocks(
     statistics: pd.DataFrame,
     quantities: Mapping[str, str],
     said: tuple[str, str],
-    **axes: Any,
+    yardstick: str | None = None,
 ) -> Drawing:
     claim, finding = said
+    runs = tuple(statistics["run"].unique())
     return Drawing(
         opened,
         name,
         {"statistics": statistics},
-        lambda: figures.by_block(statistics, quantities, claim, **axes),
-        tuple(statistics["run"].unique()),
+        lambda: figures.by_block(statistics, quantities, claim, yardstick),
+        runs,
         finding,
     )
-
-
-def _received(maps: AttentionMaps) -> Tensor:
-    """(images, row, column): what each key gets, in the mean over heads and queries."""
-    return maps.on_key_grid(maps.used.double().mean(dim=(1, 2)))
 
 
 def _long(axes: list[str], images: Sequence[str], **values: Tensor) -> pd.DataFrame:
@@ -286,10 +217,6 @@ def _long(axes: list[str], images: Sequence[str], **values: Tensor) -> pd.DataFr
     shape = next(iter(values.values())).shape
     index = pd.MultiIndex.from_product([images, *(range(size) for size in shape[1:])], names=axes)
     return pd.DataFrame({name: array.flatten().cpu().numpy() for name, array in values.items()}, index).reset_index()
-
-
-def _pictures(images: ExampleImages) -> dict[str, np.ndarray]:
-    return dict(zip(images.names, images.pixels, strict=True))
 
 
 def _pixels(images: ExampleImages) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from helpers.pictures import assert_readable
 from helpers.places import ROOT
 from helpers.stored_study import BASELINE, PYRAMID, TEACHER, stored_study
 
-from binaryvit.analysis.activations import distinct_values, figures, findings, signs
+from binaryvit.analysis.activations import distinct_values, findings, signs
 from binaryvit.analysis.activations import measure as activations
 from binaryvit.analysis.activations.layer_kinds import KINDS, kind_of
 from binaryvit.analysis.activations.weight_changes import changed_weights
@@ -29,7 +29,8 @@ from binaryvit.training.build import create_model, model_arguments
 NAMES = [
     "pre_sign_histograms",
     "sign_statistics",
-    "weight_statistics",
+    "flipped_signs",
+    "latent_weights",
     "distinct_values",
     "distinct_values_from_one_bit",
 ]
@@ -43,12 +44,7 @@ def original(tmp_path_factory):
     study = stored_study(tmp_path_factory.mktemp("studies") / "small")
     for run in study.runs[1:]:
         model = timm.create_model(run.config.variant, **model_arguments(run.config, 10))
-        latent.latent_layers(model).to_csv(run.folder / "latent_layers.csv", index=False)
         latent.latent_histograms(model).to_csv(run.folder / "latent_weights.csv", index=False)
-        flips = pd.DataFrame({"layer": list(latent.weight_signs(model))}).merge(
-            pd.DataFrame({"epoch": [1, 2], "flip_rate": [0.25, 0.125]}), how="cross"
-        )
-        flips.to_csv(run.folder / "weight_flips.csv", index=False)
     return study
 
 
@@ -88,23 +84,18 @@ def test_stored_measurements_serve_without_the_data(original, drawings):
 
 
 def test_weights_are_those_of_the_runs_folders(original, drawings):
-    inputs = drawings["weight_statistics"].inputs
     for run in (BASELINE, PYRAMID):
         stored = pd.read_csv(original.output / "runs" / run / "latent_weights.csv")
-        latent_table = inputs["latent"].query("run == @run")
+        latent_table = drawings["latent_weights"].inputs["latent"].query("run == @run")
         assert latent_table.groupby("when")["share"].sum().tolist() == pytest.approx([1, 1])
         first = stored[stored["bin_left"] == 0]["count"].sum() / stored["count"].sum()
         shown = latent_table.query("when == 'trained' and bin_left == 0")["share"].item()
         assert shown == pytest.approx(first)
-    assert inputs["flips"]["flip_rate"].tolist() == pytest.approx([0.25, 0.125] * 2)
-    assert (
-        "In the first epoch 25.0 % of the signs flipped, in the last 12.5 %." in drawings["weight_statistics"].finding
-    )
 
 
 def test_weights_are_compared_with_those_their_seed_gives(original, drawings):
     (run,) = stored_runs(original, [PYRAMID])
-    table = drawings["weight_statistics"].inputs["layers"].query("run == @PYRAMID").reset_index(drop=True)
+    table = drawings["flipped_signs"].inputs["layers"].query("run == @PYRAMID").reset_index(drop=True)
     direct = changed_weights(run.model(), create_model(run.config, 10))
     pd.testing.assert_frame_equal(table[direct.columns], direct)
 
@@ -132,23 +123,31 @@ def test_sentences_follow_the_numbers():
     histograms = pd.DataFrame({"layer": ["mlp.fc1.binarize"] * 4 + ["mlp.fc2.binarize"] * 4})
     histograms = histograms.assign(count=[1, 2, 1, 0, 0, 0, 8, 8], bin_left=edges[:-1] * 2, bin_right=edges[1:] * 2)
     claim, finding = findings.of_histograms(labelled(histograms))
-    assert claim == "55 % of the pre-sign activations lie where the sign passes a gradient"
-    assert "By kind of layer it is 50 % (MLP 2) to 75 % (MLP 1)." in finding and "differs by 0 points" in finding
+    assert claim.endswith("passes a gradient, in every kind of layer")
+    assert finding == "By kind of layer it is 50% (MLP 2) to 75% (MLP 1), by model 55%."
+    histograms["count"] = [1, 2, 1, 0, 0, 0, 7, 9]
+    assert findings.of_histograms(labelled(histograms))[0].endswith("in all kinds of layers but MLP 2")
 
     table = pd.DataFrame({"layer": ["mlp.fc1.binarize", "mlp.fc2.binarize"], "channels": [30, 10], "dead": [0, 4]})
-    table = labelled(table.assign(entropy=[0.9, 0.5], mean_absolute_shift=[0.1, 0.3]))
+    table = labelled(table.assign(entropy=[0.9, 0.5]))
     claim, finding = findings.of_signs(table)
-    assert claim == "A channel's sign carries 0.80 of at most 1 bit"
-    assert "0.50 (MLP 2) to 0.90 (MLP 1) bits, and 4 of 40 channels are dead" in finding and "0.150 in size" in finding
-    assert findings.of_signs(table.assign(entropy=0.95))[0].startswith("Signs are nearly balanced: each carries 0.95")
+    assert claim == "Signs are least balanced in the MLP 2 of BinaryViT (+ pyramid)"
+    assert "carries 0.80 bits. 4 of 40 channels are dead" in finding
+    assert findings.of_signs(table.assign(entropy=[0.95, 0.96]))[0].startswith(
+        "Signs are nearly balanced, least in the MLP 1"
+    )
+
+    layers = labelled(pd.DataFrame({"layer": table["layer"], "flipped": [0.4, 0.0], "weights": [10, 30]}))
+    claim, finding = findings.of_flipped_signs(layers)
+    assert claim == "In every layer most weights keep the sign they were initialized with"
+    assert finding.startswith("Of a model's weights 10% end with another sign.") and "0% (MLP 2) to 40%" in finding
+    assert findings.of_flipped_signs(layers.assign(flipped=[0.5, 0]))[0].startswith("In some layers half")
 
     latent_table = pd.DataFrame({"bin_left": [-0.5, 0.5], "bin_right": [0.5, 1], "share": [0.25, 0.75]})
-    latent_table = pd.concat([latent_table.assign(when=when) for when in ("initial", "trained")])
-    flips = pd.DataFrame({"epoch": [1, 2], "flip_rate": [0.25, 0.125]})
-    layers = pd.DataFrame({"flipped": [0.5, 0.0], "weights": [10, 30]})
-    claim, finding = findings.of_weights(labelled(latent_table), labelled(flips), labelled(layers))
-    assert claim == "Training left 88 % of the initial signs as they were"
-    assert "first epoch 25.0 % of the signs flipped, in the last 12.5 %. Before training 25 % of" in finding
+    trained = latent_table.assign(share=[0.3, 0.7], when="trained")
+    latent_table = pd.concat([latent_table.assign(when="initial"), trained])
+    claim, finding = findings.of_latent_weights(labelled(latent_table))
+    assert "more latent weights lie close to 0" in claim and "Before training 25%" in finding and "30% do" in finding
 
 
 def values_of(medians, observations=1000):
@@ -163,16 +162,13 @@ def test_sentences_on_distinct_values_follow_the_numbers():
     medians |= {"pooling branches": 60, "head: input": 2, "head: pooled": 17}
     claim, finding = findings.of_one_bit(values_of(medians))
     assert claim == "From one bit a channel, the classifier reads 17 values"
-    assert "makes 20 to 40 values, a one-bit shortcut multiplies them by 1.5, and one that averages" in finding
-    assert finding.endswith("channels by 2.5; the pooling branches make 60.")
-    del medians["pooling branches"]
-    assert findings.of_one_bit(values_of(medians))[1].endswith("and one that averages channels by 2.5.")
+    assert "makes 20 to 40 values; the MLP's shortcut" in finding and finding.endswith("multiplies them by 2.")
 
     claim, finding = findings.of_distinct_values(values_of(medians, observations=100))
-    assert claim == "With its shortcut, 65 % of a layer's values differ"
-    assert "takes 20 to 40 values in the median channel, 30 % of what its length allows" in finding
+    assert claim == "With its shortcut, 65% of a layer's values differ"
+    assert "takes 20 to 40 values in the median channel, 30% of what its length allows" in finding
     alike = findings.of_distinct_values(values_of(medians | {"MLP 1: + shortcut": 100}, observations=100))[0]
-    assert alike == "With their shortcuts, nearly all values of a channel differ, in every variant alike"
+    assert alike == "With their shortcuts, nearly all values of a channel differ"
 
 
 def test_figures_draw_the_numbers(drawings):
@@ -194,10 +190,14 @@ def test_figures_draw_the_numbers(drawings):
     assert line.get_xdata().tolist() == pytest.approx(kinds["entropy"].median().reindex(KINDS).tolist())
     texts = [text.get_text() for text in drawn("sign_statistics").texts]
     assert texts.count("none") == 2  # the baseline has neither merges nor a spatial reduction
-    assert "before training" in [text.get_text() for text in drawn("sign_statistics", 1).texts]
 
-    names = [text.get_text() for text in drawn("weight_statistics").get_legend().get_texts()]
-    assert names[0] == "before training" and "2 models" in names[1]
+    figure = drawings["flipped_signs"].draw()
+    layers = drawings["flipped_signs"].inputs["layers"].query("run == @PYRAMID and layer.str.contains('reduce')")
+    line = next(line for line in figure.axes[0].lines if line.get_label() == "BinaryViT (+ pyramid)")
+    assert line.get_xdata()[1] == pytest.approx(100 * layers["flipped"].median())
+    assert "bar: their range" in figure.legends[0].get_title().get_text()
+    names = [text.get_text() for text in drawings["latent_weights"].draw().legends[0].texts]
+    assert names[0] == "before training" and "2 runs" in names[1]
 
     values = drawings["distinct_values"].inputs["values"].query("step == 'MLP 1: binary product' and run == @BASELINE")
     panel = drawn("distinct_values")
@@ -210,25 +210,6 @@ def test_figures_draw_the_numbers(drawings):
     assert [bar.get_width() for bar in bars] == read.tolist() and read.iloc[0] <= 2  # a CLS token is one bit
 
 
-@pytest.mark.parametrize(
-    ("draw", "inputs"),
-    [
-        (figures.pre_sign_histograms, ("histograms",)),
-        (figures.sign_statistics, ("signs",)),
-        (figures.weight_statistics, ("latent", "flips", "layers")),
-        (figures.distinct_values, ("values",)),
-        (figures.distinct_values_from_one_bit, ("values",)),
-    ],
-)
-def test_nothing_to_draw_is_an_error(drawings, draw, inputs):
-    known = {name: table for drawing in drawings.values() for name, table in drawing.inputs.items()}
-    counted = (distinct_values.STEPS, "no images")
-    further = {figures.distinct_values: counted, figures.distinct_values_from_one_bit: counted}
-    further[figures.weight_statistics] = ()
-    with pytest.raises(BinaryViTError, match="nothing to draw"):
-        draw(*(known[name].iloc[:0] for name in inputs), *further.get(draw, ("no images",)), "A claim")
-
-
 def test_what_cannot_be_shown_is_refused(original, tmp_path):
     with pytest.raises(BinaryViTError, match=f"only {TEACHER}"):
         activations.drawings(OpenStudy(original, (TEACHER,)))
@@ -236,8 +217,8 @@ def test_what_cannot_be_shown_is_refused(original, tmp_path):
         activations.values(OpenStudy(original), channels=0)
     shutil.copytree(original.output, tmp_path / "small")
     study = load_study(tmp_path / "small")
-    (study.output / "runs" / PYRAMID / "weight_flips.csv").unlink()
-    with pytest.raises(BinaryViTError, match=r"weight_flips\.csv is missing"):
+    (study.output / "runs" / PYRAMID / "latent_weights.csv").unlink()
+    with pytest.raises(BinaryViTError, match=r"latent_weights\.csv is missing"):
         activations.drawings(OpenStudy(study), **FEW)
 
 
@@ -250,6 +231,6 @@ def test_the_notebook_shows_and_stores_every_figure(original, drawings, tmp_path
     outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
     shown = [output["data"]["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {})]
     assert shown == [drawing.finding for drawing in drawings.values()]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 6
     stored = {path.name for path in (original.output / "figures").iterdir()}
     assert stored == {f"{name}.{ending}" for name in NAMES for ending in ("pdf", "png", "json")}

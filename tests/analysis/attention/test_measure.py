@@ -17,7 +17,7 @@ from binaryvit.analysis.attention import findings as attention_findings
 from binaryvit.analysis.attention import measure as attention
 from binaryvit.analysis.attention.capture import AttentionCapture, attention_statistics
 from binaryvit.analysis.attention.rollout import pooling_weights, rollout, to_pixels
-from binaryvit.analysis.images import evaluation_batches, example_images
+from binaryvit.analysis.images import ExampleImages, evaluation_batches, example_images
 from binaryvit.analysis.measurements import stored_ones_only
 from binaryvit.analysis.models import open_model
 from binaryvit.analysis.stored import OpenStudy, stored_runs
@@ -42,9 +42,7 @@ def test_there_is_a_figure_for_each_question(drawn):
         "attention_side_by_side",
         *(f"attention_heads.{run}" for run in (TEACHER, BASELINE, PYRAMID)),
         "attention_density",
-        "attention_threshold",
         "attention_evenness",
-        "attention_by_depth",
     ]
     assert drawn["attention_side_by_side"].runs == (TEACHER, BASELINE, PYRAMID)
     assert drawn[f"attention_heads.{PYRAMID}"].runs == (PYRAMID,)
@@ -56,13 +54,13 @@ def test_maps_are_the_models_at_the_place(study, drawn):
     for name, binary in ((TEACHER, False), (PYRAMID, True)):
         (run,) = stored_runs(study, [name])
         images = example_images(run, 2)
-        for block, each in enumerate(AttentionCapture(run.model())(images.inputs)):
+        for each in AttentionCapture(run.model())(images.inputs):
             side, keys = each.key_grid_size, each.used.shape[-1]
             middle = each.grid_size // 2
             query = each.prefix_tokens + middle * each.grid_size + middle
             for image, head in np.ndindex(2, each.used.shape[1]):
                 rows = table[
-                    (table["run"] == name) & (table["block"] == block) & (table["head"] == head)
+                    (table["run"] == name) & (table["layer"] == each.layer) & (table["head"] == head)
                     & (table["image"] == images.names[image])
                 ]  # fmt: skip
                 assert list(zip(rows["row"], rows["column"], strict=True)) == list(np.ndindex(side, side))
@@ -75,23 +73,21 @@ def test_maps_are_the_models_at_the_place(study, drawn):
                     assert rows["attended"].isna().all()
 
 
-def test_places_are_rollout_and_attention_received(study, drawn):
-    table = pd.concat([drawn[name].inputs["places"] for name in ("attention_side_by_side", "attention_by_depth")])
+def test_places_are_the_rollout(study, drawn):
+    table = drawn["attention_side_by_side"].inputs["places"]
     for run in stored_runs(study):
         images, model = example_images(run, 2), run.model()
         maps = AttentionCapture(model)(images.inputs)
         mine = table[table["run"] == run.id]
         assert mine["image"].unique().tolist() == list(images.names)
-        means = mine.groupby(["image", "map"])["ratio"].mean()
-        np.testing.assert_allclose(means, 1, atol=1e-5)  # all places together have what is theirs
+        np.testing.assert_allclose(
+            mine.groupby("image")["ratio"].mean(), 1, atol=1e-5
+        )  # all places have what is theirs
         rows = rollout(maps, pooling_weights(model, maps[-1]))[:, 0]
         pixels = to_pixels(rows, maps[0].prefix_tokens, maps[0].grid_size, (16, 16)) * 16**2
         scale = 16 // maps[0].grid_size
-        stored = mine[mine["map"] == "rollout"]["ratio"].to_numpy().reshape(2, maps[0].grid_size, -1)
+        stored = mine["ratio"].to_numpy().reshape(2, maps[0].grid_size, -1)
         np.testing.assert_allclose(np.kron(stored, np.ones((1, scale, scale))), pixels, rtol=1e-4)
-        last = maps[-1].used.double().mean((1, 2))[:, maps[-1].prefix_tokens :]
-        stored = mine[mine["map"] == "last block"]["ratio"].to_numpy().reshape(2, -1)
-        np.testing.assert_allclose(stored, last / last.mean(1, keepdim=True), rtol=1e-4)
 
 
 def test_statistics_are_over_the_evaluation_images(study, drawn):
@@ -100,13 +96,10 @@ def test_statistics_are_over_the_evaluation_images(study, drawn):
     images = [inputs for inputs, _ in evaluation_batches(OpenStudy(study), run, 20)]
     expected = attention_statistics(run.model(), images)
     mine = table[table["run"] == PYRAMID]
-    for column in ("entropy", "density", "removed", "empty", "level"):
+    for column in ("entropy", "density", "kept", "level"):
         np.testing.assert_allclose(mine[column], expected[column], rtol=1e-5, atol=1e-6)
     assert set(table["images"]) == {20} and set(table["seed"]) == {0}
     assert table["label"].unique().tolist() == [run.label for run in stored_runs(study)]
-    levels = attention.levels(table)
-    assert levels.index.tolist() == [(run.label, 0) for run in stored_runs(study, [BASELINE, PYRAMID])]
-    assert levels.iloc[0].dropna().tolist() == ["0.005", "0.005"]  # an untrained model's
 
 
 def test_it_is_made_again_from_what_is_stored(study, drawn, tmp_path, monkeypatch):
@@ -127,25 +120,35 @@ def test_it_is_made_again_from_what_is_stored(study, drawn, tmp_path, monkeypatc
 def test_pictures_can_be_read_and_show_every_map(drawn):
     for drawing in drawn.values():
         assert_readable(drawing.draw())
-    shown = drawn[f"attention_heads.{PYRAMID}"].draw().axes[0].images
-    heads = 1 + 2 + 4 + 4 + 8
+    axes = drawn[f"attention_heads.{PYRAMID}"].draw().axes[0]
+    heads = 1 + 1 + 2 + 2 + 4
     # Two images; of each head the grey image and its tint, the image and the veil over what is not attended.
-    assert len(shown) == 2 + 2 * heads * (2 + 2)
+    assert len(axes.images) == 2 + 2 * heads * (2 + 2)
+    words = [text.get_text() for text in axes.texts]
+    maps = drawn[f"attention_heads.{PYRAMID}"].inputs["maps"]
+    shares = maps.groupby(["image", "layer"])["attended"].mean()
+    blocks = {f"stages.{block[0]}.blocks.{block[2]}.attn": block for block in ("0.0", "0.1", "1.0", "1.1", "2.0")}
+    ends = [(blocks[layer], f"{shares[image, layer]:.0%}") for image in maps["image"].unique() for layer in blocks]
+    assert words == [word for end in ends for word in end]
     assert len(drawn[f"attention_heads.{TEACHER}"].draw().axes[0].images) == 2 + 2 * 6 * 2
-    shown = drawn["attention_side_by_side"].draw().axes[0].images
-    assert len(shown) == 2 + 2 * 3 * 2
-    assert sorted({image.get_array().shape[0] for image in shown}) == [4, 8, 16]
+    side_by_side = drawn["attention_side_by_side"]
+    axes = side_by_side.draw().axes[0]
+    assert len(axes.images) == 2 + 2 * 3 * 2
+    assert sorted({image.get_array().shape[0] for image in axes.images}) == [4, 8, 16]
+    peaks = side_by_side.inputs["places"].groupby(["image", "label"])["ratio"].max()
+    assert sorted(text.get_text() for text in axes.texts) == sorted(f"{peak:.1f}×" for peak in peaks)
 
 
 def test_maps_are_laid_over_their_image():
     ratio = np.array([[4.0, 1.0], [0.25, 0.0]])
     pixels = np.full((4, 4, 3), 100, dtype=np.uint8)
-    figure = figures.side_by_side(places({"a": ratio}), {"one": pixels}, "ours", "A claim that is made")
+    images = ExampleImages(pixels[None], None, ("one",), "ours")
+    figure = figures.side_by_side(places({"a": ratio}), images, "A claim that is made")
     image, grey, tint = figure.axes[0].images
     assert grey.get_extent() == tint.get_extent() != image.get_extent()
     red, nothing, blue, least = tint.to_rgba(tint.get_array()).reshape(-1, 4)
     assert nothing[3] == 0 and red[0] > red[2] and blue[2] > blue[0] and tuple(least) == tuple(blue)
-    assert "ours" in figure.texts[-1].get_text()
+    assert "Images: ours" in [text.get_text() for text in figure.texts]
 
 
 def switched_off(study, folder):
@@ -164,37 +167,30 @@ def test_attention_that_is_off_is_drawn_and_counted_as_off_everywhere(study, tmp
     drawn = {drawing.name: drawing for drawing in attention.drawings(opened, images=10, examples=1)}
     statistics = drawn["attention_density"].inputs["statistics"]
     first = statistics[statistics["block"] == 0]
-    assert first["level"].tolist() == pytest.approx([-0.1]) and first["density"].tolist() == [0]
-    assert (first["removed"].tolist(), first["empty"].tolist()) == ([1], [1])
-    for name in ("density", "evenness", "threshold"):
-        panel = drawn[f"attention_{name}"].draw().axes[0]
-        assert [text.get_text() for text in panel.texts] == ["off"]
-        assert panel.texts[0].get_position()[0] == 0
-    assert "off: 1" in drawn["attention_density"].draw().get_suptitle()
-    assert "in block 0 of BinaryViT (+ pyramid)" in drawn["attention_density"].finding
-    assert attention.levels(statistics).loc[("BinaryViT (+ pyramid)", 0), "block 0"] == "off"
+    assert first["level"].tolist() == pytest.approx([-0.1])
+    assert (first["density"].tolist(), first["kept"].tolist()) == ([0], [0])
+    for name in ("density", "evenness"):
+        words = {text.get_text(): text for text in drawn[f"attention_{name}"].draw().axes[0].texts}
+        assert words["off"].get_position()[0] == 0
+    mean = statistics[statistics["block"] > 0]["evenness"].mean()
+    assert f"{mean:.0%}" in words, "the mean is over the heads that are on"
+    assert drawn["attention_density"].finding.endswith("Attention is off in block 0.0 of BinaryViT (+ pyramid).")
 
     heads = drawn[f"attention_heads.{PYRAMID}"]
     maps = heads.inputs["maps"]
-    assert maps["off"].eq(maps["block"] == 0).all() and not maps["attended"][maps["off"]].any()
+    assert maps["off"].eq(maps["layer"] == "stages.0.blocks.0.attn").all() and not maps["attended"][maps["off"]].any()
     assert "off" in [text.get_text() for text in heads.draw().axes[0].texts]
-    assert "Attention is off in block 0." in heads.finding
-    depth = drawn["attention_by_depth"]
-    assert depth.inputs["places"].query("map == 'first block' and run == @PYRAMID")["ratio"].isna().all()
-    assert "off" in [text.get_text() for text in depth.draw().axes[0].texts]
-    assert "the first block of BinaryViT (+ pyramid)" in depth.finding
+    assert heads.finding.endswith("Attention is off in block 0.0.")
 
 
 def test_panels_show_every_head_that_is_on(drawn):
-    for name, column in (("evenness", "evenness"), ("threshold", "removed"), ("density", "density")):
+    for name, column in (("evenness", "evenness"), ("density", "density")):
         drawing = drawn[f"attention_{name}"]
         table, axes = drawing.inputs["statistics"], drawing.draw().axes[0]
         points = np.concatenate([container.lines[0].get_ydata(orig=False) for container in axes.containers])
         assert sorted(points[~np.isnan(points)]) == sorted(table[column].dropna())
-    threshold = drawn["attention_density"].draw().axes[1]
-    starts = np.concatenate([line.get_ydata() for line in threshold.lines if line.get_marker() == "_"])
-    keys = drawn["attention_density"].inputs["statistics"].drop_duplicates(["run", "block"])["keys"]
-    np.testing.assert_allclose(starts, 0.0025 * keys)  # the level starts at 0.005
+    ticks = [label.get_text() for label in drawn["attention_density"].draw().axes[1].get_xticklabels()]
+    assert ticks == ["0.0", "0.1", "0.0", "0.1", "1.0", "1.1", "2.0"]
 
 
 def two_seeds(statistics):
@@ -202,7 +198,7 @@ def two_seeds(statistics):
     return pd.concat([statistics, other], ignore_index=True)
 
 
-def test_seeds_become_error_bars(drawn):
+def test_seeds_become_bars_from_the_lowest_to_the_highest(drawn):
     table = drawn["attention_density"].inputs["statistics"]
     figure = figures.by_block(two_seeds(table), {"density": "density"}, "A claim that is made")
     (first, *_) = figure.axes[0].containers
@@ -210,7 +206,7 @@ def test_seeds_become_error_bars(drawn):
     np.testing.assert_allclose(first.lines[0].get_ydata(orig=False), of_model["density"] + 0.05)
     assert first.has_yerr and "2 seeds" in figure.axes[0].get_xlabel()
     bars = np.array(first.lines[2][0].get_segments())
-    np.testing.assert_allclose(np.ptp(bars[:, :, 1], axis=1), 2 * 0.1 / math.sqrt(2))
+    np.testing.assert_allclose(np.ptp(bars[:, :, 1], axis=1), 0.1)
 
 
 def places(ratios):
@@ -218,32 +214,29 @@ def places(ratios):
     for label, grid in ratios.items():
         row, column = np.indices(np.shape(grid)).reshape(2, -1)
         frame = pd.DataFrame({"row": row, "column": column, "ratio": np.ravel(grid)})
-        frames.append(frame.assign(label=label, image="one", map="rollout"))
+        frames.append(frame.assign(label=label, image="one"))
     return pd.concat(frames, ignore_index=True)
 
 
 def test_sentences_on_places_follow_the_numbers():
-    grids = {"teacher": [[2.0, 0.0], [1.0, 1.0]], "like": np.kron([[1.5, 0.5], [1, 1]], np.ones((2, 2)))}
-    grids |= {"unlike": [[0.0, 1.0], [0.0, 3.0]], "even": np.ones((2, 2))}
+    grids = {"teacher": [[2.0, 0.0], [1.0, 1.0]], "unlike": [[0.0, 1.0], [0.0, 3.0]], "even": np.ones((2, 2))}
     claim, finding = attention_findings.of_rollouts(places(grids), "teacher")
-    assert claim == "Rolled out to the image, attention is most selective in unlike and most even in even"
+    assert claim == "Rolled out to the image, 1 of 2 binary models attend more evenly than the teacher"
     assert finding == (
-        "The most attended place gets 3.00 times its even share in unlike and 1.00 times in even (mean of 1 image). "
-        "like comes closest to the teacher's map (correlation over places +1.00), unlike least (-0.29)."
+        "The most attended place gets 3.00 times its even share in unlike and 1.00 times in even (mean of 1 image)."
     )
-    assert "teacher's" not in attention_findings.of_rollouts(places(grids), None)[1]
-
-    blocks = [places(grids | {"dark": np.full((2, 2), np.nan)}).assign(map=name) for name in ("first", "last")]
-    blocks[1]["ratio"] = blocks[1]["ratio"].where(blocks[1]["label"] != "like", 2.0)
-    claim, finding = attention_findings.of_depths(pd.concat(blocks))
-    assert claim == "The last block is more selective than the first in 1 of 4 models whose attention is on in both"
-    assert finding.endswith("Attention is off in the first of dark and the last of dark.")
+    claim = attention_findings.of_rollouts(places(grids), None)[0]
+    assert claim.endswith("attention is most selective in unlike and most even in even")
+    del grids["unlike"]
+    claim = attention_findings.of_rollouts(places(grids), "teacher")[0]
+    assert claim.endswith("every binary model attends more evenly than the teacher")
 
 
 def maps_of(rows):
     return pd.DataFrame(
         [
-            {"image": "one", "block": block, "head": head, "ratio": ratio, "attended": attended, "off": off}
+            {"image": "one", "layer": f"stages.1.blocks.{block}.attn", "head": head, "ratio": ratio}
+            | {"attended": attended, "off": off}
             for block, head, ratios, levels, off in rows
             for ratio, attended in zip(ratios, levels, strict=True)
         ]
@@ -251,49 +244,41 @@ def maps_of(rows):
 
 
 def test_sentences_on_heads_follow_the_numbers():
-    rows = [
-        (0, 0, [1, 1], [1, 1], False),
-        (1, 1, [1, 1], [1, 0], False),
-        (2, 0, [1], [1], False),
-    ]  # one key says nothing
+    rows = [(0, 0, [1, 1], [1, 1], False), (1, 1, [1, 1], [1, 0], False)]
     claim, finding = attention_findings.of_heads(maps_of([*rows, (3, 0, [1, 1], [0, 0], True)]), "b")
-    assert claim == "b: the marked patch attends to 75 % of the keys"
+    assert claim == "b: the threshold leaves the marked patch fewest keys in block 1.1"
     assert finding == (
-        "It attends to every key in 1 of 2 maps and to none in 0; the sparsest attends to 50 % (block 1, head 1). "
-        "Attention is off in block 3."
+        "It attends to 75% of the keys: to every key in 1 of 2 maps, to none in 0. Attention is off in block 1.3."
+    )
+    assert (
+        attention_findings.of_heads(maps_of(rows[:1]), "b")[0] == "b: the threshold leaves the marked patch every key"
     )
     claim, finding = attention_findings.of_heads(maps_of([(0, 0, [1, 3.5], [math.nan] * 2, False)]), "t")
-    assert claim == "t: the marked patch prefers some keys by up to 3.5 times" and "(block 0, head 0)" in finding
+    assert claim == "t: the marked patch prefers single keys most in block 1.0" and "3.5 times" in finding
     claim, finding = attention_findings.of_heads(maps_of([(0, 0, [1, 1], [0, 0], True)]), "b")
-    assert (claim, finding) == ("b: the marked patch has no keys to choose from", "Attention is off in block 0.")
+    assert (claim, finding) == ("b: the marked patch attends to nothing", "Attention is off in block 1.0.")
 
 
 def test_sentences_on_statistics_follow_the_numbers():
-    table = pd.DataFrame({"label": ["a", "a", "b"], "seed": 0, "block": [0, 1, 0], "head": 0, "keys": [4, 1, 4]})
-    table = table.assign(evenness=[0.5, math.nan, 0.75], level=[0.5, 0.25, 0.1], density=[1.0, 0.5, 0.25])
-    table = table.assign(removed=[0.1, 0.3, 0.4], empty=[0.0, 0.0, 0.015], threshold=[1.0, 0.125, 0.2])
+    table = pd.DataFrame({"label": ["a", "a", "b"], "seed": 0, "layer": [f"blocks.{n}.attn" for n in (0, 1, 0)]})
+    table = table.assign(evenness=[0.5, 0.5, 0.75], level=[0.5, 0.25, 0.1], density=[1.0, 0.5, 0.25])
+    table = table.assign(kept=[1.0, 0.8, 0.6])
     claim, finding = attention_findings.of_density(table)
-    assert claim == "1 of 2 heads choose among the keys (attending to nearly all: 1, off: 0)"
-    assert finding == (
-        "Where attention is on, a attends to 100 % of the keys, the most, and b to 25 %, the fewest; a key is attended "
-        "from 0.2 to 1 times the even probability on."
-    )
-    off = table.assign(level=[-0.5, 0.25, 0.1], density=[0, 0.5, 0.25])
+    assert claim == "Binary attention keeps 25% to 75% of the keys and 60% to 90% of the probability"
+    assert finding.startswith("1 of 3 heads keep nearly all keys") and finding.endswith("say.")
+    off = table.assign(level=[-0.5, 0.25, 0.1])
     claim, finding = attention_findings.of_density(off)
-    assert "nearly all: 0, off: 1" in claim and "in block 0 of a: no key" in finding
+    assert "25% to 50%" in claim and finding.endswith("Attention is off in block 0.0 of a.")
     two = pd.concat([off, off.assign(seed=1, level=0.1)])
-    assert "in block 0 of a, seed 0: no key" in attention_findings.of_density(two)[1]
-    assert attention_findings.of_density(table.assign(level=0))[1] == "Training drove every level a to zero or below."
+    assert attention_findings.of_density(two)[1].endswith("Attention is off in block 0.0 of a, seed 0.")
+    assert attention_findings.of_density(table.assign(level=0))[0] == "Binary attention is off in every head"
 
-    assert attention_findings.of_threshold(table) == (
-        "The threshold removes 20 % to 40 % of the attention probability",
-        "Most in b, least in a (means over the heads that are on). At most 1.50 % of a head's queries lose all of "
-        "their keys (b, block 0, head 0).",
-    )
-    assert "No query loses all" in attention_findings.of_threshold(table.assign(empty=0.0))[1]
     claim, finding = attention_findings.of_evenness(table, "a")
-    assert claim == "Before the threshold, 1 of 1 binary models attend more evenly than the teacher"
-    assert "50 % of its maximum in a and 75 % in b" in finding
+    assert claim == "Before the threshold, every binary model attends more evenly than the teacher"
+    assert "50% of its maximum in a and 75% in b" in finding
+    assert attention_findings.of_evenness(table, "b")[0].endswith(
+        "every binary model attends more selectively than the teacher"
+    )
     assert "most even in b" in attention_findings.of_evenness(table, None)[0]
 
 
@@ -329,8 +314,8 @@ def test_ones_own_images_can_be_looked_at(study, tmp_path):
     mine = OpenStudy(load_study(tmp_path / "copy"), (PYRAMID,))
     drawing = attention.side_by_side(mine, examples=[own_image(tmp_path)])
     pixels = drawing.inputs["pictures"].set_index("image").loc["red.png"].to_numpy()
-    assert set(pixels) == {200, 10} and "your own images" in drawing.draw().texts[-1].get_text()
-    # A file of the same name and other pixels is measured anew.
+    assert set(pixels) == {200, 10} and "Images: your own images" in [text.get_text() for text in drawing.draw().texts]
+    # A file of the same name and other pixels is measured again.
     Image.new("RGB", (20, 20), (0, 0, 250)).save(tmp_path / "red.png")
     again = attention.side_by_side(mine, examples=[str(tmp_path / "red.png")])
     assert not again.inputs["places"].equals(drawing.inputs["places"])
@@ -349,7 +334,6 @@ def test_ones_own_images_can_be_looked_at(study, tmp_path):
         (lambda study: open_model(None), "No model is chosen"),
         (lambda study: open_model("vit_tinny_patch16_224"), "did you mean 'vit_tiny_patch16_224'"),
         (lambda study: open_model("binaryvit_micro_patch2_32"), "has no pretrained weights"),
-        (lambda study: figures.side_by_side(pd.DataFrame(), {}, "", ""), "There is no attention to draw"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(study, action, sentence):
