@@ -74,8 +74,10 @@ def take_away(rows: Sequence[Row]) -> list[str]:
 def _last_step(step: PairedDifference, columnar: Row, pyramid: Row) -> str:
     share = pyramid.model_cost.ops / columnar.model_cost.ops
     of_paper = [model_cost(TrainingConfig(variant=name), 1000).ops for name in LADDER["small"][4:6]]
+    verb = "gains" if step.points > 0 else "loses"
+    verb = verb if step.is_resolved else "makes a difference that is not resolved"
     return (
-        f"The last step, the pyramid: {step_text(step)} points, with {share:.2f} of the columnar model's operations. "
+        f"The last step, the pyramid, {verb}: {step} points, with {share:.2f} of the columnar model's operations. "
         f"In the paper it gains, with {of_paper[1] / of_paper[0]:.2f}."
     )
 

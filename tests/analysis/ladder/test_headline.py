@@ -20,14 +20,14 @@ def test_the_sentences_name_price_best_step_and_last_step(tmp_path):
     assert "- The best binary model, BinaryViT (+ pyramid), is 15.00 points below its full-precision teacher" in text
     assert "- The step that gains most is + average pooling, by +10.00 (+7.05 to +12.95) points; not resolved: " in text
     assert "not resolved: + pooling branches, +0.25 (-0.24 to +0.74) and + affine, +0.75 (-0.10 to +1.60)." in text
-    assert "- The last step, the pyramid: +4.00 (+2.07 to +5.93) points, with 0.70 of the columnar" in text
+    assert "- The last step, the pyramid, gains: +4.00 (+2.07 to +5.93) points, with 0.70 of the columnar" in text
     assert "still being trained" not in text
 
 
 def test_a_pyramid_that_loses_says_so(tmp_path):
     text = headline_of(tmp_path, 50, 55, 60, 85, 80, 70)
     assert "+ affine, is 5.00 points above its full-precision teacher" in text
-    assert "the pyramid: -5.00 (" in text and "In the paper it gains, with 0.54." in text
+    assert "the pyramid, loses: -5.00 (" in text and "In the paper it gains, with 0.54." in text
 
 
 def test_seeds_are_paired_and_shown(tmp_path):
