@@ -82,7 +82,7 @@ class DistinctValues:
         self.observations = 0
         self._channels = channels
         self._limit = limit
-        self._values: list[Tensor] = []
+        self._values: list[np.ndarray] = []
 
     def update(self, x: Tensor) -> None:
         """Takes in one batch, (..., C). Raises BinaryViTError at a value that is not a number."""
@@ -90,11 +90,11 @@ class DistinctValues:
             raise BinaryViTError("An activation is not a number (NaN): the model's training has diverged.")
         x = x.flatten(0, -2)
         chosen = np.unique(np.linspace(0, x.shape[1] - 1, self._channels).round().astype(int))
-        rows = x[:, torch.from_numpy(chosen).to(x.device)].float().T
+        rows = x[:, torch.from_numpy(chosen).to(x.device)].float().T.cpu().numpy()
         self.observations += rows.shape[1]
-        self._values = self._values or [rows.new_empty(0)] * len(rows)
+        self._values = self._values or [rows[0, :0]] * len(rows)
         self._values = [
-            known if len(known) >= self._limit else torch.cat([known, row]).unique()[: self._limit]
+            known if len(known) >= self._limit else np.unique(np.concatenate([known, row]))[: self._limit]
             for known, row in zip(self._values, rows, strict=True)
         ]
 

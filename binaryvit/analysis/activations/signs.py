@@ -110,8 +110,6 @@ class SignCounts:
         self.inside = torch.zeros_like(shift, dtype=torch.int64)
         self.positive = torch.zeros_like(shift, dtype=torch.int64)
         self.histogram = torch.zeros(len(HISTOGRAM_EDGES) - 1, dtype=torch.int64, device=shift.device)
-        # The inner edges, exact in every float format: multiples of 1/8.
-        self._edges = torch.as_tensor(HISTOGRAM_EDGES[1:-1], device=shift.device, dtype=at_least_float32(shift).dtype)
 
     def update(self, x: Tensor) -> None:
         """Counts one batch of the layer's input, (..., C). Raises BinaryViTError at a value that is not a number."""
@@ -121,7 +119,8 @@ class SignCounts:
         self.observations += len(u)
         self.inside += (u.abs() < 1).sum(0)
         self.positive += (u >= 0).sum(0)
-        bins = torch.bucketize(u.flatten(), self._edges, right=True)  # left-inclusive, as np.histogram counts
+        # HISTOGRAM_EDGES are eighths: u * 8 is exact, and its floor the edge on the left; bucketize takes 10 times as long.
+        bins = (u * 8).floor_().clamp_(-33, 32).add_(33).flatten().long()
         self.histogram += torch.bincount(bins, minlength=len(self.histogram))
 
 
