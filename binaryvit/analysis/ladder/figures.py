@@ -57,12 +57,17 @@ def accuracy_against_operations(
     return figure
 
 
+def _is_step(points: pd.DataFrame) -> pd.Series:
+    """Which points are binary models of the ladder; the rest are teachers and other architectures."""
+    return points["variant"].map(lambda name: variant_style(name).adds != "")
+
+
 def _range(few: int, many: int) -> str:
     return str(few) if few == many else f"{few} to {many}"
 
 
 def _draw_points(axes: Axes, points: pd.DataFrame, cost: str) -> None:
-    ladder = points[points["variant"].map(lambda name: variant_style(name).adds != "")]
+    ladder = points[_is_step(points)]
     axes.plot(ladder[cost], ladder["top1"], color=GREY, linewidth=0.7, linestyle=":", zorder=1)
     for row in points.itertuples():
         drawn = variant_style(row.variant)
@@ -75,10 +80,10 @@ def _draw_points(axes: Axes, points: pd.DataFrame, cost: str) -> None:
 
 def _claim(points: pd.DataFrame) -> str:
     """What the figure shows: what the best binary model gives up, and what it saves."""
-    is_teacher = points["variant"].isin(_TEACHERS)
-    if is_teacher.all() or not is_teacher.any():
+    steps, teachers = points[_is_step(points)], points[points["variant"].isin(_TEACHERS)]
+    if steps.empty or teachers.empty:
         return "Accuracy and cost of each model"
-    best, teacher = points[~is_teacher].nlargest(1, "top1").iloc[0], points[is_teacher].iloc[0]
+    best, teacher = steps.nlargest(1, "top1").iloc[0], teachers.iloc[0]
     gap = best["top1"] - teacher["top1"]
     return (
         f"{best['label']}: {abs(gap):.1f} points {'above' if gap > 0 else 'below'} its teacher, with "

@@ -7,7 +7,7 @@ import pandas as pd
 from binaryvit.analysis.ladder import figures, findings, tables
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
-from binaryvit.studies.rows import read_ladder
+from binaryvit.studies.rows import read_ladder, read_rows
 
 _DRAWN = ["variant", "label", "ops", "bytes", "top1", "top1_std", "seeds"]
 
@@ -27,27 +27,28 @@ def comparison(opened: OpenStudy, published: str | Path | None = None) -> tables
 
 
 def accuracy_against_operations(opened: OpenStudy, published: str | Path | None = None) -> Drawing | None:
-    """Accuracy against operations of the study's current runs; None when there are none.
+    """Accuracy against operations and size of the ladder and of the study's other architectures; None without runs.
 
     Published models are drawn only with a study of their scale; `published` is their file, None: the nearest.
     """
-    numbers = tables.ablation(opened).numbers
-    is_drawn = numbers["seeds"].gt(0) & numbers["state"].ne("stale")
-    points = numbers.loc[is_drawn, _DRAWN]
-    if points.empty:
+    ladder = read_ladder(opened.study)
+    variants = {row.variant for row in ladder}
+    others = [row for row in read_rows(opened.study) if row.variant not in variants]
+    rows = [row for row in (*ladder, *others) if row.values and not row.stale]
+    if not rows:
         return None
-    rows = read_ladder(opened.study)
-    records = [record for row, drawn in zip(rows, is_drawn, strict=True) if drawn for record in row.values]
+    points = pd.DataFrame([tables.numbers_of(row) for row in rows])[_DRAWN]
+    records = [record for row in rows for record in row.values]
     evaluated_on = f"{records[0].data.eval_images:,} images of {records[0].data.label}"
     inputs: dict[str, pd.DataFrame] = {"points": points.assign(evaluated_on=evaluated_on)}
-    others = None
+    known = None
     if tables.is_imagenet(rows):
-        others = inputs["published"] = _read_published(opened, published)[["ops", "bytes", "top1", "certainty"]]
+        known = inputs["published"] = _read_published(opened, published)[["ops", "bytes", "top1", "certainty"]]
     return Drawing(
         opened,
         "accuracy_against_operations",
         inputs,
-        lambda: figures.accuracy_against_operations(points, evaluated_on, others),
+        lambda: figures.accuracy_against_operations(points, evaluated_on, known),
         tuple(record.id for record in records),
         findings.of_accuracy_against_operations(points),
     )

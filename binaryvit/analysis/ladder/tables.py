@@ -120,7 +120,7 @@ def ablation(opened: OpenStudy) -> Table:
     """
     rows = read_ladder(opened.study)
     gains = [None, *(difference(before, after) for before, after in pairwise(rows))]
-    numbers = pd.DataFrame([_numbers(row, gain) for row, gain in zip(rows, gains, strict=True)])
+    numbers = pd.DataFrame([numbers_of(row, gain) for row, gain in zip(rows, gains, strict=True)])
     text = pd.DataFrame([_text(row, gain) for row, gain in zip(rows, gains, strict=True)])
     several = any(row.runs[1:] for row in rows)
     caption = (
@@ -143,7 +143,8 @@ def step_text(step: PairedDifference | None) -> str:
     return str(step) if step.is_resolved else f"{step}, not resolved"
 
 
-def _numbers(row: Row, step: PairedDifference | None = None) -> dict[str, Any]:
+def numbers_of(row: Row, step: PairedDifference | None = None) -> dict[str, Any]:
+    """A row of a table at full precision: accuracy over its seeds, the difference to the row before, and its costs."""
     top1, top5 = row.measured("top1"), row.measured("top5")
     return {
         "label": row.label,
@@ -335,7 +336,7 @@ def _ladder_entry(
         "size_mb": f"{counted.bytes / 1e6:.2f} (counted here)",
     }
     numbers, text = _published_entry(entry)
-    numbers |= {"model": label, "state": NOT_RUN} | (_numbers(row) if row else {})
+    numbers |= {"model": label, "state": NOT_RUN} | (numbers_of(row) if row else {})
     text |= {"model": label, "top-1 here (%)": accuracy(row, "top1") if row else NOT_RUN, "runs": _run_ids(row)}
     if published is None:
         text["top-1 published (%)"] = NOT_AVAILABLE

@@ -103,6 +103,15 @@ def test_controls_stay_out_of_the_ladders_table(make_study, tmp_path):
     assert ladder.accuracy_against_operations(OpenStudy(study)).runs == tuple(run.id for run in study.runs[:-1])
 
 
+def test_another_architecture_is_drawn_next_to_the_ladder(make_study):
+    study = make_study(controls="[{variant: reactresnet_micro_patch2_32, id: binary_resnet, label: binary ResNet}]")
+    finish(study, TOP1 | {"reactresnet_micro_patch2_32": 90.0})
+    drawing = ladder.accuracy_against_operations(OpenStudy(study))
+    assert drawing.inputs["points"]["label"].tolist()[-1] == "binary ResNet" and len(drawing.runs) == len(MICRO) + 1
+    assert drawing.draw().get_suptitle().startswith("BinaryViT, fp patch embeddings: 16.0 points below its teacher")
+    assert ablation(study).numbers["variant"].tolist() == list(MICRO)
+
+
 def test_several_seeds_give_mean_deviation_and_number(make_study):
     study = make_study(seeds=(0, 1, 3))
     finish(study)
