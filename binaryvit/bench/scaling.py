@@ -7,7 +7,7 @@ import pandas as pd
 import timm
 import torch
 
-from binaryvit.models.cost import cost
+from binaryvit.models.cost import Cost, cost
 from binaryvit.models.ladder import LADDER
 from binaryvit.packed import PackedModel, pack
 
@@ -22,7 +22,8 @@ def measure_scaling(family: str = "small", repetitions: int = 15, threads: int =
 
     Returns:
         One row per model and turn: what (image size, depth, batch size), value, batch_size,
-        threads, repetition, seconds (per image), gop (1e9 binary multiplications and additions per image).
+        threads, repetition, seconds (per image), and of an image gop (1e9 binary multiplications and additions) and
+        elementwise_gop (1e9 operations on floats, as `cost` counts them).
     """
     variant = LADDER[family][5]
     depths = [len(stage.blocks) for stage in timm.create_model(variant).stages]
@@ -34,27 +35,27 @@ def measure_scaling(family: str = "small", repetitions: int = 15, threads: int =
     made = [(what, value, batch, *_made(variant, arguments, threads)) for what, value, batch, arguments in cases]
     rows = []
     for repetition in range(repetitions):
-        for what, value, batch_size, packed, operations in made:
+        for what, value, batch_size, packed, counted in made:
             images = torch.randn(batch_size, *packed.input_size)
             packed(images)
             begun = time.perf_counter()
             packed(images)
             seconds = (time.perf_counter() - begun) / batch_size
-            rows.append((what, value, batch_size, threads, repetition, seconds, 2e-9 * operations))
-    columns = ["what", "value", "batch_size", "threads", "repetition", "seconds", "gop"]
+            gops = 2e-9 * counted.bops, 1e-9 * counted.elementwise
+            rows.append((what, value, batch_size, threads, repetition, seconds, *gops))
+    columns = ["what", "value", "batch_size", "threads", "repetition", "seconds", "gop", "elementwise_gop"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def summarize_scaling(measured: pd.DataFrame) -> pd.DataFrame:
     """One row per model: ms per image (median, lowest, highest), and the Gop/s of its binary products."""
-    of_model = measured.groupby(["threads", "what", "value", "gop"], sort=False)["seconds"]
+    of_model = measured.groupby(["threads", "what", "value", "gop", "elementwise_gop"], sort=False)["seconds"]
     table = pd.DataFrame({
         "ms/image": 1000 * of_model.median(), "lowest": 1000 * of_model.min(), "highest": 1000 * of_model.max(),
     }).reset_index()  # fmt: skip
     return table.assign(**{"Gop/s": 1000 * table["gop"] / table["ms/image"]})
 
 
-def _made(variant: str, arguments: dict[str, Any], threads: int) -> tuple[PackedModel, int]:
-    """A packed model, and its binary multiply-accumulates."""
+def _made(variant: str, arguments: dict[str, Any], threads: int) -> tuple[PackedModel, Cost]:
     model = timm.create_model(variant, **arguments).eval()
-    return pack(model, threads), cost(model).bops
+    return pack(model, threads), cost(model)
