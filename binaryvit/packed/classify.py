@@ -64,15 +64,9 @@ class Classifier:
         packed = read_packed(path)
         self._model = PackedModel(packed.skeleton, packed.tensors, threads)
         self._names = _class_names(packed.description, packed.skeleton.num_classes)
-        self._prepared = packed.description.preprocessing or Preprocessing.of(packed.skeleton)
-        if self._prepared.input_size[0] != 3:
-            raise BinaryViTError(f"{path} takes images of {self._prepared.input_size[0]} channels, not RGB.")
-        self._transform = create_transform(
-            self._prepared.input_size,
-            crop_pct=self._prepared.crop_pct,
-            interpolation=self._prepared.interpolation,
-            use_prefetcher=True,
-        )
+        self._preprocessing = packed.description.preprocessing or Preprocessing.of(packed.skeleton)
+        if self._preprocessing.input_size[0] != 3:
+            raise BinaryViTError(f"{path} takes images of {self._preprocessing.input_size[0]} channels, not RGB.")
 
     def classify(self, files: Sequence[str | Path], top: int = 5) -> Iterator[Answer]:
         """An answer for each file, in order; a file that is not an image does not stop the others.
@@ -92,14 +86,25 @@ class Classifier:
     def _guesses(self, images: list[Image.Image], top: int) -> Iterator[tuple[Guess, ...]]:
         if not images:
             return
-        pixels = torch.stack([self._transform(image) for image in images])
-        logits: Tensor = self._model(normalize(pixels, self._prepared.mean, self._prepared.std))
+        logits = self._model(prepare(images, self._preprocessing))
         likely = logits.softmax(dim=1).topk(min(top, logits.shape[1]), dim=1)
         for indices, probabilities in zip(likely.indices.tolist(), likely.values.tolist(), strict=True):
             yield tuple(
                 Guess(index, self._names[index], probability)
                 for index, probability in zip(indices, probabilities, strict=True)
             )
+
+
+def prepare(images: Sequence[Image.Image], preprocessing: Preprocessing) -> Tensor:
+    """RGB images of any size as a model takes them, (images, 3, height, width) float32."""
+    transform = create_transform(
+        preprocessing.input_size,
+        crop_pct=preprocessing.crop_pct,
+        interpolation=preprocessing.interpolation,
+        use_prefetcher=True,
+    )
+    pixels = torch.stack([torch.as_tensor(transform(image)) for image in images])
+    return normalize(pixels, preprocessing.mean, preprocessing.std)
 
 
 def image_files(places: Sequence[str | Path]) -> list[Path]:

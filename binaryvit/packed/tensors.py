@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.bits import pack_weight, unpack_weight
-from binaryvit.models.layers import TokenBatchNorm, binary_layers
+from binaryvit.models.layers import BinaryUnit, TokenBatchNorm, binary_layers
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
 
 
@@ -45,12 +45,13 @@ def packed_tensors(model: BinaryVisionTransformer) -> dict[str, Tensor]:
 
 def check_one_bit(model: nn.Module) -> None:
     """Refuses a model that is no binary vision transformer with 1-bit weights and activations."""
-    if not isinstance(model, BinaryVisionTransformer):
+    units = [module for module in model.modules() if isinstance(module, BinaryUnit)]
+    if not isinstance(model, BinaryVisionTransformer) or not units:
         raise BinaryViTError(
-            f"Only a BinaryVisionTransformer runs on single bits, not a {type(model).__name__}; "
-            "use a binary variant of the ladder."
+            f"Only a vision transformer with binary layers runs on single bits, and this {type(model).__name__} is "
+            "none; use a binary variant of the ladder."
         )
-    bits = {(block.attn.q.linear.weight_bits, block.attn.q.binarize.activation_bits) for block in _blocks(model)}
+    bits = {(unit.linear.weight_bits, unit.binarize.activation_bits) for unit in units}
     if bits - {(1, 1)}:
         weight_bits, activation_bits = max(bits)
         raise BinaryViTError(
@@ -84,10 +85,6 @@ def restored(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "")
 
 def _norms(model: nn.Module) -> dict[str, TokenBatchNorm]:
     return {name: module for name, module in model.named_modules() if isinstance(module, TokenBatchNorm)}
-
-
-def _blocks(model: BinaryVisionTransformer) -> list[nn.Module]:
-    return [block for stage in model.stages for block in stage.blocks]
 
 
 def _folded_statistics(norm: TokenBatchNorm) -> tuple[Tensor, Tensor]:

@@ -153,8 +153,9 @@ def test_later_changes_of_the_model_do_not_reach_it() -> None:
 def test_models_that_do_not_run_on_single_bits_are_refused() -> None:
     with pytest.raises(BinaryViTError, match="1-bit weights and 32-bit activations"):
         pack(scattered(PYRAMID, activation_bits=32))
-    with pytest.raises(BinaryViTError, match="not a VisionTransformer"):
-        pack(timm.create_model(LADDER["micro"][0]))
+    for variant in (LADDER["micro"][0], f"{PYRAMID}_shortcuts", "reactresnet_micro_patch2_32"):
+        with pytest.raises(BinaryViTError, match="Only a vision transformer with binary layers"):
+            pack(timm.create_model(variant))
 
 
 @pytest.mark.parametrize(

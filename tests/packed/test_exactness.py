@@ -19,15 +19,14 @@ import torch
 from helpers.compilers import needs_compiler
 from helpers.packed_models import images_for, scattered
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor, nn
 
 from binaryvit.data.images import to_rgb
 from binaryvit.data.sources import open_source
-from binaryvit.data.transforms import normalize
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.weights_file import Preprocessing, load_inference_weights, read_weights_file
+from binaryvit.packed.classify import prepare
 from binaryvit.packed.engine import PackedModel, pack
 
 IMAGES = int(os.environ.get("BINARYVIT_EXACT_IMAGES", 0))
@@ -85,13 +84,9 @@ def test_cifar10_with_trained_weights(path: Path) -> None:
 
 def cifar10(prepared: Preprocessing) -> Iterator[Tensor]:
     """The test split, as a model takes it."""
-    transform = create_transform(
-        prepared.input_size, crop_pct=prepared.crop_pct, interpolation=prepared.interpolation, use_prefetcher=True
-    )
     images = _cifar10_images()
     for start in range(0, len(images), 100):
-        pixels = torch.stack([torch.as_tensor(transform(image)) for image in images[start : start + 100]])
-        yield normalize(pixels, prepared.mean, prepared.std)
+        yield prepare(images[start : start + 100], prepared)
 
 
 @lru_cache

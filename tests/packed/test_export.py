@@ -83,7 +83,7 @@ def test_a_users_file_is_left_alone_unless_told(form, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("run", "form", "match"),
     [
-        ("deit_micro_patch4_32-seed0", "packed", "Only a BinaryVisionTransformer"),
+        ("deit_micro_patch4_32-seed0", "packed", "Only a vision transformer with binary layers"),
         ("binaryvit_micro_patch2_32_w32a32-seed0", "packed", "32-bit"),
         ("no_such_run", "packed", "There is no file"),
         ("", "packed", "no run.json"),

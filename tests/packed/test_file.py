@@ -116,7 +116,7 @@ def test_tensors_of_another_model_are_refused(saved, name, change, match):
     [
         ({"version": 4}, "version"),
         ({"version": 2}, "older layout"),
-        ({"variant": "deit_micro_patch4_32", "model_args": {}}, "Only a BinaryVisionTransformer"),
+        ({"variant": "deit_micro_patch4_32", "model_args": {}}, "Only a vision transformer with binary layers"),
         ({"packed": False}, "is missing"),
         ({"class_names": ["cat"]}, "names 1 classes and distinguishes 4"),
     ],
