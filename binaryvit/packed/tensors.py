@@ -45,8 +45,9 @@ def packed_tensors(model: BinaryVisionTransformer) -> dict[str, Tensor]:
 
 def check_one_bit(model: nn.Module) -> None:
     """Refuses a model that is no binary vision transformer with 1-bit weights and activations."""
-    units = [module for module in model.modules() if isinstance(module, BinaryUnit)]
-    if not isinstance(model, BinaryVisionTransformer) or not units:
+    is_ours = isinstance(model, BinaryVisionTransformer)
+    units = [block.attn.q for stage in model.stages for block in stage.blocks] if is_ours else []
+    if not is_ours or not all(isinstance(unit, BinaryUnit) for unit in units):
         raise BinaryViTError(
             f"Only a vision transformer with binary layers runs on single bits, and this {type(model).__name__} is "
             "none; use a binary variant of the ladder."
