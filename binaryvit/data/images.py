@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from binaryvit.errors import BinaryViTError
 
@@ -111,6 +112,12 @@ class ImageSplit:
     def _place(self, row: int) -> str:
         path = self.table.select_columns([self.image_column])[row][self.image_column] if self.folder else None
         return f"Image {row} of split '{self.name}'" + (f" ({path['path']})" if path else "")
+
+
+def is_image_file(path: str | Path) -> bool:
+    """Whether a path has the name of an image file and is not hidden."""
+    path = Path(path)
+    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

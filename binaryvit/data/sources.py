@@ -11,8 +11,9 @@ import numpy as np
 from datasets.exceptions import DatasetNotFoundError
 from PIL import Image
 from sklearn.datasets import load_digits
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import make_dataset
 
+from binaryvit.data.images import is_image_file
 from binaryvit.data.sampling import evenly_spaced_per_class
 from binaryvit.errors import BinaryViTError
 
@@ -96,7 +97,7 @@ def _class_folders(folder: Path) -> Source:
             continue
         index_of = {name: index for index, name in enumerate(classes)}
         try:
-            files = make_dataset(str(folder / split), index_of, is_valid_file=_is_image_file)
+            files = make_dataset(str(folder / split), index_of, is_valid_file=is_image_file)
         except FileNotFoundError as error:
             empty = ", ".join(name for name in classes if name in str(error))
             raise BinaryViTError(
@@ -115,15 +116,7 @@ def _class_folders(folder: Path) -> Source:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _visible(entry))
-
-
-def _visible(path: Path) -> bool:
-    return not path.name.startswith(".")
-
-
-def _is_image_file(path: str) -> bool:
-    return path.lower().endswith(IMG_EXTENSIONS) and _visible(Path(path))
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _parquet_folder(folder: Path, files: list[Path]) -> Source:

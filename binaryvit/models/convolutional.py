@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models import checkpoint as checkpoint_block
 from torch import Tensor, nn
 
 from binaryvit.models.layers import (
@@ -82,7 +81,6 @@ class BinaryResNet(nn.Module):
         img_size = one_side("img_size", img_size)
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
         self.num_features = self.head_hidden_size = dims[-1]
-        self.grad_checkpointing = False
         self.stem = PatchEmbedding(in_chans, dims[0], patch_size, norm=True)
         grid_size, stages = img_size // patch_size, []
         for index, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
@@ -101,11 +99,6 @@ class BinaryResNet(nn.Module):
         self.register_load_state_dict_pre_hook(_unpack)
 
     @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes each block in the backward pass instead of storing its activations."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The final linear layer (an identity where num_classes is 0)."""
         return self.head
@@ -122,7 +115,7 @@ class BinaryResNet(nn.Module):
         x = self.stem(x)
         for stage in self.stages:
             for block in stage.blocks:
-                x = checkpoint_block(block, x) if self.grad_checkpointing and self.training else block(x)
+                x = block(x)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from timm.data import resolve_data_config
 from timm.layers import Attention as TimmAttention
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
@@ -37,6 +36,7 @@ from binaryvit.models.layers import (
     RPReLU,
     binary_layers,
 )
+from binaryvit.models.shapes import image_size
 from binaryvit.models.shortcuts_only import ShortcutAttention, ShortcutMerging, ShortcutUnit
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
 
@@ -160,18 +160,11 @@ def _trace(model: nn.Module) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str
 
     for module in names:
         module.register_forward_hook(keep)
+    channels = next(module.in_channels for module in names if isinstance(module, nn.Conv2d))  # the stem's
     with torch.no_grad():
-        ghost(torch.empty(1, *_input_size(model), device="meta", dtype=next(ghost.parameters()).dtype))
+        ghost(torch.empty(1, channels, *image_size(model), device="meta", dtype=next(ghost.parameters()).dtype))
     outputs = {name: " x ".join(map(str, output.shape[1:])) for name, (_, output) in sizes.items()}
     return sizes, outputs
-
-
-def _input_size(model: nn.Module) -> tuple[int, int, int]:
-    if isinstance(model, BinaryVisionTransformer | BinaryResNet):
-        return model.in_chans, model.img_size, model.img_size
-    if hasattr(model, "patch_embed"):
-        return model.patch_embed.proj.in_channels, *model.patch_embed.img_size
-    return resolve_data_config({}, model=model)["input_size"]
 
 
 def _operations_of(module: nn.Module) -> Callable | None:

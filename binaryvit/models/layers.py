@@ -15,7 +15,7 @@ from binaryvit.models.ops.cross_convolution import cross_convolution
 from binaryvit.models.ops.precision import without_autocast
 from binaryvit.models.ops.products import level_matmul, sign_linear, sign_matmul
 from binaryvit.models.ops.reference import UnitParameters
-from binaryvit.models.ops.synchronized import SynchronizedBatchNorm, normalize
+from binaryvit.models.ops.synchronized import SynchronizedBatchNorm, normalize, track
 from binaryvit.models.quantizers import (
     MINIMUM_ATTENTION_LEVEL,
     at_least_float32,
@@ -41,14 +41,6 @@ class TokenBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Contiguous also for a single image, which PyTorch would normalize by a kernel with other roundings.
         return self.batch_norm(at_least_float32(x).flatten(0, -2).contiguous()).reshape(x.shape)
-
-    @torch.no_grad()
-    def track(self, mean: Tensor, variance: Tensor, tokens: int) -> None:
-        """Moves the running statistics towards a batch's mean and biased variance, as the forward pass does."""
-        norm = self.batch_norm
-        norm.num_batches_tracked.add_(1)
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * (tokens / (tokens - 1)), norm.momentum)
 
 
 class RPReLU(nn.Module):
@@ -249,7 +241,7 @@ class BinaryUnit(nn.Module):
             return self.act(add_shortcut(self.norm(self.linear(self.binarize(x))), x))
         tokens = at_least_float32(x).flatten(0, -2)
         y, mean, variance = step(tokens, parameters, self.norm.batch_norm.eps)
-        self.norm.track(mean, variance, len(y))
+        track(self.norm.batch_norm, mean, variance, len(y))
         return y.unflatten(0, x.shape[:-1])
 
     def parameters_in_order(self) -> UnitParameters:

@@ -1,7 +1,10 @@
-"""The sizes of a binary vision transformer's stages, checked before anything is built."""
+"""The sizes of a binary vision transformer's stages, checked before anything is built, and of any model's images."""
 
 from dataclasses import dataclass
 from typing import Any
+
+from timm.data import resolve_data_config
+from torch import nn
 
 from binaryvit.errors import BinaryViTError
 
@@ -21,6 +24,14 @@ class StageShape:
     def keys(self) -> int:
         """The places on the grid that each query may attend to."""
         return (self.grid_size // self.reduction) ** 2
+
+
+def image_size(model: nn.Module) -> tuple[int, int]:
+    """Height and width of the images that a model was built for."""
+    # A position embedding of another size was resampled when the model was built, and its description is outdated.
+    size = getattr(getattr(model, "patch_embed", model), "img_size", None)
+    size = size or resolve_data_config({}, model=model)["input_size"][1:]
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> None:

@@ -29,6 +29,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_atomically
 from binaryvit.models.bits import bits_shape, pack_weight
 from binaryvit.models.layers import binary_layers
+from binaryvit.models.shapes import image_size
 
 FORMAT = "binaryvit-inference-weights"
 VERSION = 3
@@ -66,10 +67,8 @@ class Preprocessing(_Strict):
     def of(cls, model: nn.Module, crop_pct: float | None = None) -> Self:
         """What timm knows of a model's images, at the size it was built for; `crop_pct` None: timm's."""
         settings = resolve_data_config({}, model=model)
-        size = getattr(getattr(model, "patch_embed", model), "img_size", None) or settings["input_size"][1:]
-        height, width = (size, size) if isinstance(size, int) else size
         return cls(
-            input_size=(settings["input_size"][0], height, width),
+            input_size=(settings["input_size"][0], *image_size(model)),
             mean=settings["mean"],
             std=settings["std"],
             crop_pct=settings["crop_pct"] if crop_pct is None else crop_pct,

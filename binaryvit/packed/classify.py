@@ -9,9 +9,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from binaryvit.data.images import to_rgb
+from binaryvit.data.images import is_image_file, to_rgb
 from binaryvit.data.transforms import normalize
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.weights_file import Description, Preprocessing
@@ -111,13 +110,9 @@ def image_files(places: Sequence[str | Path]) -> list[Path]:
     """The files among `places`; a folder is replaced by the image files in and below it, unless it has none."""
     files: list[Path] = []
     for place in map(Path, places):
-        found = [path for path in sorted(place.rglob("*")) if _is_image_file(path)] if place.is_dir() else []
-        files += found or [place]
+        found = filter(is_image_file, sorted(place.rglob("*"))) if place.is_dir() else ()
+        files += [path for path in found if path.is_file()] or [place]
     return files
-
-
-def _is_image_file(path: Path) -> bool:
-    return path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
 def _open(file: Path) -> Image.Image | str:

@@ -17,7 +17,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import LIBRARY_PARENT, write_text_atomically
 from binaryvit.studies.notebooks import failure_of, portable
 from binaryvit.studies.processes import Job, Processes
-from binaryvit.training.launch import SENTENCE
+from binaryvit.training.launch import SENTENCE, train_command
 from binaryvit.training.memory import HUGE_PAGES
 
 _PYTHON = (sys.executable, "-P", "-m")  # -P: no module in the working folder shadows another
@@ -74,12 +74,8 @@ class Executor:
                 sentences.append(line.removeprefix(SENTENCE))
             job.say(line)
 
-        with tempfile.TemporaryDirectory(prefix="binaryvit-") as temporary:
-            fields = Path(temporary) / "config.yaml"
-            fields.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-            command = [*_PYTHON, "binaryvit.cli", "train", str(fields), "--output", output]
-            command += ["--study", study, "--run-id", run_id]
-            code = self.processes.run(command, self.folder, Job(job.environment, job.lock, say))
+        with train_command(config, output, study, run_id) as command:
+            code = self.processes.run([*_PYTHON, *command], self.folder, Job(job.environment, job.lock, say))
         if code != 0:
             died = "The training process died without an error, most likely because memory ran out."
             raise ExecutionFailed(next(iter(sentences), died))

@@ -90,13 +90,6 @@ def input_settings(
     return size, settings["mean"], settings["std"]
 
 
-def image_size(model: nn.Module) -> tuple[int, int]:
-    """Height and width of the images that a model was built for."""
-    # A position embedding of another size was resampled when the model was built, and its description is outdated.
-    size = getattr(getattr(model, "patch_embed", model), "img_size", None) or input_settings(model)[0][1:]
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The transformer blocks of a model: those of its stages, or timm's `blocks` of a columnar model."""
     stages = getattr(model, "stages", [model])

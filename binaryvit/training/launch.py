@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -20,6 +22,16 @@ SENTENCE = "binaryvit: "  # how the command line begins the sentence of an error
 _GRACE_SECONDS = 30
 
 
+@contextmanager
+def train_command(config: TrainingConfig, output: str | Path, study: str, run_id: str) -> Iterator[list[str]]:
+    """The arguments of `python -m` that train a configuration; see `train`. They are valid while entered."""
+    with tempfile.TemporaryDirectory(prefix="binaryvit-") as folder:
+        fields = Path(folder) / "config.yaml"
+        fields.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+        words = ["binaryvit.cli", "train", str(fields), "--output", str(output)]
+        yield [*words, "--study", study, "--run-id", run_id]
+
+
 def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_id: str = "") -> RunRecord:
     """`binaryvit.training.train.train`, in `config.processes` processes of this machine.
 
@@ -31,15 +43,12 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
     """
     if config.processes == 1 or "LOCAL_RANK" in os.environ:
         return train_in_process(config, run_dir, study=study, run_id=run_id)
-    with tempfile.TemporaryDirectory(prefix="binaryvit-") as folder:
-        fields = Path(folder) / "config.yaml"
-        fields.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc_per_node", str(config.processes), "-m", "binaryvit.cli"]
-        command += ["train", str(fields), "--output", str(run_dir), "--study", study, "--run-id", run_id]
+    with train_command(config, run_dir, study, run_id) as command:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        torchrun += ["--nproc_per_node", str(config.processes), "-m"]
         paths = os.pathsep.join(filter(None, [str(LIBRARY_PARENT), os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(
-            command,
+            torchrun + command,
             env=os.environ | HUGE_PAGES | {"PYTHONPATH": paths},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -10,9 +10,10 @@ from binaryvit.config import TrainingConfig
 from binaryvit.data.batches import ToDevice, eval_loader
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.shapes import image_size
 from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.records.run_record import read_record
-from binaryvit.training.build import image_size, input_settings
+from binaryvit.training.build import input_settings
 from binaryvit.training.evaluation import Evaluation, evaluate
 from binaryvit.training.numerics import chosen_numerics
 

@@ -12,9 +12,10 @@ from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.external_checkpoint import load_checkpoint
 from binaryvit.models.quantizers import at_least_float32
+from binaryvit.models.shapes import image_size
 from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.records.run_record import RunKey, RunRecord, read_record
-from binaryvit.training.build import image_size, input_settings, pretrained_model
+from binaryvit.training.build import input_settings, pretrained_model
 
 PRETRAINED = "timm:"
 

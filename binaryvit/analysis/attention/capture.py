@@ -19,7 +19,7 @@ from binaryvit.analysis.device import device_of
 from binaryvit.analysis.levels import is_off
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers import attention_levels
-from binaryvit.training.build import image_size
+from binaryvit.models.shapes import image_size
 
 # Both are called with probabilities: before binarization, and as the product with the values uses them.
 _BEFORE, _USED = "binarize_attn", "attn_drop"

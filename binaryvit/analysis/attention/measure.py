@@ -21,7 +21,8 @@ from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun
 from binaryvit.errors import BinaryViTError
-from binaryvit.training.build import image_size, input_settings
+from binaryvit.models.shapes import image_size
+from binaryvit.training.build import input_settings
 
 _VERSION = 3  # of the measuring code in this file
 

@@ -71,13 +71,13 @@ def normalize(inputs: Sequence[Tensor], norms: Sequence[SynchronizedBatchNorm]) 
         variance = (squares / count - mean.square()).clamp(min=0)
         factor = norm.weight * (variance + norm.eps).rsqrt()
         outputs.append(torch.addcmul(norm.bias - mean * factor, x, factor).movedim(-1, 1))
-        _track(norm, mean.detach(), variance.detach(), count)
+        track(norm, mean.detach(), variance.detach(), count)
     return outputs
 
 
 @torch.no_grad()
-def _track(norm: SynchronizedBatchNorm, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-    """Moves the running statistics towards the batch's, as BatchNorm does."""
+def track(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
+    """Moves the running statistics towards the mean and biased variance of `count` tokens, as BatchNorm does."""
     norm.num_batches_tracked.add_(1)
     norm.running_mean.lerp_(mean, norm.momentum)
     norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
