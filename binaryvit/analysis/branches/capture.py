@@ -1,22 +1,25 @@
-"""What carries the accuracy: the norms of a model's branches against their shortcuts, and the model without them.
+"""The norms of a model's branches against their shortcuts, and the model without them.
 
-A binary vision transformer adds real-valued shortcuts and poolings to what its binary products compute. Its additions,
-by kind, and the module that adds:
+A binary vision transformer adds real-valued shortcuts and poolings to its binary products. The kinds of additions, and
+the module that adds:
 
-    unit       BinaryUnit: the normalized products of a binary linear layer, to its input (brought to the width)
-    context    BinaryAttention: the normalized context attn @ v, to q + k + v
-    merge      BinaryPatchMerging: the normalized products of the binary convolution, to the 2x2 average
-    attention  BinaryBlock: the attention branch after its Affine, to the block's input x
-    FFN        BinaryBlock: the feed-forward branch after its Affine, to the x between the block's halves
-    pooling    BinaryBlock: the pooling branches, to that same x
+    attention linears   BinaryUnit in attention: the normalized products of a binary linear layer, to its input
+    FFN linears         BinaryUnit elsewhere: the same
+    attention products  BinaryAttention: the normalized context attn @ v, to q + k + v
+    merges              BinaryPatchMerging: the normalized products of the binary convolution, to the 2x2 average
+    attention branch    BinaryBlock: the attention branch after its Affine, to the block's input x
+    FFN branch          BinaryBlock: the feed-forward branch after its Affine, to the x between the block's halves
+    pooling branches    BinaryBlock: the pooling branches, to that same x
 
-Everything here is done with hooks on submodules. It works on any model made of these modules and leaves no trace.
+Hooks on submodules do everything here, so it works on any model made of these modules and leaves no trace.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -34,52 +37,36 @@ from binaryvit.models.layers import (
     PoolingBranches,
 )
 
-_ADDS_TO_PRODUCTS = (BinaryUnit, BinaryAttention, BinaryPatchMerging)  # act(norm(products) + shortcut)
-
-
-# --- norms ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Sums:
-    """Sums of squares in float64, and the number of elements, of one addition's branch and shortcut."""
-
-    branch: float = 0.0
-    shortcut: float = 0.0
-    elements: int = 0
-
-    def add(self, branch: Tensor, shortcut: Tensor) -> None:
-        self.branch += branch.double().square().sum().item()
-        self.shortcut += shortcut.double().square().sum().item()
-        self.elements += branch.numel()
+# What computes act(norm(products) + shortcut), by the kind of its products.
+_ADDS_TO_PRODUCTS = {BinaryUnit: "FFN linears", BinaryAttention: "attention products", BinaryPatchMerging: "merges"}
 
 
 @torch.no_grad()
 def branch_norms(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> pd.DataFrame:
     """Norms of the branch and of its shortcut at each addition of a model, over all tokens of all images.
 
-    The norm is the root of the mean square of all elements, so that layers of different size can be compared. Sums are
-    kept in float64; memory does not grow with the images.
+    The norm is the root of the mean square of all elements, so that layers of different size can be compared.
 
     Args:
         model: in evaluation mode.
         batches: tuples whose first entry is images (batch, 3, height, width).
 
     Returns:
-        One row per addition, in the order they are computed: layer (module path of what adds), kind (see above),
-        elements, branch and shortcut (their norms), ratio (branch / shortcut).
+        One row per addition, in the order of computing: layer (module path of what adds), kind (see above), elements,
+        branch and shortcut (their norms), ratio (branch / shortcut).
 
     Raises:
         BinaryViTError: the model has no such addition, or there are no images.
     """
-    sums: dict[tuple[str, str], _Sums] = {}  # filled as the additions happen, so in their order
+    sums: dict[tuple[str, str], np.ndarray] = {}  # elements, and the sums of squares of branch and shortcut
 
     def add(layer: str, kind: str, branch: Tensor, shortcut: Tensor) -> None:
-        sums.setdefault((layer, kind), _Sums()).add(branch, shortcut)
+        squares = (x.double().square().sum().item() for x in (branch, shortcut))
+        sums[layer, kind] = sums.get((layer, kind), 0) + np.array([branch.numel(), *squares])
 
     with ExitStack() as stack:
         for layer, module in model.named_modules():
-            for handle in _observe(module, lambda *seen, layer=layer: add(layer, *seen)):
+            for handle in _observe(layer, module, partial(add, layer)):
                 stack.callback(handle.remove)
         for images, *_ in batches:
             model(images.to(device_of(model)))
@@ -87,32 +74,21 @@ def branch_norms(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> pd.
         raise BinaryViTError(
             f"There are no branches to measure in {type(model).__name__}: give a model with binary blocks, and images."
         )
-    rows = [
-        {
-            "layer": layer,
-            "kind": kind,
-            "elements": seen.elements,
-            "branch": (seen.branch / seen.elements) ** 0.5,
-            "shortcut": (seen.shortcut / seen.elements) ** 0.5,
-        }
-        for (layer, kind), seen in sums.items()
-    ]
-    table = pd.DataFrame(rows)
-    return table.assign(ratio=table["branch"] / table["shortcut"])
+    places = pd.DataFrame(sums.keys(), columns=["layer", "kind"])
+    elements, branch, shortcut = np.array([*sums.values()]).T
+    norms = {"branch": (branch / elements) ** 0.5, "shortcut": (shortcut / elements) ** 0.5}
+    return places.assign(elements=elements.astype(int), **norms, ratio=norms["branch"] / norms["shortcut"])
 
 
-def _observe(module: nn.Module, add: Callable[[str, Tensor, Tensor], None]) -> list[RemovableHandle]:
+def _observe(layer: str, module: nn.Module, add: Callable[[str, Tensor, Tensor], None]) -> list[RemovableHandle]:
     """Hooks that call `add(kind, branch, shortcut)` at the module's own additions."""
-    if isinstance(module, BinaryUnit):
-        return _observe_products(module, "unit", add)
-    if isinstance(module, BinaryAttention):
-        return _observe_products(module, "context", add)
-    if isinstance(module, BinaryPatchMerging):
-        return _observe_products(module, "merge", add)
+    if kind := _ADDS_TO_PRODUCTS.get(type(module)):
+        in_attention = isinstance(module, BinaryUnit) and ".attn." in layer
+        return _observe_products(module, "attention linears" if in_attention else kind, add)
     if isinstance(module, BinaryBlock):
-        handles = _observe_residual(module.norm1, module.affine1, "attention", add)
-        handles += _observe_residual(module.norm2, module.affine2, "FFN", add)
-        return handles + (_observe_residual(module.norm2, module.pool, "pooling", add) if module.pool else [])
+        handles = _observe_residual(module.norm1, module.affine1, "attention branch", add)
+        handles += _observe_residual(module.norm2, module.affine2, "FFN branch", add)
+        return handles + (_observe_residual(module.norm2, module.pool, "pooling branches", add) if module.pool else [])
     return []
 
 
@@ -141,9 +117,6 @@ def _observe_residual(norm: nn.Module, end: nn.Module, kind: str, add: Callable)
 
 def _keep_output(module: nn.Module, outputs: list[Tensor]) -> RemovableHandle:
     return module.register_forward_hook(lambda _, inputs, output: outputs.append(output))
-
-
-# --- groups of branches, and the model without them -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -199,7 +172,7 @@ _BINARY = {
 }
 _REAL = {
     "pooling branches": _Group(lambda module, _: isinstance(module, PoolingBranches), _zero_output),
-    "inner shortcuts": _Group(lambda module, _: isinstance(module, _ADDS_TO_PRODUCTS), _zero_inner_shortcut),
+    "inner shortcuts": _Group(lambda module, _: type(module) in _ADDS_TO_PRODUCTS, _zero_inner_shortcut),
     "residual shortcuts": _Group(lambda module, _: isinstance(module, BinaryBlock), _zero_residuals),
 }
 _GROUPS = _BINARY | _REAL
@@ -231,29 +204,26 @@ def group_members(model: nn.Module, group: str, within: str = "") -> dict[str, n
 def zeroed(model: nn.Module, groups: Sequence[str], within: str = "") -> Iterator[None]:
     """Within this context the model computes without groups of branches; afterwards it is as it was.
 
-    The binary groups (BINARY_GROUPS) are products of one-bit operands (of more where the model has more), zeroed before
-    the batch norm after them, which turns zeros into a constant per channel:
+    BINARY_GROUPS are products of one-bit operands (of more where the model has more). They are zeroed before the batch
+    norm after them, which turns zeros into a constant per channel:
 
         attention products  the context attn @ v of every attention; its shortcut q + k + v stays
         attention linears   the linear layers q, k, v, reduce and proj of every attention
         FFN linears         both linear layers of every feed-forward network
-        merges              the binary convolutions of the patch merging that leads into a stage
+        merges              the binary convolutions of the patch merging before a stage
 
-    The real-valued groups (REAL_GROUPS) are what else is added:
+    REAL_GROUPS are what else is added:
 
-        pooling branches    the sum of the four poolings and their affines, parallel to every feed-forward network
-        inner shortcuts     what is added to the normalized products of all four binary groups: to the linear layers
-                            their input, to the context q + k + v, to the merging convolutions the average
+        pooling branches    the four poolings and their affines, parallel to every feed-forward network
+        inner shortcuts     what is added to the normalized products of all four binary groups
         residual shortcuts  the x of both additions x + Affine(...) of every block
 
-    Without all binary groups only stem, shortcuts, poolings, norms, RPReLUs, merging averages and the classifier
-    compute. Without the residual shortcuts and a block's two main branches nothing of the image passes it.
+    Without the residual shortcuts and a block's two main branches nothing of the image passes the block.
 
     Args:
         model: in evaluation mode.
-        groups: which, of GROUPS.
-        within: module path of the part of the model where this is done ("stages.1", "stages.0.blocks.2"); all of it
-            when empty.
+        groups: some of GROUPS.
+        within: module path of the part they are zeroed in ("stages.1", "stages.0.blocks.2"); empty: the whole model.
 
     Raises:
         BinaryViTError: no group is given, one does not exist, or the model's part has none of its branches.

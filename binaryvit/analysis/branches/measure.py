@@ -35,12 +35,6 @@ REMOVALS: dict[str, tuple[str, ...]] = {
 }
 WHOLE_MODEL = "whole model"
 
-# What figures call the kinds of additions: the groups whose branch is added there, and the branches of a block.
-_KINDS = {
-    "unit": "FFN linears", "context": "attention products", "merge": "merges", "attention": "attention branch",
-    "FFN": "FFN branch", "pooling": "pooling branches",
-}  # fmt: skip
-
 
 def drawings(opened: OpenStudy, images: int = IMAGES, statistics_images: int = STATISTICS_IMAGES) -> list[Drawing]:
     """All figures on branches; the parameters are those of the functions that make them."""
@@ -163,9 +157,8 @@ def branch_ratios(opened: OpenStudy, images: int = IMAGES) -> pd.DataFrame:
         model = on_best_device(run.model())
         table = branch_norms(model, evaluation_batches(opened, run, images))
         off = [path for path, level in attention_levels(model).items() if is_off(level)]
-        table.loc[(table["kind"] == "context") & table["layer"].isin(off), "ratio"] = float("nan")
-        table.loc[(table["kind"] == "unit") & table["layer"].str.contains(r"\.attn\."), "kind"] = "attention linears"
-        return table.replace({"kind": _KINDS})
+        table.loc[(table["kind"] == "attention products") & table["layer"].isin(off), "ratio"] = float("nan")
+        return table
 
     runs = _runs_with_branches(opened)
     return labelled(measured(opened, "branch_norms", _VERSION, {"images": images}, runs, measure), runs)

@@ -2,8 +2,6 @@
 
 import pandas as pd
 
-from binaryvit.analysis.deployment.measure import Equality
-
 
 def bytes_finding(table: pd.DataFrame) -> str:
     """Of `measure.file_bytes`: file and cost table."""
@@ -15,14 +13,10 @@ def bytes_finding(table: pd.DataFrame) -> str:
     )
 
 
-def equality_finding(result: Equality) -> str:
-    """Of `measure.equality`: how many logits are the same."""
-    if result.identical == result.images:
-        return f"The logits of all {result.images:,} images are the model's, bit for bit."
-    return (
-        f"The logits of {result.identical:,} of {result.images:,} images are the model's bit for bit; the largest "
-        f"difference is {result.difference:.2g}, and {result.same_class:,} images keep their class."
-    )
+def equality_finding(identical: int, images: int) -> str:
+    """Of `measure.identical_logits`."""
+    share = f"all {images:,}" if identical == images else f"{identical:,} of {images:,}"
+    return f"The logits of {share} images are the model's, bit for bit."
 
 
 def latency_finding(table: pd.DataFrame, threads: int, processor: str, instructions: str) -> str:

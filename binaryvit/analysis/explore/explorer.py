@@ -1,17 +1,15 @@
 """Looking around in stored runs: one run, image, block, head and channel at a time, with widgets or as static pictures.
 
-A change of the selection takes a fraction of a second: the models' forward passes are kept, by run and image.
+Forward passes are kept by run and image, so a change of the selection takes a fraction of a second.
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from html import escape
 
 import ipywidgets
 from IPython.display import Image, Markdown
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from binaryvit.analysis.attention.capture import AttentionCapture, AttentionMaps, select
@@ -32,13 +30,11 @@ class Selection:
     """What is looked at.
 
     Attributes:
-        run: id of the run.
-        image: name of the image.
+        run, image: id of the run, and name of the image.
         other: id of a run to show below it, in the block, head, layer and channel nearest to these; empty: none.
         down, right: place of the patch that attends, shares in [0, 1) of the image's sides.
         block, head: whose attention.
-        layer: the place in the block where a sign is taken; empty in a model that takes none.
-        channel: of the layer.
+        layer, channel: where in the block a sign is taken; the layer is empty in a model that takes none.
     """
 
     run: str
@@ -53,29 +49,16 @@ class Selection:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """What is seen: a figure, and what it shows in a sentence."""
-
-    draw: Callable[[], Figure]
-    finding: str
-
-    def show(self) -> tuple[Image, Markdown]:
-        """Picture and finding, as a notebook displays them."""
-        return show_figure(self.draw()), Markdown(self.finding)
-
-
-@dataclass(frozen=True, eq=False)
 class _Seen:
-    """One forward pass: attention of all blocks, its rollout from the output to the image's places (None where it can't
-    follow), and by module path what signs are taken of, (tokens, channels)."""
+    """One forward pass."""
 
-    maps: list[AttentionMaps]
-    rollout: Tensor | None
-    before_sign: dict[str, Tensor]
+    maps: list[AttentionMaps]  # of all blocks
+    rollout: Tensor | None  # from the output to the image's places; None where it cannot follow
+    before_sign: dict[str, Tensor]  # what signs are taken of (tokens, channels), by module path
 
 
 class Explorer:
-    """The finished runs of a study and images that may be shared, to be looked into.
+    """The finished runs of a study, and images that may be shared.
 
     Args:
         opened: whose runs.
@@ -97,7 +80,7 @@ class Explorer:
         return self.fit(Selection(run.id, self.images[0]))
 
     def fit(self, selection: Selection) -> Selection:
-        """The selection with block, head, layer and channel brought into what its run has."""
+        """The selection, with the nearest block, head, layer and channel that its run has."""
         block = min(selection.block, self.blocks(selection) - 1)
         head = min(selection.head, self.heads(replace(selection, block=block)) - 1)
         selection = replace(selection, block=block, head=head)
@@ -123,25 +106,24 @@ class Explorer:
         """How many channels the selected layer has; 0 without a layer."""
         return self._values(selection).shape[-1] if selection.layer else 0
 
-    def view(self, selection: Selection) -> View:
-        """The picture of a selection: one model, or two below each other.
+    def view(self, selection: Selection) -> tuple[Image, Markdown]:
+        """Picture and finding of a selection, of one model or of two below each other, as a notebook displays them.
 
-        Raises BinaryViTError when the study has no such run, the model no such block, head, layer or channel, there is
-        no such image, or the place is outside of it.
+        What its run does not have is replaced as in `fit`. Raises BinaryViTError when the study has no such run, there
+        is no such image, or the place is outside of it.
         """
         place = (selection.down, selection.right)
         if not all(0 <= share < 1 for share in place):
             raise BinaryViTError(
                 f"The place {place} is not in the image: down and right go from 0 up to, not including, 1."
             )
-        shown = [self._look(selection)]
-        if selection.other:
-            shown.append(self._look(self.fit(replace(selection, run=selection.other))))
+        runs = [selection.run, selection.other] if selection.other else [selection.run]
+        shown = [self._look(self.fit(replace(selection, run=run))) for run in runs]
         panels, sentences = zip(*shown, strict=True)
-        return View(lambda: head_and_channel(panels, place), " ".join(sentences))
+        return show_figure(head_and_channel(panels, place)), Markdown(" ".join(sentences))
 
     def _look(self, selection: Selection) -> tuple[Panels, str]:
-        """What the selected run shows, and in a sentence."""
+        """Panels and a sentence on the selected run."""
         seen = self._see(selection)
         maps, head = select(seen.maps, selection.block, selection.head)
         images = self._inputs(selection.run)
@@ -158,7 +140,7 @@ class Explorer:
         title = f"{label}: block {selection.block}, head {head}"
         layer = channel = None
         if selection.layer:
-            layer, channel = self._values(selection), self._channel(selection)
+            layer, channel = self._values(selection), self._values(selection)[:, selection.channel]
             positive, inside = (channel >= 0).float().mean(), (channel.abs() < 1).float().mean()
             sentence += (
                 f"; in channel {selection.channel} of {selection.layer}, {positive:.0%} of the tokens become +1, and "
@@ -170,9 +152,9 @@ class Explorer:
         arrays = [None if values is None else values.numpy() for values in arrays]
         return Panels(title, pixels, *arrays), f"{sentence}."
 
-    def views(self) -> list[View]:
-        """The first image in every run, its first block, head, layer and channel."""
-        return [self.view(self.fit(Selection(run, self.images[0]))) for run in self._runs]
+    def views(self) -> list[tuple[Image, Markdown]]:
+        """The first image in every run's first block, head, layer and channel."""
+        return [self.view(Selection(run, self.images[0])) for run in self._runs]
 
     def _see(self, selection: Selection) -> _Seen:
         for name, known in ((selection.run, [*self._runs]), (selection.image, [*self.images])):
@@ -192,24 +174,11 @@ class Explorer:
         return _Seen(maps, _rollout(capture.model, maps), before_sign)
 
     def _block(self, selection: Selection) -> str:
-        """Module path of the selected block, with the dot behind it."""
+        """Module path of the selected block, with a dot at its end."""
         return select(self._see(selection).maps, selection.block, 0)[0].layer.removesuffix("attn")
 
     def _values(self, selection: Selection) -> Tensor:
-        name = self._block(selection) + selection.layer
-        if name not in self._see(selection).before_sign:
-            layers = self.layers(selection)
-            raise BinaryViTError(f"No sign is taken at {selection.layer!r}{suggestion(selection.layer, layers)}")
-        return self._see(selection).before_sign[name]
-
-    def _channel(self, selection: Selection) -> Tensor:
-        values = self._values(selection)
-        if not 0 <= selection.channel < values.shape[-1]:
-            raise BinaryViTError(
-                f"There is no channel {selection.channel} in {selection.layer}: it has {values.shape[-1]}, "
-                f"0 to {values.shape[-1] - 1}."
-            )
-        return values[:, selection.channel]
+        return self._see(selection).before_sign[self._block(selection) + selection.layer]
 
 
 def _rollout(model: nn.Module, maps: list[AttentionMaps]) -> Tensor | None:
@@ -224,7 +193,7 @@ def _rollout(model: nn.Module, maps: list[AttentionMaps]) -> Tensor | None:
 
 
 def widgets_run_here() -> bool:
-    """Whether a Jupyter server runs this kernel for a notebook, so that somebody can move widgets."""
+    """Whether a Jupyter server runs this kernel, so that somebody can move widgets."""
     return "JPY_SESSION_NAME" in os.environ
 
 
@@ -250,7 +219,7 @@ def controls(explorer: Explorer) -> ipywidgets.VBox:
     state = {"selection": first, "busy": False}
 
     def show(selection: Selection) -> None:
-        """Brings fields, picture and finding to a selection, without listening to the fields meanwhile."""
+        """Sets fields, picture and finding to a selection, without listening to the fields."""
         state["busy"] = True
         try:
             selection = explorer.fit(selection)
@@ -262,7 +231,7 @@ def controls(explorer: Explorer) -> ipywidgets.VBox:
             for name, field in fields.items():
                 field.value = getattr(selection, name)
             fields["layer"].disabled = fields["channel"].disabled = not selection.layer
-            image, text = explorer.view(selection).show()
+            image, text = explorer.view(selection)
             picture.value, finding.value = image.data, escape(text.data, quote=False)
         finally:
             state["busy"] = False

@@ -23,36 +23,26 @@ _NOT_ATTENDED = LinearSegmentedColormap.from_list("veil", [(1, 1, 1, 0.85), (1, 
 
 @dataclass(frozen=True, eq=False)
 class Panels:
-    """What one model shows of one head and one channel.
-
-    Attributes:
-        title: the model, the head and the channel.
-        pixels: the image, uint8 (height, width, 3).
-        ratio: (row, column), probability of each key times the number of keys.
-        attended: (row, column), 1 where the key is attended, else 0; None in a model without a threshold.
-        rollout: (row, column), how often over the even share the output attends to a place; None where it can't follow.
-        channel: what the sign is taken of in one channel, at all tokens; None where no sign is taken.
-        layer: the same in all channels of the layer.
-    """
+    """One head and one channel of one model; maps are (row, column)."""
 
     title: str
-    pixels: np.ndarray
-    ratio: np.ndarray
-    attended: np.ndarray | None
-    rollout: np.ndarray | None
-    channel: np.ndarray | None
-    layer: np.ndarray | None
+    pixels: np.ndarray  # the image, uint8 (height, width, 3)
+    ratio: np.ndarray  # probability of each key times the number of keys
+    attended: np.ndarray | None  # whether the key is attended; None in a model without a threshold
+    rollout: np.ndarray | None  # the output's attention to a place over the even share; None where it cannot follow
+    channel: np.ndarray | None  # what the sign is taken of in one channel, at all tokens; None where no sign is taken
+    layer: np.ndarray | None  # the same in all channels of the layer
 
 
 @styled
 def head_and_channel(models: Sequence[Panels], place: tuple[float, float]) -> Figure:
-    """A row a model: the image with the patch that attends, its attention before and after the threshold, the rollout
-    from the output, and the values that become +1 or -1.
+    """A row for each model: the image with the patch that attends, its attention before and after the threshold, the
+    rollout from the output, and the values before the sign.
 
     `place`: of the patch, (down, right) as shares of the image's sides.
     """
     figure = Figure(figsize=(WIDTH, _ROW * len(models)))
-    figure.set_layout_engine("none")  # places in inches are found at once; a layout takes longer than all else
+    figure.set_layout_engine("none")  # it would take longer than all else
     for row, panels in enumerate(models):
         bottom = _ROW * (len(models) - 1 - row)
         figure.text(0.01, (bottom + _ROW - 0.1) / (_ROW * len(models)), panels.title, va="top", weight="bold")

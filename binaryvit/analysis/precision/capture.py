@@ -27,10 +27,9 @@ class StreamingAgreement:
 
         CKA(X, Y) = ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F)
 
-    It is 1 for features that are equal up to rotation, reflection and one scale, and 0 for uncorrelated ones. All three
-    products are sums over samples, kept in float64 with the sums of the columns: exact, and memory grows with p and q
-    alone. The cosine is the mean over samples of x . y / (|x| |y|); it asks for the same channels, so it is NaN where p
-    and q differ.
+    It is 1 for features that are equal up to rotation, reflection and one scale, and 0 for uncorrelated ones. The sums
+    over samples are kept in float64, so memory grows with p and q alone. The cosine is the mean over samples of
+    x . y / (|x| |y|); it needs the same channels and is NaN where p and q differ.
     """
 
     def __init__(self) -> None:
@@ -71,10 +70,7 @@ class StreamingAgreement:
 
 
 def comparable_layers(model: nn.Module) -> list[str]:
-    """Module paths of a model's features from its input to its output, as far as it has them.
-
-    After each embedding or merge, each block's attention, MLP and end, the final norm, and the classifier (logits).
-    """
+    """Paths of a model's embeddings and merges, each block's attention, MLP and end, its final norm and classifier."""
     paths = []
     for path in dict(model.named_modules()):
         if _FEATURES.fullmatch(path):
@@ -125,15 +121,6 @@ def layer_agreement(
                 agreement.add(*(captured.pop(layer) for captured in features))
     if not all(agreement.samples for agreement in agreements.values()):
         raise BinaryViTError("There are no images to compare the models on.")
-    return pd.DataFrame(
-        [
-            {
-                "layer": layer,
-                "channels": agreement.channels,
-                "samples": agreement.samples,
-                "cka": agreement.cka,
-                "cosine": agreement.cosine,
-            }
-            for layer, agreement in agreements.items()
-        ]
-    )
+    columns = ("channels", "samples", "cka", "cosine")
+    rows = {layer: [getattr(agreement, name) for name in columns] for layer, agreement in agreements.items()}
+    return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("layer").reset_index()

@@ -150,18 +150,18 @@ def _precision(row: Row) -> str:
 
 
 def _rows(opened: OpenStudy) -> list[Row]:
-    """The rows of the study's first model that is trained at several precisions, in the order of PRECISIONS."""
-    rows = [row for row in read_rows(opened.study) if not row.is_teacher]
-    if opened.ids is not None:
-        rows = [row for row in rows if any(run.id in opened.ids for run in row.runs)]
-    for first in rows:
-        alike = {row.runs[0].bits: row for row in reversed(rows) if row.variant == first.variant}
-        if len(alike) > 1:
-            return [alike[bits] for bits in PRECISIONS if bits in alike]
-    raise BinaryViTError(
-        f"The study {opened.study.name} trains no model at several precisions: give {opened.study.path} rows of one "
-        "variant with model_args weight_bits and activation_bits."
-    )
+    """The rows of the variant that the study trains at most precisions, in the order of PRECISIONS."""
+    variants: dict[str, dict[tuple[int, int], Row]] = {}
+    for row in read_rows(opened.study):
+        if not row.is_teacher and (opened.ids is None or any(run.id in opened.ids for run in row.runs)):
+            variants.setdefault(row.variant, {}).setdefault(row.runs[0].bits, row)
+    most = max(variants.values(), key=len, default={})
+    if len(most) < 2:
+        raise BinaryViTError(
+            f"The study {opened.study.name} trains no model at several precisions: give {opened.study.path} rows of "
+            "one variant with model_args weight_bits and activation_bits."
+        )
+    return [most[bits] for bits in PRECISIONS if bits in most]
 
 
 def _compared_runs(opened: OpenStudy) -> tuple[list[StoredRun], StoredRun | None]:

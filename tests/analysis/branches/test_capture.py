@@ -63,14 +63,14 @@ class Written:
         self.norms.setdefault((self.paths[module], kind), []).append((branch, shortcut))
         return branch + shortcut
 
-    def products(self, module, group, kind, products, shortcut):
+    def products(self, module, group, products, shortcut):
         branch = module.norm(products * self.keeps(group, module))
         shortcut = shortcut * self.keeps("inner shortcuts", module)
-        return module.act(self.added(module, kind, branch, shortcut))
+        return module.act(self.added(module, group, branch, shortcut))
 
     def unit(self, unit, x, group):
         products = F.linear(unit.binarize(x), unit.linear.effective_weight())
-        return self.products(unit, group, "unit", products, match_channels(x, unit.linear.out_features))
+        return self.products(unit, group, products, match_channels(x, unit.linear.out_features))
 
     def attention(self, attn, x):
         z = x
@@ -86,19 +86,17 @@ class Written:
         if attn.reduction > 1:
             grid = tokens_to_grid(up, attn.grid_size // attn.reduction)
             up = grid_to_tokens(F.interpolate(grid, scale_factor=attn.reduction, mode="nearest"))
-        return self.unit(
-            attn.proj, self.products(attn, "attention products", "context", context, q + up), "attention linears"
-        )
+        return self.unit(attn.proj, self.products(attn, "attention products", context, q + up), "attention linears")
 
     def block(self, block, x):
         keeps = self.keeps("residual shortcuts", block)
-        x = self.added(block, "attention", block.affine1(self.attention(block.attn, block.norm1(x))), x * keeps)
+        x = self.added(block, "attention branch", block.affine1(self.attention(block.attn, block.norm1(x))), x * keeps)
         y = block.norm2(x)
         ffn = self.unit(block.mlp.fc2, self.unit(block.mlp.fc1, y, "FFN linears"), "FFN linears")
-        x_second, x = x, self.added(block, "FFN", block.affine2(ffn), x * keeps)
+        x_second, x = x, self.added(block, "FFN branch", block.affine2(ffn), x * keeps)
         if block.pool is not None:
             pooled = block.pool(y) * self.keeps("pooling branches", block.pool)
-            self.norms.setdefault((self.paths[block], "pooling"), []).append((pooled, x_second))
+            self.norms.setdefault((self.paths[block], "pooling branches"), []).append((pooled, x_second))
             x = x + pooled
         return x
 
@@ -107,7 +105,7 @@ class Written:
         grid = tokens_to_grid(merge.binarize(x), merge.grid_size)
         products = grid_to_tokens(F.conv2d(grid, merge.proj.effective_weight(), stride=2))
         average = grid_to_tokens(F.avg_pool2d(tokens_to_grid(x, merge.grid_size), 2))
-        return self.products(merge, "merges", "merge", products, match_channels(average, products.shape[-1]))
+        return self.products(merge, "merges", products, match_channels(average, products.shape[-1]))
 
     @torch.no_grad()
     def __call__(self, x):
@@ -163,8 +161,9 @@ def test_norms_are_those_of_the_written_models_additions(model):
 def test_norms_come_in_the_order_of_computing():
     table = branch_norms(trained(**PYRAMID), [(torch.randn(2, 3, 16, 16).double(),)])
     kinds = table[table["layer"].str.startswith("stages.0")]["kind"].tolist()
-    assert kinds == ["unit"] * 4 + ["context", "unit", "attention", "unit", "unit", "FFN", "pooling"]
-    assert table["layer"].iloc[11] == "stages.1.embed" and table["kind"].iloc[11] == "merge"
+    linears, branches = ["attention linears"] * 4, ["FFN linears", "FFN linears", "FFN branch", "pooling branches"]
+    assert kinds == [*linears, "attention products", "attention linears", "attention branch", *branches]
+    assert table["layer"].iloc[11] == "stages.1.embed" and table["kind"].iloc[11] == "merges"
 
 
 @pytest.mark.parametrize("group", GROUPS)

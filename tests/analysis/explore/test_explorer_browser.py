@@ -110,19 +110,19 @@ def test_a_moved_widget_changes_picture_and_finding(folder, address):
             page.get_by_text(finding, exact=True).wait_for()
             return bytes(page.locator("img.widget-image").evaluate(BYTES))
 
-        pictures = [shown(views[0].finding)]
+        pictures = [shown(views[0][1].data)]
         slider = page.locator(".widget-slider").filter(has_text="block").get_by_role("slider")
-        for change, view in (
+        for change, (_, text) in (
             (lambda: slider.press("ArrowRight"), views[1]),
             (lambda: page.get_by_label("layer", exact=True).select_option(layer.layer), views[2]),
             (lambda: page.get_by_label("run", exact=True).select_option("DeiT (full precision)"), views[3]),
         ):
             start = time.monotonic()
             change()
-            pictures.append(shown(view.finding))
+            pictures.append(shown(text.data))
             seconds.append(time.monotonic() - start)
 
     print(f"From a change to its picture: {statistics.median(seconds):.2f} s (median of {len(seconds)}).")
-    assert pictures == [view.show()[0].data for view in views]
+    assert pictures == [picture.data for picture, _ in views]
     assert len(set(pictures)) == len(views)
     assert [url for url in asked if not url.startswith((address.split("/lab")[0], "blob:", "data:"))] == []

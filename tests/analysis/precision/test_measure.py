@@ -116,6 +116,14 @@ def test_a_study_of_one_precision_is_refused(tmp_path):
         precision.drawings(OpenStudy(load_study(tmp_path)))
 
 
+def test_of_several_variants_the_one_at_most_precisions_is_compared(tmp_path):
+    full = "recipe: {model_args: {weight_bits: 32, activation_bits: 32}}"
+    others = f"  - reactdeit_micro_patch4_32\n  - {{variant: reactdeit_micro_patch4_32, id: other, {full}}}\n"
+    (tmp_path / "study.yaml").write_text(_FILE.replace("variants:\n", f"variants:\n{others}"))
+    table = precision.precisions(OpenStudy(load_study(tmp_path)))
+    assert table["runs"].tolist() == [ONE, WEIGHTS, REAL]
+
+
 def test_a_second_seed_of_full_precision_says_what_agreement_can_be_expected(tmp_path):
     file = _FILE.replace("    id: real\n", "    id: real\n    seeds: [0, 1]\n")
     study = stored_study(tmp_path / "two", file)
