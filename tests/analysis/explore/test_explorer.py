@@ -51,7 +51,7 @@ def test_values_are_those_the_model_takes_signs_of(study, explorer):
         explorer, selection
     )
     assert finding_of(explorer, selection).startswith("Head 1 of block 2 in ")
-    assert explorer.layers(selection)[0] == "attn.q.binarize" and explorer.channels(selection) == 16
+    assert explorer.layers(selection)[0] == "attn.reduce.binarize" and explorer.channels(selection) == 16
 
 
 def test_a_selection_is_brought_into_what_the_run_has(explorer):
