@@ -39,6 +39,20 @@ class Drawing:
     runs: tuple[str, ...]
     finding: str
 
+    @classmethod
+    def of(
+        cls,
+        opened: OpenStudy,
+        name: str,
+        inputs: dict[str, pd.DataFrame],
+        said: tuple[str, str],
+        draw: Callable[[str], Figure],
+    ) -> "Drawing":
+        """A figure of the runs that its first input names. `said`: its title, which `draw` takes, and its finding."""
+        claim, finding = said
+        runs = next(iter(inputs.values())).get("run", pd.Series(dtype=str))
+        return cls(opened, name, inputs, lambda: draw(claim), tuple(runs.unique()), finding)
+
     @property
     def file_names(self) -> list[str]:
         """The names of its files."""

@@ -59,26 +59,20 @@ ADDED = "MLP + pooling branches"
 # After the blocks: the final batch norm, and what the classifier reads (one token, or the mean of all).
 HEAD_STEPS: dict[str, Point] = {"head: input": ("norm", "output"), "head: pooled": ("head_drop", "input")}
 HEAD = "head"  # stands for a block's path in these rows
+LIMIT = 2**16  # of the values that are told apart in a channel
 
-STEPS = (
-    *ATTENTION_STEPS,
-    "attention: + residual",
-    *MLP_STEPS,
-    ADDED,
-    "block: output",
-    *HEAD_STEPS,
-)
+STEPS = (*ATTENTION_STEPS, "attention: + residual", *MLP_STEPS, ADDED, "block: output", *HEAD_STEPS)
 
 
 class DistinctValues:
     """The distinct float32 values of some channels, over any number of batches.
 
     `channels` of the values' last dimension are taken, evenly spaced (all where there are no more). Of each, up to
-    `limit` values are kept, so the memory is bounded; a channel's count is exact below the limit, and the limit itself
-    means as many or more. `observations` is the number of values seen per channel.
+    `limit` values are kept, so the memory is bounded; a count of `limit` means as many or more. `observations` is the
+    number of values seen per channel.
     """
 
-    def __init__(self, channels: int, limit: int):
+    def __init__(self, channels: int, limit: int = LIMIT):
         self.observations = 0
         self._channels = channels
         self._limit = limit
@@ -103,16 +97,13 @@ class DistinctValues:
         return np.array([len(values) for values in self._values])
 
 
-def distinct_values(
-    model: BinaryVisionTransformer, batches: Iterable[Tensor], channels: int = 8, limit: int = 2**16
-) -> pd.DataFrame:
+def distinct_values(model: BinaryVisionTransformer, batches: Iterable[Tensor], channels: int = 8) -> pd.DataFrame:
     """Counts the values that each step takes on `batches` of images (B, in_chans, H, W).
 
     Args:
         model: a binary vision transformer. What is counted is its `exact_copy`.
         batches: images, moved to the model's device and dtype.
         channels: how many channels are counted at each step, evenly spaced.
-        limit: counts beyond it are not made; see `DistinctValues`.
 
     Returns:
         A row per block and step, in the order of computation. Columns block (its path; "head" after the last), step
@@ -123,7 +114,7 @@ def distinct_values(
         BinaryViTError: the model has no binary blocks, or there is no image.
     """
     model = exact_copy(model)
-    counts, watchers = _watched(model, ATTENTION_STEPS | MLP_STEPS | RESIDUAL_STEPS, HEAD_STEPS, channels, limit)
+    counts, watchers = _watched(model, ATTENTION_STEPS | MLP_STEPS | RESIDUAL_STEPS, channels)
     like = next(model.parameters())
     with evaluating(model), watching(model, watchers):
         for images in batches:
@@ -132,7 +123,7 @@ def distinct_values(
 
 
 def distinct_values_from_one_bit(
-    model: BinaryVisionTransformer, batches: Iterable[Tensor], channels: int = 8, limit: int = 2**16
+    model: BinaryVisionTransformer, batches: Iterable[Tensor], channels: int = 8
 ) -> pd.DataFrame:
     """What the steps make of one bit: as `distinct_values`, each half of a block computed by itself from signs.
 
@@ -141,9 +132,7 @@ def distinct_values_from_one_bit(
     each value counted after it was made by that half alone; nothing is added to a residual.
     """
     model = exact_copy(model)
-    counts, watchers = _watched(
-        model, ATTENTION_STEPS | MLP_STEPS | {ADDED: ("", "output")}, HEAD_STEPS, channels, limit
-    )
+    counts, watchers = _watched(model, ATTENTION_STEPS | MLP_STEPS | {ADDED: ("", "output")}, channels)
     blocks = _blocks(model)
     normalized: dict[str, Tensor] = {}
     norms = [f"{path}.{norm}" for path in blocks for norm in ("norm1", "norm2")] + ["norm"]
@@ -177,7 +166,7 @@ def _blocks(model: nn.Module) -> dict[str, BinaryBlock]:
 
 
 def _watched(
-    model: nn.Module, block_steps: Mapping[str, Point], head_steps: Mapping[str, Point], channels: int, limit: int
+    model: nn.Module, block_steps: Mapping[str, Point], channels: int
 ) -> tuple[dict[tuple[str, str], DistinctValues], dict[Point, Callable[[Tensor], None]]]:
     """The counts by block and step, and which point of the model feeds which."""
     counts, watchers = {}, {}
@@ -185,10 +174,10 @@ def _watched(
         for step in sorted(block_steps, key=STEPS.index):
             inner, side = block_steps[step]
             if step != "pooling branches" or block.pool is not None:
-                counts[path, step] = DistinctValues(channels, limit)
+                counts[path, step] = DistinctValues(channels)
                 watchers[".".join(filter(None, [path, inner])), side] = counts[path, step].update
-    for step, point in head_steps.items():
-        counts[HEAD, step] = DistinctValues(channels, limit)
+    for step, point in HEAD_STEPS.items():
+        counts[HEAD, step] = DistinctValues(channels)
         watchers[point] = counts[HEAD, step].update
     return counts, watchers
 
@@ -199,18 +188,9 @@ def _frame(model: nn.Module, counts: Mapping[tuple[str, str], DistinctValues]) -
         if not count.observations:
             raise BinaryViTError("There is no image to count on; give at least one batch.")
         values = count.counts()
-        rows.append(
-            {
-                "block": path,
-                "step": step,
-                "channels": len(values),
-                "observations": count.observations,
-                "bound": _bound(model, path, step),
-                "minimum": values.min(),
-                "median": np.median(values),
-                "maximum": values.max(),
-            }
-        )
+        row = {"block": path, "step": step, "channels": len(values), "observations": count.observations}
+        row |= {"bound": _bound(model, path, step), "minimum": values.min(), "median": np.median(values)}
+        rows.append(row | {"maximum": values.max()})
     return pd.DataFrame(rows)
 
 

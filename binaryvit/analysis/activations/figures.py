@@ -113,11 +113,9 @@ def distinct_values(values: pd.DataFrame, claim: str) -> Figure:
     """
     figure = Figure(figsize=(DOUBLE_COLUMN, 4.3))
     axes = figure.subplots()
-    _steps(axes, values.assign(share=100 * values["median"] / values["observations"]), "share")
-    axes.set_xlabel(
-        "distinct values of a channel, over all tokens and images (% of the values looked at)\n"
-        f"fed: {values['counted_on'].iloc[0]}"
-    )
+    values = values.assign(share=100 * values["median"] / values["observations"])
+    _steps(axes, values, "share", f"fed: {values['counted_on'].iloc[0]}")
+    axes.set_xlabel("distinct values of a channel, over all tokens and images (% of the values looked at)")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlim(right=250)
     reference(axes, 100, "all different")
@@ -133,15 +131,14 @@ def distinct_values_from_one_bit(values: pd.DataFrame, claim: str) -> Figure:
     """
     figure = Figure(figsize=(DOUBLE_COLUMN, 4.4))
     inside, read = figure.subplots(1, 2, width_ratios=(2, 1.4))
-    _steps(inside, values, "median")
+    fed = (
+        "fed: the sign of what enters each half of a block (left) and the pooling of tokens (right),\n"
+        f"for {values['counted_on'].iloc[0]}"
+    )
+    _steps(inside, values, "median", fed)
     inside.set_xlabel("distinct values of a channel")
     inside.xaxis.set_major_formatter("{x:,.0f}")
     _read_by_classifier(read, values[values["step"] == "head: pooled"])
-    figure.supxlabel(
-        "fed: the sign of the normalized input to each half of a block (left) and to the pooling of tokens (right),\n"
-        f"of {values['counted_on'].iloc[0]}",
-        fontsize=8,
-    )
     headline(figure, claim)
     return figure
 
@@ -157,9 +154,7 @@ def _read_by_classifier(axes: Axes, pooled: pd.DataFrame) -> None:
     axes.set(xlim=(0, 1.2 * pooled["median"].max()), ylim=(len(models) - 0.5, -0.5))
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel(
-        "values the classifier reads, fed\nthe sign of the last block's tokens\n(mean of N tokens: ≤ N + 1)"
-    )
+    axes.set_xlabel("values the classifier reads\n(mean of N tokens: ≤ N + 1)")
 
 
 def _strips_of_kinds(table: pd.DataFrame, value: str, claim: str) -> tuple[Figure, Axes]:
@@ -173,7 +168,7 @@ def _strips_of_kinds(table: pd.DataFrame, value: str, claim: str) -> tuple[Figur
     return figure, axes
 
 
-def _steps(axes: Axes, values: pd.DataFrame, value: str) -> None:
+def _steps(axes: Axes, values: pd.DataFrame, value: str, fed: str) -> None:
     """One row per step inside a block, one strip per shape of model."""
     pyramid = values["block"].str.startswith("stages.1.").groupby(values["run"]).transform("any")
     table = values.assign(row=values["step"], series=np.where(pyramid, "pyramid", "columnar"))
@@ -183,7 +178,7 @@ def _steps(axes: Axes, values: pd.DataFrame, value: str) -> None:
     strips(axes, table, value, [step for step in present if not step.startswith("head")], looks)
     axes.set_xscale("log")
     names = [(f"{shape} (n = {models[shape]})", look) for shape, look in looks.items()]
-    title = "marker: median of blocks and models, bar: their range"
+    title = f"{fed}\nmarker: median of blocks and models, bar: their range"
     axes.figure.legend(handles=handles(names), loc="outside lower center", ncols=2, title=title)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import pandas as pd
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from binaryvit.analysis.activations import distinct_values, figures, findings, signs, weight_changes
@@ -49,28 +48,31 @@ def histograms(opened: OpenStudy, images: int = IMAGES) -> Drawing:
     that is not positive.
     """
     table = _measure_signs(opened, images)["pre_sign_histograms"]
-    said = findings.of_histograms(table)
-    return _drawing(opened, "pre_sign_histograms", "histograms", table, said, figures.pre_sign_histograms)
+    inputs, said = {"histograms": table}, findings.of_histograms(table)
+    return Drawing.of(
+        opened, "pre_sign_histograms", inputs, said, lambda claim: figures.pre_sign_histograms(table, claim)
+    )
 
 
 def sign_statistics(opened: OpenStudy, images: int = IMAGES) -> Drawing:
     """How much the signs of each kind of layer say; see `histograms`."""
     table = _measure_signs(opened, images)["signs"]
-    return _drawing(opened, "sign_statistics", "signs", table, findings.of_signs(table), figures.sign_statistics)
+    inputs, said = {"signs": table}, findings.of_signs(table)
+    return Drawing.of(opened, "sign_statistics", inputs, said, lambda claim: figures.sign_statistics(table, claim))
 
 
 def flipped_signs(opened: OpenStudy) -> Drawing:
     """How many weights end with another sign than their seed gave them, from the runs' folders: no data."""
     table = _each(opened, lambda run: weight_changes.changed_weights(run.model(), weight_changes.initial_model(run)))
-    return _drawing(opened, "flipped_signs", "layers", table, findings.of_flipped_signs(table), figures.flipped_signs)
+    inputs, said = {"layers": table}, findings.of_flipped_signs(table)
+    return Drawing.of(opened, "flipped_signs", inputs, said, lambda claim: figures.flipped_signs(table, claim))
 
 
 def latent_weights(opened: OpenStudy) -> Drawing:
     """Where the latent weights lie before and after training, from the runs' folders: no data."""
     table = _each(opened, weight_changes.latent_distribution)
-    return _drawing(
-        opened, "latent_weights", "latent", table, findings.of_latent_weights(table), figures.latent_weights
-    )
+    inputs, said = {"latent": table}, findings.of_latent_weights(table)
+    return Drawing.of(opened, "latent_weights", inputs, said, lambda claim: figures.latent_weights(table, claim))
 
 
 def values(opened: OpenStudy, images: int = COUNTED_IMAGES, channels: int = COUNTED_CHANNELS) -> Drawing:
@@ -78,30 +80,18 @@ def values(opened: OpenStudy, images: int = COUNTED_IMAGES, channels: int = COUN
 
     `channels` of each layer are counted.
     """
-    table = _measure_values(opened, images, channels, "distinct_values", distinct_values.distinct_values)
+    name, count = "distinct_values", distinct_values.distinct_values
+    table = _measure_values(opened, images, channels, name, count)
     said = findings.of_distinct_values(table)
-    return _drawing(opened, "distinct_values", "values", table, said, figures.distinct_values)
+    return Drawing.of(opened, name, {"values": table}, said, lambda claim: figures.distinct_values(table, claim))
 
 
 def values_from_one_bit(opened: OpenStudy, images: int = COUNTED_IMAGES, channels: int = COUNTED_CHANNELS) -> Drawing:
     """The same count without the real-valued stream; see `values`."""
-    name = "distinct_values_from_one_bit"
-    table = _measure_values(opened, images, channels, name, distinct_values.distinct_values_from_one_bit)
-    return _drawing(
-        opened, name, "values", table, findings.of_one_bit(table), figures.distinct_values_from_one_bit
-    )  # fmt: skip
-
-
-def _drawing(
-    opened: OpenStudy,
-    name: str,
-    of: str,
-    table: pd.DataFrame,
-    said: tuple[str, str],
-    draw: Callable[[pd.DataFrame, str], Figure],
-) -> Drawing:
-    claim, finding = said
-    return Drawing(opened, name, {of: table}, lambda: draw(table, claim), tuple(table["run"].unique()), finding)
+    name, count = "distinct_values_from_one_bit", distinct_values.distinct_values_from_one_bit
+    table = _measure_values(opened, images, channels, name, count)
+    said, draw = findings.of_one_bit(table), figures.distinct_values_from_one_bit
+    return Drawing.of(opened, name, {"values": table}, said, lambda claim: draw(table, claim))
 
 
 def _one_bit_runs(opened: OpenStudy) -> list[StoredRun]:

@@ -8,7 +8,6 @@ Layers are called by their module path. The model is only watched: its outputs s
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -28,29 +27,19 @@ Point = tuple[str, Literal["input", "output"]]  # a module's path, and its first
 
 @contextmanager
 def watching(model: nn.Module, watchers: Mapping[Point, Callable[[Tensor], None]]) -> Iterator[None]:
-    """Within the context, each forward pass hands the tensor at each point to its watcher.
+    """Within the context, each forward pass hands the tensor at each point to its watcher, which must not change it.
 
-    The hooks go when the context ends, also by an error. A watcher must not change the tensor.
+    The hooks go when the context ends, also by an error.
     """
     with ExitStack() as hooks:
-        for (path, side), watcher in watchers.items():
+        for (path, side), watch in watchers.items():
             module = model.get_submodule(path)
             if side == "input":
-                handle = module.register_forward_pre_hook(partial(_watch_input, watcher))
+                handle = module.register_forward_pre_hook(lambda _, inputs, watch=watch: watch(inputs[0]))
             else:
-                handle = module.register_forward_hook(partial(_watch_output, watcher))
+                handle = module.register_forward_hook(lambda _, inputs, output, watch=watch: watch(output))
             hooks.enter_context(handle)
         yield
-
-
-def _watch_input(watcher: Callable[[Tensor], None], module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    watcher(inputs[0])
-
-
-def _watch_output(
-    watcher: Callable[[Tensor], None], module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-) -> None:
-    watcher(output)
 
 
 @contextmanager
@@ -98,18 +87,15 @@ def binary_activations(model: nn.Module) -> dict[str, BinaryActivation]:
 class SignCounts:
     """Counts over the pre-sign activation u = x + b of one layer: per channel, and a histogram of all channels.
 
-    `observations` is the number of values seen per channel (tokens of all images), `inside` and `positive` count per
-    channel those with |u| < 1, where the estimated gradient max(0, 2 - 2|u|) is not zero, and those with u >= 0, whose
-    sign is +1; `histogram` has a count for each bin of HISTOGRAM_EDGES.
+    `observations` is the number of values seen per channel (tokens of all images), `positive` counts per channel those
+    with u >= 0, whose sign is +1; `histogram` has a count for each bin of HISTOGRAM_EDGES.
     """
 
     def __init__(self, layer: BinaryActivation):
-        shift = layer.shift.detach()
-        self.shift = shift
+        self.shift = layer.shift.detach()
         self.observations = 0
-        self.inside = torch.zeros_like(shift, dtype=torch.int64)
-        self.positive = torch.zeros_like(shift, dtype=torch.int64)
-        self.histogram = torch.zeros(len(HISTOGRAM_EDGES) - 1, dtype=torch.int64, device=shift.device)
+        self.positive = torch.zeros_like(self.shift, dtype=torch.int64)
+        self.histogram = torch.zeros(len(HISTOGRAM_EDGES) - 1, dtype=torch.int64, device=self.shift.device)
 
     def update(self, x: Tensor) -> None:
         """Counts one batch of the layer's input, (..., C). Raises BinaryViTError at a value that is not a number."""
@@ -117,7 +103,6 @@ class SignCounts:
         if u.isnan().any():
             raise BinaryViTError("An activation is not a number (NaN): the model's training has diverged.")
         self.observations += len(u)
-        self.inside += (u.abs() < 1).sum(0)
         self.positive += (u >= 0).sum(0)
         # HISTOGRAM_EDGES are eighths: u * 8 is exact, its floor the edge on the left. (bucketize is 10 times slower.)
         bins = (u * 8).floor_().clamp_(-33, 32).add_(33).flatten().long()
@@ -144,26 +129,16 @@ def count_signs(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, SignCo
 def sign_channels(counts: Mapping[str, SignCounts]) -> pd.DataFrame:
     """One row per layer and channel.
 
-    Columns layer, channel, observations, share_inside (of u in (-1, 1)), share_positive (of signs +1), entropy (of the
-    sign in bits, 0 to 1), dead (the sign never changed), shift (the learned b).
+    Columns layer, channel, observations, share_positive (of signs +1), entropy (of the sign in bits, 0 to 1), dead (the
+    sign never changed), shift (the learned b).
     """
     frames = []
     for layer, count in counts.items():
         positive = count.positive.cpu().numpy() / count.observations
-        frames.append(
-            pd.DataFrame(
-                {
-                    "layer": layer,
-                    "channel": np.arange(len(positive)),
-                    "observations": count.observations,
-                    "share_inside": count.inside.cpu().numpy() / count.observations,
-                    "share_positive": positive,
-                    "entropy": bit_entropy(positive),
-                    "dead": (positive == 0) | (positive == 1),
-                    "shift": count.shift.double().cpu().numpy(),
-                }
-            )
-        )
+        columns = {"layer": layer, "channel": np.arange(len(positive)), "observations": count.observations}
+        columns |= {"share_positive": positive, "entropy": bit_entropy(positive)}
+        columns |= {"dead": (positive == 0) | (positive == 1), "shift": count.shift.double().cpu().numpy()}
+        frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -178,15 +153,9 @@ def sign_layers(counts: Mapping[str, SignCounts]) -> pd.DataFrame:
 
 def sign_histograms(counts: Mapping[str, SignCounts]) -> pd.DataFrame:
     """The histograms of u: columns layer, bin_left (inclusive), bin_right (exclusive), count (over all channels)."""
+    bins = {"bin_left": HISTOGRAM_EDGES[:-1], "bin_right": HISTOGRAM_EDGES[1:]}
     frames = [
-        pd.DataFrame(
-            {
-                "layer": layer,
-                "bin_left": HISTOGRAM_EDGES[:-1],
-                "bin_right": HISTOGRAM_EDGES[1:],
-                "count": count.histogram.cpu().numpy(),
-            }
-        )
+        pd.DataFrame({"layer": layer, **bins, "count": count.histogram.cpu().numpy()})
         for layer, count in counts.items()
     ]
     return pd.concat(frames, ignore_index=True)

@@ -6,8 +6,9 @@ is given a copy: the caller's model is never touched.
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -113,7 +114,7 @@ class AttentionCapture:
         Raises:
             BinaryViTError: the images are not of the model's size, or no layer showed its attention.
         """
-        check_images(self.model, images)
+        _check_images(self.model, images)
         seen = self._extract(images.to(device_of(self.model)))
         maps = []
         for name, used in seen.items():
@@ -135,8 +136,7 @@ def _no_attention(model: nn.Module) -> str:
     )
 
 
-def check_images(model: nn.Module, images: Tensor) -> None:
-    """Raises BinaryViTError unless `images` is a batch (B, 3, height, width) of the size the model takes."""
+def _check_images(model: nn.Module, images: Tensor) -> None:
     if images.ndim != 4 or len(images) == 0:
         raise BinaryViTError(
             f"A batch of images (number, channels, height, width) is needed, not a tensor of shape "
@@ -166,64 +166,49 @@ def select(maps: Sequence[AttentionMaps], block: int, head: int) -> tuple[Attent
     return chosen, head % heads
 
 
-@dataclass
-class AttentionStatistics:
-    """Statistics of attention maps, added up batch by batch; its memory does not grow with the number of images.
-
-    Counts are exact and everything is added in float64, so the batch size changes no more than the last digits.
-    """
-
-    images: int = 0
-    _about: dict[str, dict[str, Any]] = field(default_factory=dict)  # each layer's shape and level
-    _sums: dict[str, Tensor] = field(default_factory=dict)  # each layer's: (entropy, kept and attended, heads)
-
-    def update(self, maps: Iterable[AttentionMaps], images: int) -> None:
-        """Adds the maps of a batch of `images` images."""
-        self.images += images
-        for each in maps:
-            heads, queries, keys = each.used.shape[1:]
-            level = math.nan if each.level is None else each.level
-            known = self._about.get(each.layer, {"rows": 0})
-            rows = known["rows"] + len(each.used) * queries  # with attention in windows, several maps are of one image
-            about = {"heads": heads, "queries": queries, "keys": keys, "rows": rows, "level": level}
-            self._about[each.layer] = about
-            probabilities, on = each.probabilities.double(), each.used > 0
-            of_rows = (torch.special.entr(probabilities), probabilities * on, on.double())
-            sums = torch.stack([values.sum((0, 2, 3)) for values in of_rows])
-            self._sums[each.layer] = self._sums.get(each.layer, 0) + sums
-
-    def frame(self) -> pd.DataFrame:
-        """One row per layer and head.
-
-        Columns: layer (module path), block and head (from 0), heads, queries, keys, rows (of the maps), images, entropy
-        (mean over the rows of -sum p ln p before binarization, in nats), evenness (entropy / ln keys: 1 means all keys
-        alike, 0 a single one); and where the attention is binary, else NaN: level (a as it was learned), density (share
-        of the entries that are a), kept (mean share of the probability on these). Where attention is off the last two
-        are 0.
-
-        Raises BinaryViTError when no image was added.
-        """
-        if self.images == 0:
-            raise BinaryViTError("There are no images to take the statistics of: choose at least one.")
-        frames = []
-        for block, (layer, about) in enumerate(self._about.items()):
-            rows, keys = about["rows"], about["keys"]
-            entropy, kept, on = (self._sums[layer] / rows).cpu().numpy()
-            frame = pd.DataFrame({"layer": layer, "block": block, "head": range(about["heads"]), **about})
-            frame["images"], frame["entropy"] = self.images, entropy
-            frame["evenness"] = entropy / math.log(keys) if keys > 1 else math.nan
-            binary = not math.isnan(about["level"])
-            frame["density"], frame["kept"] = (on / keys, kept) if binary else (math.nan, math.nan)
-            frames.append(frame)
-        return pd.concat(frames, ignore_index=True)
-
-
 def attention_statistics(model: nn.Module, batches: Iterable[Tensor]) -> pd.DataFrame:
-    """The statistics of a model's attention over batches of images, normalized for it; see `AttentionStatistics`.
+    """The statistics of a model's attention over batches of images, normalized for it; see `statistics_of`.
 
     Raises BinaryViTError when the model has no attention, images are of a wrong size, or there are none.
     """
-    capture, statistics = AttentionCapture(model), AttentionStatistics()
-    for images in batches:
-        statistics.update(capture(images), len(images))
-    return statistics.frame()
+    capture = AttentionCapture(model)
+    return statistics_of((capture(images), len(images)) for images in batches)
+
+
+def statistics_of(batches: Iterable[tuple[Sequence[AttentionMaps], int]]) -> pd.DataFrame:
+    """Statistics of the maps of batches, each with its number of images: one row per layer and head.
+
+    Maps are added up batch by batch, exactly or in float64, so the memory does not grow with the number of images.
+
+    Columns: layer (module path), block and head (from 0), heads, queries, keys, rows (of the maps), images, entropy
+    (mean over the rows of -sum p ln p before binarization, in nats), evenness (entropy / ln keys: 1 means all keys
+    alike, 0 a single one); and where the attention is binary, else NaN: level (a as it was learned), density (share of
+    the entries that are a), kept (mean share of the probability on these). Where attention is off the last two are 0.
+
+    Raises BinaryViTError when there is no image.
+    """
+    shapes: dict[str, dict[str, Any]] = {}
+    rows: Counter[str] = Counter()  # with attention in windows, several maps are of one image
+    sums: dict[str, Tensor] = {}  # of a layer: (entropy, kept and attended, heads)
+    images = 0
+    for maps, added in batches:
+        images += added
+        for each in maps:
+            heads, queries, keys = each.used.shape[1:]
+            shapes[each.layer] = {"heads": heads, "queries": queries, "keys": keys, "level": each.level}
+            rows[each.layer] += len(each.used) * queries
+            probabilities, on = each.probabilities.double(), each.used > 0
+            values = (torch.special.entr(probabilities), probabilities * on, on.double())
+            sums[each.layer] = sums.get(each.layer, 0) + torch.stack([value.sum((0, 2, 3)) for value in values])
+    if not images:
+        raise BinaryViTError("There are no images to take the statistics of: choose at least one.")
+    frames = []
+    for block, (layer, shape) in enumerate(shapes.items()):
+        entropy, kept, on = (sums[layer] / rows[layer]).cpu().numpy()
+        columns = {"layer": layer, "block": block, "head": range(shape["heads"]), "images": images, **shape}
+        columns |= {"rows": rows[layer], "entropy": entropy, "density": on / shape["keys"], "kept": kept}
+        columns["evenness"] = entropy / math.log(shape["keys"]) if shape["keys"] > 1 else math.nan
+        if shape["level"] is None:
+            columns |= dict.fromkeys(("level", "density", "kept"), math.nan)
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)

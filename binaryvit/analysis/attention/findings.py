@@ -52,9 +52,9 @@ def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
         return "Binary attention is off in every head", silent.strip()
     keys, probability = (_span(on.groupby("label")[column].mean()) for column in ("density", "kept"))
     averaging = (on["density"] > _NEARLY_ALL).sum()
+    heads = f"{averaging} of {len(on)} heads keep" if averaging else f"None of {len(on)} heads keeps"
     return f"Binary attention keeps {keys} of the keys and {probability} of the probability", (
-        f"{averaging} of {len(on)} heads keep nearly all keys: they average over the image, whatever their queries "
-        f"say.{silent}"
+        f"{heads} nearly all keys, which would be to average over the image whatever a query says.{silent}"
     )
 
 

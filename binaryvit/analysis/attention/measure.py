@@ -4,7 +4,7 @@ Statistics are over evaluation images; pictures show images that may be shared, 
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,11 +48,10 @@ def side_by_side(opened: OpenStudy, examples: Images = 2) -> Drawing:
     runs, teacher = _shown(opened), opened.teacher()
     images = example_images(runs[0], examples)
     places = _on_examples(opened, "attention_places", runs, examples, {}, attended_places)
-    claim, finding = findings.of_rollouts(places, teacher and model_label(teacher))
     inputs = {"places": places, "pictures": _pixels(images)}
-    names = tuple(run.id for run in runs)
-    return Drawing(
-        opened, "attention_side_by_side", inputs, lambda: figures.side_by_side(places, images, claim), names, finding
+    said = findings.of_rollouts(places, teacher and model_label(teacher))
+    return Drawing.of(
+        opened, "attention_side_by_side", inputs, said, lambda claim: figures.side_by_side(places, images, claim)
     )
 
 
@@ -72,10 +71,7 @@ def heads(opened: OpenStudy, examples: Images = 2, place: tuple[float, float] = 
         opened, "attention_maps", runs, examples, {"place": list(place)},
         lambda model, inputs: attended_by(model, inputs, place),
     )  # fmt: skip
-    return [
-        _draw_heads(opened, run.id, model_label(run), maps[maps["run"] == run.id], images, place, (run.id,))
-        for run in runs
-    ]
+    return [_draw_heads(opened, run.id, model_label(run), maps[maps["run"] == run.id], images, place) for run in runs]
 
 
 def heads_of_model(
@@ -89,7 +85,7 @@ def heads_of_model(
     _check_place(place)
     reference = opened.teacher() or opened.runs()[0]
     images = images_for(reference.config, ((3, *image_size(model)), *input_settings(model)[1:]), examples)
-    return _draw_heads(opened, label, label, attended_by(model, images, place), images, place, ())
+    return _draw_heads(opened, label, label, attended_by(model, images, place), images, place)
 
 
 def density(opened: OpenStudy, images: int = 200) -> Drawing | None:
@@ -103,16 +99,22 @@ def density(opened: OpenStudy, images: int = 200) -> Drawing | None:
     binary = head_statistics(opened, images).dropna(subset="level")
     if binary.empty:
         return None
-    quantities = {"density": "keys attended", "kept": "probability\non them"}
-    return _draw_blocks(opened, "attention_density", binary, quantities, findings.of_density(binary))
+    shares, said = {"density": "keys attended", "kept": "probability\non them"}, findings.of_density(binary)
+    return Drawing.of(
+        opened, "attention_density", {"statistics": binary}, said,
+        lambda claim: figures.by_block(binary, shares, claim),
+    )  # fmt: skip
 
 
 def evenness(opened: OpenStudy, images: int = 200) -> Drawing:
     """How even attention is before its binarization; see `density`."""
     statistics, teacher = head_statistics(opened, images), opened.teacher()
     label = teacher and model_label(teacher)
-    quantities, said = {"evenness": "entropy / ln(keys)"}, findings.of_evenness(statistics, label)
-    return _draw_blocks(opened, "attention_evenness", statistics, quantities, said, label)
+    shares, said = {"evenness": "entropy / ln(keys)"}, findings.of_evenness(statistics, label)
+    return Drawing.of(
+        opened, "attention_evenness", {"statistics": statistics}, said,
+        lambda claim: figures.by_block(statistics, shares, claim, label),
+    )  # fmt: skip
 
 
 def attended_by(model: nn.Module, images: ExampleImages, place: tuple[float, float]) -> pd.DataFrame:
@@ -178,38 +180,11 @@ def _on_examples(
 
 
 def _draw_heads(
-    opened: OpenStudy,
-    name: str,
-    label: str,
-    maps: pd.DataFrame,
-    images: ExampleImages,
-    place: tuple[float, float],
-    runs: tuple[str, ...],
+    opened: OpenStudy, name: str, label: str, maps: pd.DataFrame, images: ExampleImages, place: tuple[float, float]
 ) -> Drawing:
-    claim, finding = findings.of_heads(maps, label)
-    inputs = {"maps": maps, "pictures": _pixels(images)}
-    return Drawing(
-        opened, f"attention_heads.{name}", inputs, lambda: figures.heads(maps, images, place, claim), runs, finding
-    )
-
-
-def _draw_blocks(
-    opened: OpenStudy,
-    name: str,
-    statistics: pd.DataFrame,
-    quantities: Mapping[str, str],
-    said: tuple[str, str],
-    yardstick: str | None = None,
-) -> Drawing:
-    claim, finding = said
-    runs = tuple(statistics["run"].unique())
-    return Drawing(
-        opened,
-        name,
-        {"statistics": statistics},
-        lambda: figures.by_block(statistics, quantities, claim, yardstick),
-        runs,
-        finding,
+    inputs, said = {"maps": maps, "pictures": _pixels(images)}, findings.of_heads(maps, label)
+    return Drawing.of(
+        opened, f"attention_heads.{name}", inputs, said, lambda claim: figures.heads(maps, images, place, claim)
     )
 
 

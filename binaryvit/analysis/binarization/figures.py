@@ -94,9 +94,12 @@ def readable_values(counts: pd.DataFrame, inputs: int) -> Figure:
     axes = figure.subplots()
     none, embedded = (counts[counts["positions"] == kind] for kind in ("none", "embedded"))
     places = np.arange(len(none))
-    axes.bar(places, none["median"], 0.6, color=[rung.colour for rung in _RUNGS], label="without position embeddings")
-    axes.vlines(places, none["lowest"], none["highest"], color=BLACK, linewidth=1)
-    axes.plot(places, embedded["median"], "D", color=BLACK, markerfacecolor="white", label="with position embeddings")
+    colours = [rung.colour for rung in _RUNGS]
+    axes.bar(places, none["median"], 0.6, color=colours, label="median, without position embeddings")
+    axes.vlines(places, none["lowest"], none["highest"], color=BLACK, linewidth=1, label="lowest to highest channel")
+    axes.plot(
+        places, embedded["median"], "D", color=BLACK, markerfacecolor="white", label="median, with position embeddings"
+    )
     axes.axhline(inputs, color=GREY, linestyle="--", linewidth=0.9, label=f"all {inputs:,} inputs told apart")
     axes.set_yscale("log")
     axes.set_ylim(10, inputs * 5)
@@ -106,7 +109,7 @@ def readable_values(counts: pd.DataFrame, inputs: int) -> Figure:
         ylabel="values of one channel", title="Every rung but the affine lets the classifier tell more inputs apart"
     )
     axes.grid(axis="x", visible=False)
-    axes.legend(loc="upper left", ncols=3)
+    axes.legend(loc="upper left", ncols=2)
     return figure
 
 
@@ -159,7 +162,7 @@ def attended(
 
 @styled
 def error_over_depth(errors: Mapping[str, Sequence[float]]) -> Figure:
-    """How far the stream of a binary model is from that of the same weights in full precision, behind each block."""
+    """How far the stream of a binary model is from that of the same weights in full precision, after each block."""
     figure = Figure(figsize=(_NARROW, 2.3))
     axes = figure.subplots()
     for (name, error), colour in zip(errors.items(), (GREY, _RUNGS[3].colour), strict=True):

@@ -27,7 +27,7 @@ def training_curves(metrics: pd.DataFrame, others: pd.DataFrame | None = None) -
 
     Args:
         metrics: a row an epoch, as `records.run_record.read_metrics` returns it.
-        others: those of other runs with their variant, to draw thinly behind this one's evaluation.
+        others: those of other runs with their variant, drawn as thin lines under this one's evaluation.
 
     Raises BinaryViTError when there is no epoch at all.
     """
@@ -45,10 +45,9 @@ def training_curves(metrics: pd.DataFrame, others: pd.DataFrame | None = None) -
         for label, columns, factor in panels
     ]
     panels = [panel for panel in panels if panel[1]]
-    columns_of_panels = 2 if len(panels) == 4 else len(panels)
-    rows = len(panels) // columns_of_panels
-    figure = Figure(figsize=(DOUBLE_COLUMN, 2.1 * rows))
-    grid = figure.subplots(rows, columns_of_panels, squeeze=False)
+    across = 2 if len(panels) == 4 else len(panels)
+    figure = Figure(figsize=(DOUBLE_COLUMN, 2.1 * len(panels) / across))
+    grid = figure.subplots(len(panels) // across, across, squeeze=False)
     marker = "o" if len(metrics) <= _MARKED else ""
     for axes, (label, columns, factor) in zip(grid.flat, panels, strict=True):
         for column, name in columns.items():
@@ -65,7 +64,7 @@ def training_curves(metrics: pd.DataFrame, others: pd.DataFrame | None = None) -
 
 
 def _draw_others(figure: Figure, axes: Axes, others: pd.DataFrame) -> None:
-    """Top-1 of other runs behind that of one, each in the colour of its variant."""
+    """Top-1 of other runs as thin lines, each in the colour of its variant."""
     lines = []
     for variant, run in others.groupby("variant", sort=False):
         look = variant_style(variant)

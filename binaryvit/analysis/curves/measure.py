@@ -1,11 +1,9 @@
 """What runs noted after each epoch of training, as tables and figures; needs no data and no weights."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from binaryvit.analysis.curves import figures, findings
 from binaryvit.analysis.labels import block_of, labelled
@@ -32,7 +30,10 @@ def accuracy(opened: OpenStudy) -> Drawing:
     columns = ["run", "label", "variant", "seed", "epoch", "eval_loss", "top1"]
     table = _tables(opened, METRICS_FILE)[columns]
     table = table.assign(evaluated_on=f"{data.eval_images:,} images of {data.label}")
-    return _drawing(opened, "training_curves", table, figures.all_curves, findings.of_curves)
+    said = findings.of_curves(table)
+    return Drawing.of(
+        opened, "training_curves", {"curves": table}, said, lambda claim: figures.all_curves(table, claim)
+    )
 
 
 def flips(opened: OpenStudy) -> Drawing | None:
@@ -46,7 +47,10 @@ def flips(opened: OpenStudy) -> Drawing | None:
     table = table.groupby(_KEYS, sort=False, as_index=False)[["flipped", "weights"]].sum()
     table["flip_rate"] = table.pop("flipped") / table.pop("weights")
     table = table.merge(_tables(opened, METRICS_FILE)[["run", "epoch", "lr"]], on=["run", "epoch"])
-    return _drawing(opened, "weight_flips", table, figures.flips_by_block, findings.of_flips)
+    said = findings.of_flips(table)
+    return Drawing.of(
+        opened, "weight_flips", {"curves": table}, said, lambda claim: figures.flips_by_block(table, claim)
+    )
 
 
 def levels(opened: OpenStudy) -> Drawing | None:
@@ -65,7 +69,10 @@ def levels(opened: OpenStudy) -> Drawing | None:
     table["initial"] = [started[run][layer] for run, layer in zip(table["run"], layers, strict=True)]
     start = table[table["epoch"] == 1].assign(epoch=0, level=table["initial"])
     table = _by_block(pd.concat([start, table], ignore_index=True))[[*_KEYS, "level", "initial"]]
-    return _drawing(opened, "level_curves", table, figures.levels_by_block, findings.of_levels)
+    said = findings.of_levels(table)
+    return Drawing.of(
+        opened, "level_curves", {"curves": table}, said, lambda claim: figures.levels_by_block(table, claim)
+    )
 
 
 def shifts(opened: OpenStudy) -> Drawing | None:
@@ -76,7 +83,10 @@ def shifts(opened: OpenStudy) -> Drawing | None:
     table = _by_block(table).groupby(_KEYS, sort=False, as_index=False)["mean_absolute_shift"].mean()
     start = table[table["epoch"] == 1].assign(epoch=0, mean_absolute_shift=0.0)
     table = pd.concat([start, table], ignore_index=True)
-    return _drawing(opened, "shift_curves", table, figures.shifts_by_block, findings.of_shifts)
+    said = findings.of_shifts(table)
+    return Drawing.of(
+        opened, "shift_curves", {"curves": table}, said, lambda claim: figures.shifts_by_block(table, claim)
+    )
 
 
 def metrics_of_others(run_dir: str | Path) -> pd.DataFrame:
@@ -109,14 +119,3 @@ def _tables(opened: OpenStudy, file: str) -> pd.DataFrame:
 def _by_block(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of layers in a block or merge, with the column block: see `labels.block_of`."""
     return table.assign(block=table["layer"].map(block_of)).dropna(subset="block")
-
-
-def _drawing(
-    opened: OpenStudy,
-    name: str,
-    table: pd.DataFrame,
-    draw: Callable[[pd.DataFrame, str], Figure],
-    said: Callable[[pd.DataFrame], tuple[str, str]],
-) -> Drawing:
-    claim, finding = said(table)
-    return Drawing(opened, name, {"curves": table}, lambda: draw(table, claim), tuple(table["run"].unique()), finding)

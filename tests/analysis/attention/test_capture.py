@@ -13,9 +13,9 @@ import binaryvit  # noqa: F401 - registers the models
 from binaryvit.analysis.attention.capture import (
     AttentionCapture,
     AttentionMaps,
-    AttentionStatistics,
     attention_statistics,
     select,
+    statistics_of,
 )
 from binaryvit.errors import BinaryViTError
 
@@ -148,9 +148,7 @@ def test_statistics_do_not_depend_on_the_batch_size(sizes):
 def test_known_maps_have_known_statistics():
     probabilities = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]]).reshape(1, 1, 2, 4)
     used = 0.8 * (probabilities > 0.4)
-    statistics = AttentionStatistics()
-    statistics.update([AttentionMaps("a.attn", probabilities, used, level=0.8)], images=1)
-    row = statistics.frame().iloc[0]
+    row = statistics_of([([AttentionMaps("a.attn", probabilities, used, level=0.8)], 1)]).iloc[0]
     assert row["entropy"] == pytest.approx((math.log(2) + math.log(4)) / 2)
     assert row["evenness"] == pytest.approx(0.75)
     assert (row["density"], row["kept"]) == (0.25, 0.5)
@@ -165,16 +163,6 @@ def test_attention_of_a_level_below_zero_is_off():
     maps = AttentionCapture(model)(images_of(1))
     assert [each.off for each in maps] == [True] + [False] * (len(maps) - 1)
     assert not maps[0].used.any() and maps[0].probabilities.all()
-
-
-def test_statistics_hold_no_maps():
-    model, statistics = create(PYRAMID), AttentionStatistics()
-    capture = AttentionCapture(model)
-    sizes = []
-    for _ in range(3):
-        statistics.update(capture(images_of(4)), 4)
-        sizes.append(sum(sums.numel() for sums in statistics._sums.values()))
-    assert sizes == [3 * 5] * 3  # three sums for each of the five heads
 
 
 @pytest.mark.parametrize("name", ["pvt_v2_b0", "swin_tiny_patch4_window7_224"])

@@ -265,7 +265,7 @@ def test_sentences_on_statistics_follow_the_numbers():
     table = table.assign(kept=[1.0, 0.8, 0.6])
     claim, finding = attention_findings.of_density(table)
     assert claim == "Binary attention keeps 25% to 75% of the keys and 60% to 90% of the probability"
-    assert finding.startswith("1 of 3 heads keep nearly all keys") and finding.endswith("say.")
+    assert finding.startswith("1 of 3 heads keep nearly all keys") and finding.endswith("says.")
     off = table.assign(level=[-0.5, 0.25, 0.1])
     claim, finding = attention_findings.of_density(off)
     assert "25% to 50%" in claim and finding.endswith("Attention is off in block 0.0 of a.")
