@@ -59,7 +59,6 @@ ADDED = "MLP + pooling branches"
 # After the blocks: the final batch norm, and what the classifier reads (one token, or the mean of all).
 HEAD_STEPS: dict[str, Point] = {"head: input": ("norm", "output"), "head: pooled": ("head_drop", "input")}
 HEAD = "head"  # stands for a block's path in these rows
-LIMIT = 2**16  # of the values that are told apart in a channel
 
 STEPS = (*ATTENTION_STEPS, "attention: + residual", *MLP_STEPS, ADDED, "block: output", *HEAD_STEPS)
 
@@ -72,7 +71,7 @@ class DistinctValues:
     number of values seen per channel.
     """
 
-    def __init__(self, channels: int, limit: int = LIMIT):
+    def __init__(self, channels: int, limit: int = 2**16):
         self.observations = 0
         self._channels = channels
         self._limit = limit
