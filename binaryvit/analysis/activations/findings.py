@@ -14,7 +14,7 @@ def of_histograms(histograms: pd.DataFrame) -> tuple[str, str]:
     outside = ", ".join(kinds.index[kinds < 0.5])
     where = f"in all kinds of layers but {outside}" if outside else "in every kind of layer"
     return f"Most pre-sign activations lie in the window that passes a gradient, {where}", (
-        f"By kind of layer it is {_ends(kinds, '{:.0%}')}, by model {_span(runs, '{:.0%}')}."
+        f"By kind of layer the share is {_ends(kinds, '{:.0%}')}, by model {_span(runs, '{:.0%}')}."
     )
 
 
@@ -26,7 +26,7 @@ def of_signs(signs: pd.DataFrame) -> tuple[str, str]:
     sums = (signs["entropy"] * signs["channels"]).groupby(signs["label"]).sum()
     bits = sums / signs.groupby("label")["channels"].sum()
     return f"{words} in the {kind} of {label}", (
-        f"In the mean of a model's channels, a sign carries {_span(bits, '{:.2f}')} bits. {signs['dead'].sum():,} of "
+        f"On average over a model's channels, a sign carries {_span(bits, '{:.2f}')} bits. {signs['dead'].sum():,} of "
         f"{signs['channels'].sum():,} channels are dead: their sign is the same for every token of every image."
     )
 

@@ -30,12 +30,12 @@ def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
     if maps["attended"].isna().all():
         peak = of_map["ratio"].max()
         block = block_of(peak.idxmax()[1])
-        return f"{label}: the marked patch prefers single keys most in block {block}", (
+        return f"{label}: the marked patch singles out keys most in block {block}", (
             f"The highest probability is {peak.max():.1f} times that of even attention; in the median head it is "
             f"{peak.median():.1f} times."
         )
     share, of_block = of_map["attended"].mean(), maps.groupby("layer")["attended"].mean()
-    claim = f"{label}: the threshold leaves the marked patch fewest keys in block {block_of(of_block.idxmin())}"
+    claim = f"{label}: the threshold leaves the marked patch the fewest keys in block {block_of(of_block.idxmin())}"
     if of_block.min() == 1:
         claim = f"{label}: the threshold leaves the marked patch every key"
     return claim, (
@@ -54,7 +54,7 @@ def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
     averaging = (on["density"] > _NEARLY_ALL).sum()
     heads = f"{averaging} of {len(on)} heads keep" if averaging else f"None of {len(on)} heads keeps"
     return f"Binary attention keeps {keys} of the keys and {probability} of the probability", (
-        f"{heads} nearly all keys, which would be to average over the image whatever a query says.{silent}"
+        f"{heads} nearly all keys; such a head averages over the image, whatever a query says.{silent}"
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from binaryvit.analysis.attention import figures, findings
 from binaryvit.analysis.attention.capture import AttentionCapture, attention_statistics
-from binaryvit.analysis.attention.rollout import pooling_weights, rollout, to_pixels
+from binaryvit.analysis.attention.rollout import output_by_place
 from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import ExampleImages, Images, evaluation_batches, example_images, images_for
 from binaryvit.analysis.labels import labelled, model_label
@@ -143,11 +143,8 @@ def attended_places(model: nn.Module, images: ExampleImages) -> pd.DataFrame:
     One row per image and place. Columns: image, row, column, ratio: what falls on the place, over what would if all
     places had the same.
     """
-    maps = AttentionCapture(model)(images.inputs)
-    first = maps[0]
-    rows = rollout(maps, pooling_weights(model, maps[-1]))[:, 0]
-    shares = to_pixels(rows, first.prefix_tokens, first.grid_size, (first.grid_size,) * 2)
-    return _long(["image", "row", "column"], images.names, ratio=shares * shares[0].numel())
+    ratio = output_by_place(model, AttentionCapture(model)(images.inputs))
+    return _long(["image", "row", "column"], images.names, ratio=ratio)
 
 
 def head_statistics(opened: OpenStudy, images: int = 200) -> pd.DataFrame:

@@ -66,25 +66,15 @@ def rollout(maps: Sequence[AttentionMaps], outputs: Tensor) -> Tensor:
     return rows
 
 
-def to_pixels(rows: Tensor, prefix_tokens: int, grid_size: int, image_size: tuple[int, int]) -> Tensor:
-    """Shares of the first tokens (..., tokens) as shares of the pixels (..., height, width), which sum to 1.
+def output_by_place(model: nn.Module, maps: Sequence[AttentionMaps]) -> Tensor:
+    """How much a model's output gathers from each place of its first grid, over an even share: (B, row, column).
 
-    A patch passes its share on to its pixels in equal parts. Tokens without a place in the image are left out, and the
-    others scaled.
-
-    Raises:
-        BinaryViTError: the grid does not divide the image.
+    Tokens without a place in the image are left out. Raises BinaryViTError as `rollout` does.
     """
-    height, width = image_size
-    if height % grid_size or width % grid_size:
-        raise BinaryViTError(
-            f"A grid of {grid_size} x {grid_size} patches does not divide an image of {height} x {width} pixels."
-        )
-    places = rows[..., prefix_tokens:]
-    grid = (places / places.sum(-1, keepdim=True)).unflatten(-1, (grid_size, grid_size))
-    rows_each, columns_each = height // grid_size, width // grid_size
-    pixels = grid.repeat_interleave(rows_each, dim=-2).repeat_interleave(columns_each, dim=-1)
-    return pixels / (rows_each * columns_each)
+    first = maps[0]
+    places = rollout(maps, pooling_weights(model, maps[-1]))[:, 0, first.prefix_tokens :]
+    ratio = places / places.mean(-1, keepdim=True)
+    return ratio.unflatten(-1, (first.grid_size, first.grid_size))
 
 
 def _through_block(rows: Tensor, maps: AttentionMaps) -> Tensor:

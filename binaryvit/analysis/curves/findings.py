@@ -49,7 +49,7 @@ def of_flips(table: pd.DataFrame) -> tuple[str, str]:
     blocks = table.groupby(["label", "block"])["flip_rate"].mean()
     label, block = blocks.idxmax()
     return claim, (
-        f"In the mean of a model's blocks, {first.min():.1%} to {first.max():.1%} of the binary weights flip in the "
+        f"On average over a model's blocks, {first.min():.1%} to {first.max():.1%} of the binary weights flip in the "
         f"first epoch and {last.min():.1%} to {last.max():.1%} in the last. Most flip in block {block} of {label}: "
         f"{blocks.max():.1%} per epoch."
     )

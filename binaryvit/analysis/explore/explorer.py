@@ -13,7 +13,7 @@ from IPython.display import Image, Markdown
 from torch import Tensor, nn
 
 from binaryvit.analysis.attention.capture import AttentionCapture, AttentionMaps, select
-from binaryvit.analysis.attention.rollout import pooling_weights, rollout, to_pixels
+from binaryvit.analysis.attention.rollout import output_by_place
 from binaryvit.analysis.display import show_figure
 from binaryvit.analysis.explore.figures import Panels, head_and_channel
 from binaryvit.analysis.images import Images, example_images
@@ -183,13 +183,10 @@ class Explorer:
 
 def _rollout(model: nn.Module, maps: list[AttentionMaps]) -> Tensor | None:
     """Rolled-out attention of the output to the places of the first grid, over the even share."""
-    first = maps[0]
     try:
-        rows = rollout(maps, pooling_weights(model, maps[-1]))[0, 0]
+        return output_by_place(model, maps)[0]
     except BinaryViTError:  # attention in windows, or grids that don't divide
         return None
-    shares = to_pixels(rows, first.prefix_tokens, first.grid_size, (first.grid_size,) * 2)
-    return shares * shares.numel()
 
 
 def widgets_run_here() -> bool:

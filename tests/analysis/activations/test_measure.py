@@ -124,7 +124,7 @@ def test_sentences_follow_the_numbers():
     histograms = histograms.assign(count=[1, 2, 1, 0, 0, 0, 8, 8], bin_left=edges[:-1] * 2, bin_right=edges[1:] * 2)
     claim, finding = findings.of_histograms(labelled(histograms))
     assert claim.endswith("passes a gradient, in every kind of layer")
-    assert finding == "By kind of layer it is 50% (MLP 2) to 75% (MLP 1), by model 55%."
+    assert finding == "By kind of layer the share is 50% (MLP 2) to 75% (MLP 1), by model 55%."
     histograms["count"] = [1, 2, 1, 0, 0, 0, 7, 9]
     assert findings.of_histograms(labelled(histograms))[0].endswith("in all kinds of layers but MLP 2")
 

@@ -16,7 +16,7 @@ from binaryvit.analysis.attention import figures
 from binaryvit.analysis.attention import findings as attention_findings
 from binaryvit.analysis.attention import measure as attention
 from binaryvit.analysis.attention.capture import AttentionCapture, attention_statistics
-from binaryvit.analysis.attention.rollout import pooling_weights, rollout, to_pixels
+from binaryvit.analysis.attention.rollout import output_by_place
 from binaryvit.analysis.images import ExampleImages, evaluation_batches, example_images
 from binaryvit.analysis.measurements import stored_ones_only
 from binaryvit.analysis.models import open_model
@@ -83,11 +83,8 @@ def test_places_are_the_rollout(study, drawn):
         np.testing.assert_allclose(
             mine.groupby("image")["ratio"].mean(), 1, atol=1e-5
         )  # all places have what is theirs
-        rows = rollout(maps, pooling_weights(model, maps[-1]))[:, 0]
-        pixels = to_pixels(rows, maps[0].prefix_tokens, maps[0].grid_size, (16, 16)) * 16**2
-        scale = 16 // maps[0].grid_size
-        stored = mine["ratio"].to_numpy().reshape(2, maps[0].grid_size, -1)
-        np.testing.assert_allclose(np.kron(stored, np.ones((1, scale, scale))), pixels, rtol=1e-4)
+        ratio = output_by_place(model, maps)
+        np.testing.assert_allclose(mine["ratio"].to_numpy().reshape(ratio.shape), ratio, rtol=1e-4)
 
 
 def test_statistics_are_over_the_evaluation_images(study, drawn):
@@ -246,7 +243,7 @@ def maps_of(rows):
 def test_sentences_on_heads_follow_the_numbers():
     rows = [(0, 0, [1, 1], [1, 1], False), (1, 1, [1, 1], [1, 0], False)]
     claim, finding = attention_findings.of_heads(maps_of([*rows, (3, 0, [1, 1], [0, 0], True)]), "b")
-    assert claim == "b: the threshold leaves the marked patch fewest keys in block 1.1"
+    assert claim == "b: the threshold leaves the marked patch the fewest keys in block 1.1"
     assert finding == (
         "It attends to 75% of the keys: to every key in 1 of 2 maps, to none in 0. Attention is off in block 1.3."
     )
@@ -254,7 +251,7 @@ def test_sentences_on_heads_follow_the_numbers():
         attention_findings.of_heads(maps_of(rows[:1]), "b")[0] == "b: the threshold leaves the marked patch every key"
     )
     claim, finding = attention_findings.of_heads(maps_of([(0, 0, [1, 3.5], [math.nan] * 2, False)]), "t")
-    assert claim == "t: the marked patch prefers single keys most in block 1.0" and "3.5 times" in finding
+    assert claim == "t: the marked patch singles out keys most in block 1.0" and "3.5 times" in finding
     claim, finding = attention_findings.of_heads(maps_of([(0, 0, [1, 1], [0, 0], True)]), "b")
     assert (claim, finding) == ("b: the marked patch attends to nothing", "Attention is off in block 1.0.")
 

@@ -7,7 +7,7 @@ import torch
 from helpers.attention_models import COLUMNAR, PYRAMID, TEACHER, create, images_of
 
 from binaryvit.analysis.attention.capture import AttentionCapture, AttentionMaps
-from binaryvit.analysis.attention.rollout import pooling_weights, rollout, to_pixels
+from binaryvit.analysis.attention.rollout import output_by_place, pooling_weights, rollout
 from binaryvit.errors import BinaryViTError
 
 SIDE = 16
@@ -44,9 +44,9 @@ def test_a_pyramids_rollout_is_the_product_of_pixel_matrices(arguments):
         expected = np.full(SIDE**2, 1 / SIDE**2)
         for each in reversed(maps):
             expected = expected @ pixel_matrix(each, image)
-        pixels = to_pixels(rows[image, 0], 0, maps[0].grid_size, (SIDE, SIDE))
-        np.testing.assert_allclose(pixels.flatten(), expected, rtol=1e-9, atol=1e-12)
-        assert pixels.sum() == pytest.approx(1)
+        patch = SIDE // maps[0].grid_size
+        places = output_by_place(model, maps)[image] / SIDE**2
+        np.testing.assert_allclose(np.kron(places, np.ones((patch, patch))).ravel(), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("variant", [COLUMNAR, TEACHER])
@@ -71,8 +71,6 @@ def test_every_row_sums_to_one(variant):
     rows = rollout(maps, torch.eye(maps[-1].used.shape[-2]))
     torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:2], dtype=torch.float64))
     assert (rows >= 0).all()
-    pixels = to_pixels(rows, maps[0].prefix_tokens, maps[0].grid_size, (SIDE, SIDE))
-    torch.testing.assert_close(pixels.sum((-2, -1)), torch.ones(rows.shape[:2], dtype=torch.float64))
 
 
 def test_pooling_is_the_models():
@@ -93,8 +91,6 @@ def test_attention_to_one_key_is_seen_where_it_is():
     expected = np.full((4, 4), 0.5 / 16)
     expected[2:, 2:] += 0.5 / 4
     np.testing.assert_allclose(grid, expected)
-    pixels = to_pixels(grid.flatten(), 0, 4, (8, 8))
-    np.testing.assert_allclose(pixels, np.kron(expected, np.ones((2, 2))) / 4)
 
 
 def swin_rollout():
@@ -108,7 +104,6 @@ def swin_rollout():
     [
         (lambda: rollout([], torch.eye(4)), "There are no attention maps"),
         (swin_rollout, "within windows"),
-        (lambda: to_pixels(torch.ones(16), 0, 4, (30, 30)), "does not divide an image of 30 x 30"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(action, sentence):
