@@ -1,5 +1,6 @@
 """How much of what a GPU could compute at most a training uses."""
 
+import functools
 import re
 
 import timm
@@ -35,6 +36,7 @@ def peak(card: str, precision: str) -> float | None:
     return 1e12 * rate[precision] if precision in rate else None
 
 
+@functools.cache
 def training_operations(variant: str) -> int:
     """Operations (multiplications and additions) of one image's products in a training step.
 
