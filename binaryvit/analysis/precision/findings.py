@@ -18,12 +18,11 @@ def of_precisions(table: pd.DataFrame) -> tuple[str, str]:
         f"{binary['ops'] / 1e6:.2f} M operations instead of {real['ops'] / 1e6:.2f} give {binary['top1']:.1f} % top-1 "
         f"instead of {real['top1']:.1f} %"
     )
-    what = {"W1A32": "one-bit weights alone", "W32A1": "one-bit activations alone", "W1A1": "both"}
-    changes = [f"{text} {top1[name] - real['top1']:+.1f} points" for name, text in what.items() if name in top1]
+    changes = ", ".join(f"{name} {accuracy - real['top1']:+.1f}" for name, accuracy in top1.drop("W32A32").items())
     share = real["top1"] / 100
     bound = 100 * 1.96 * math.sqrt(2 * share * (1 - share) / real["images"])
     return claim, (
-        f"Against W32A32: {', '.join(changes)}. The choice of images alone makes two models differ by up to "
+        f"Top-1 against W32A32 in points: {changes}. The choice of images alone makes two models differ by up to "
         f"{bound:.1f} points (95 %)" + ("; chance in training is not measured." if rows["seeds"].max() == 1 else ".")
     )
 

@@ -75,7 +75,7 @@ def test_drawings_show_every_precision(study):
     numbers, agreement = precision.drawings(OpenStudy(study), images=20)
     assert numbers.runs == (ONE, WEIGHTS, REAL) and set(agreement.runs) == set(numbers.runs)
     assert "give 50.0 % top-1 instead of 80.0 %" in numbers.draw().get_suptitle().replace("\n", " ")
-    assert "one-bit weights alone -10.0 points, both -30.0 points" in numbers.finding
+    assert "in points: W1A1 -30.0, W1A32 -10.0." in numbers.finding
     assert {"50.0", "70.0", "80.0"} == {text.get_text() for text in numbers.draw().axes[0].texts}
     for drawing in (numbers, agreement):
         figure = drawing.draw()
