@@ -16,7 +16,6 @@ Hooks on submodules do everything here, so it works on any model made of these m
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -119,12 +118,6 @@ def _keep_output(module: nn.Module, outputs: list[Tensor]) -> RemovableHandle:
     return module.register_forward_hook(lambda _, inputs, output: outputs.append(output))
 
 
-@dataclass(frozen=True)
-class _Group:
-    has: Callable[[nn.Module, nn.Module], bool]  # a module and its parent
-    zero: Callable[[nn.Module], list[RemovableHandle]]
-
-
 def _zero_products(module: nn.Module) -> list[RemovableHandle]:
     """`norm` is given zeros in place of the products."""
     return [module.norm.register_forward_pre_hook(lambda _, inputs: (torch.zeros_like(inputs[0]),))]
@@ -159,21 +152,24 @@ def _zero_residuals(block: BinaryBlock) -> list[RemovableHandle]:
     ]
 
 
-# In the order their hooks are set: what zeroes an output comes before what reads it.
+# Whether a module of a parent is in the group, and how it is zeroed. Hooks are set in this order: first those that zero
+# an output, then those that read it.
 _BINARY = {
-    "attention products": _Group(lambda module, _: isinstance(module, BinaryAttention), _zero_products),
-    "attention linears": _Group(
-        lambda module, parent: isinstance(module, BinaryUnit) and isinstance(parent, BinaryAttention), _zero_products
+    "attention products": (lambda module, _: isinstance(module, BinaryAttention), _zero_products),
+    "attention linears": (
+        lambda module, parent: isinstance(module, BinaryUnit) and isinstance(parent, BinaryAttention),
+        _zero_products,
     ),
-    "FFN linears": _Group(
-        lambda module, parent: isinstance(module, BinaryUnit) and isinstance(parent, BinaryMlp), _zero_products
+    "FFN linears": (
+        lambda module, parent: isinstance(module, BinaryUnit) and isinstance(parent, BinaryMlp),
+        _zero_products,
     ),
-    "merges": _Group(lambda module, _: isinstance(module, BinaryPatchMerging), _zero_products),
+    "merges": (lambda module, _: isinstance(module, BinaryPatchMerging), _zero_products),
 }
 _REAL = {
-    "pooling branches": _Group(lambda module, _: isinstance(module, PoolingBranches), _zero_output),
-    "inner shortcuts": _Group(lambda module, _: type(module) in _ADDS_TO_PRODUCTS, _zero_inner_shortcut),
-    "residual shortcuts": _Group(lambda module, _: isinstance(module, BinaryBlock), _zero_residuals),
+    "pooling branches": (lambda module, _: isinstance(module, PoolingBranches), _zero_output),
+    "inner shortcuts": (lambda module, _: type(module) in _ADDS_TO_PRODUCTS, _zero_inner_shortcut),
+    "residual shortcuts": (lambda module, _: isinstance(module, BinaryBlock), _zero_residuals),
 }
 _GROUPS = _BINARY | _REAL
 
@@ -192,11 +188,12 @@ def group_members(model: nn.Module, group: str, within: str = "") -> dict[str, n
     modules = dict(model.named_modules())
     if within not in modules:
         raise BinaryViTError(f"{type(model).__name__} has no part {within!r}{suggestion(within, list(modules))}")
+    belongs, _ = _GROUPS[group]
     return {
         path: module
         for path, module in modules.items()
         if (not within or path == within or path.startswith(f"{within}."))
-        and _GROUPS[group].has(module, modules[path.rpartition(".")[0]])
+        and belongs(module, modules[path.rpartition(".")[0]])
     }
 
 
@@ -237,7 +234,8 @@ def zeroed(model: nn.Module, groups: Sequence[str], within: str = "") -> Iterato
             raise BinaryViTError(f"There are no {group} {where} of {type(model).__name__}: choose another group.")
     with ExitStack() as stack:
         for group in sorted(members, key=GROUPS.index):
+            _, zero = _GROUPS[group]
             for module in members[group].values():
-                for handle in _GROUPS[group].zero(module):
+                for handle in zero(module):
                     stack.callback(handle.remove)
         yield

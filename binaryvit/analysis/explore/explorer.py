@@ -137,6 +137,7 @@ class Explorer:
             sentence += f"the highest probability is {ratio.max():.1f} times that of even attention"
         else:
             sentence += f"{int(attended.sum())} of {attended.numel()} keys are attended"
+            sentence += ", as this attention is off" if maps.off else ""
         title = f"{label}: block {selection.block}, head {head}"
         layer = channel = None
         if selection.layer:

@@ -16,7 +16,9 @@ from binaryvit.analysis.explore.explorer import Explorer, Selection, controls
 from binaryvit.analysis.images import example_images
 from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.weights_file import save_inference_weights
 from binaryvit.studies.execution import process_environment
+from binaryvit.training.build import model_arguments
 
 NOTEBOOK = ROOT / "notebooks" / "explore.ipynb"
 
@@ -78,6 +80,17 @@ def test_the_patch_is_where_it_was_put(explorer):
     maps = explorer._see(selection).maps[0]
     attended = int((maps.on_key_grid(maps.used[0, 0, -1]) > 0).sum())
     assert f"{attended} of 16 keys are attended" in finding_of(explorer, selection)
+
+
+def test_attention_that_is_off_attends_to_nothing(tmp_path):
+    study = stored_study(tmp_path / "small")
+    (run,) = stored_runs(study, [PYRAMID])
+    model = run.model()
+    model.stages[0].blocks[0].attn.binarize_attn.level.data.fill_(-1.0)
+    save_inference_weights(model, run.weights, run.variant, model_arguments(run.config, 10))
+    explorer = Explorer(OpenStudy(study), 1)
+    panels, sentence = explorer._look(explorer.fit(Selection(PYRAMID, explorer.images[0])))
+    assert "0 of 16 keys are attended, as this attention is off; in" in sentence and not panels.attended.any()
 
 
 def test_two_runs_are_shown_below_each_other(explorer):
