@@ -90,7 +90,7 @@ def test_attention_that_is_off_attends_to_nothing(tmp_path):
     save_inference_weights(model, run.weights, run.variant, model_arguments(run.config, 10))
     explorer = Explorer(OpenStudy(study), 1)
     panels, sentence = explorer._look(explorer.fit(Selection(PYRAMID, explorer.images[0])))
-    assert "0 of 16 keys are attended, as this attention is off; in" in sentence and not panels.attended.any()
+    assert "0 of 4 keys are attended, as this attention is off; in" in sentence and not panels.attended.any()
 
 
 def test_two_runs_are_shown_below_each_other(explorer):
