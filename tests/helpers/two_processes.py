@@ -33,6 +33,8 @@ from binaryvit.training.teacher import load_teacher
 from binaryvit.training.train import train
 
 TOGETHER = student(processes=2, max_eval_images=51)
+# Tracing a block takes long: here is one, with all that a block may hold.
+ONE_BLOCK = {"embed_dims": [8], "depths": [1], "num_heads": [1], "mlp_ratios": [2], "reductions": [2], "patch_size": 8}
 
 
 @contextmanager
@@ -67,7 +69,8 @@ def step(run: Trainer) -> dict[str, torch.Tensor]:
 def gradients(folder: Path, rank: int) -> None:
     """One step with a teacher, traced as for the compiler; one from the labels; then an evaluation."""
     with in_float64():
-        traced = trainer_of(TOGETHER.model_copy(update={"teacher": str(folder / "teacher.safetensors")}))
+        fields = {"teacher": str(folder / "teacher.safetensors"), "model_args": ONE_BLOCK}
+        traced = trainer_of(TOGETHER.model_copy(update=fields))
         for block in blocks_of(traced.model):
             block.compile(backend="aot_eager", fullgraph=True, dynamic=False)
         save_file(step(traced), folder / f"traced-{rank}.safetensors")

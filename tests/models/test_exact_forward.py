@@ -10,8 +10,10 @@ import binaryvit  # noqa: F401 - registers the models
 from binaryvit.models.ladder import LADDER
 from binaryvit.training.build import compile_blocks
 
-BINARY = [name for _, *binary in LADDER.values() for name in binary if not name.endswith("some_fp")]
-SMALL = {True: dict(img_size=64, depths=(1, 1, 1, 1), reductions=(8, 4, 1, 1)), False: dict(img_size=64, depths=2)}
+# The whole ladder, and the model with the widest products.
+WIDEST = "binaryvit_small_patch4_224"
+BINARY = [*(name for name in LADDER["micro"][1:] if not name.endswith("some_fp")), WIDEST]
+SMALL = {WIDEST: dict(img_size=64, depths=(1, 1, 1, 1), reductions=(8, 4, 1, 1))}
 
 
 # One block with all there is to compile: spatial reduction, pooling branches, affine.
@@ -19,8 +21,8 @@ ONE_BLOCK = dict(img_size=16, embed_dims=32, depths=1, num_heads=2, mlp_ratios=2
 
 
 def model_and_images(variant: str, device: torch.device, **arguments) -> tuple[torch.nn.Module, torch.Tensor]:
-    """A model whose statistics are not the initial ones; the 224 models at 64 pixels."""
-    arguments = arguments or (SMALL[variant.startswith("binaryvit")] if "small" in variant else {})
+    """A model whose statistics are not the initial ones; the 224 model at 64 pixels."""
+    arguments = arguments or SMALL.get(variant, {})
     torch.manual_seed(0)
     model = timm.create_model(variant, num_classes=7, **arguments).to(device)
     images = torch.randn(4, 3, *[arguments.get("img_size", 32)] * 2).to(device)

@@ -87,7 +87,7 @@ def test_a_shell_executes_two_at_a_time_and_the_folder_holds_the_study(tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,  # a busy machine
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert sorted((folder / "executed.txt").read_text().split()) == sorted([TEACHER, FIRST])

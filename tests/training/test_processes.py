@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers.places import TESTS
 from helpers.training_setup import student, write_teacher
-from helpers.two_processes import TOGETHER, in_float64, step, trainer_of
+from helpers.two_processes import ONE_BLOCK, TOGETHER, in_float64, step, trainer_of
 from safetensors.torch import load_file
 
 from binaryvit.data.batches import eval_loader
@@ -44,7 +44,8 @@ def assert_equal_gradients(one: dict[str, torch.Tensor], other: dict[str, torch.
 @pytest.mark.parametrize("name", ["labels", "traced"])
 def test_gradients_and_statistics_are_those_of_one_process_with_the_doubled_batch(left, name):
     """Run as they are, and as the compiler traces them, without a graph break."""
-    alone = student(teacher=str(left / "teacher.safetensors") if name == "traced" else None)
+    fields = {"teacher": str(left / "teacher.safetensors"), "model_args": ONE_BLOCK} if name == "traced" else {}
+    alone = student(**fields)
     with in_float64():
         run = trainer_of(alone)
         expected = step(run)

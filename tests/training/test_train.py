@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from helpers.places import TESTS
 from helpers.training_setup import PYRAMID, TIMING, VIT, student, teacher, write_teacher
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from binaryvit.cli import main
@@ -30,7 +29,7 @@ from binaryvit.models.weights_file import load_inference_weights, read_weights_f
 from binaryvit.records.predictions import read_predictions
 from binaryvit.records.run_record import TRAINING_VERSION, read_metrics, read_record, read_table
 from binaryvit.training import loop as trainer_module
-from binaryvit.training.build import blocks_of, compile_blocks, create_model
+from binaryvit.training.build import blocks_of, create_model
 from binaryvit.training.checkpoint import CHECKPOINT_FILE, load_state, of_prefix
 from binaryvit.training.evaluation import evaluate
 from binaryvit.training.loop import Trainer
@@ -671,28 +670,6 @@ def test_compiled_training_on_a_cpu_says_that_it_needs_a_compiler(tmp_path, monk
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
     with pytest.raises(BinaryViTError, match=r"compile: true on a CPU needs a C\+\+ compiler: .*no-such-compiler"):
         train(student(compile=True), tmp_path / "run")
-
-
-def test_equal_blocks_are_compiled_once(monkeypatch):
-    config, kinds = student(model_args=PYRAMID["model_args"] | {"depths": [1, 2]}), 2
-    counter = CompileCounterWithBackend("aot_eager")  # all but the machine code, which takes minutes
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
-    plain, compiled = create_model(config, 10), create_model(config, 10)
-    compile_blocks(compiled)
-    assert compiled.state_dict().keys() == plain.state_dict().keys()
-    images = torch.randn(4, 3, 32, 32)
-    for model in (plain.train(), compiled.train()):
-        model(images).sum().backward()
-    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
-    assert counter.frame_count == kinds
-    for _ in range(2):
-        with torch.inference_mode():
-            torch.testing.assert_close(compiled.eval()(images), plain.eval()(images))
-        for model in (plain.train(), compiled.train()):
-            model(images).sum().backward()
-    assert counter.frame_count == 2 * kinds
-    torch.compiler.reset()
 
 
 def test_variants_share_one_vocabulary_of_blocks():
