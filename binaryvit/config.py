@@ -98,7 +98,9 @@ class TrainingConfig(BaseModel):
     batch_size: int = Field(512, ge=1)  # images per optimizer step, over all processes and accumulation steps
     accumulation_steps: int = Field(1, ge=1)
     optimizer: Literal["adamw"] = "adamw"
-    learning_rate: float = Field(5e-4, gt=0)  # at `learning_rate_batch` images a step; scaled linearly to `batch_size`
+    learning_rate: float = Field(
+        5e-4, gt=0
+    )  # at `learning_rate_batch` images per step; scaled linearly to `batch_size`
     learning_rate_batch: int = Field(512, ge=1)
     min_learning_rate: float = Field(1e-5, ge=0)
     warmup_epochs: int = Field(0, ge=0)

@@ -41,7 +41,7 @@ def check_choice(name: str, value: Any, choices: tuple) -> None:
 
 
 def initial_attention_level(attention_level: float | str, keys: int) -> float:
-    """Where the level a of an attention over so many keys starts: at a number, or with "keys" at one over theirs.
+    """The initial level a of an attention over that many keys: a number, or with "keys" one over the keys.
 
     Raises BinaryViTError for anything else.
     """

@@ -136,7 +136,7 @@ def _without_programs(structure: BinaryVisionTransformer) -> BinaryVisionTransfo
 
 @contextmanager
 def _torch_threads(threads: int | None) -> Iterator[int]:
-    """PyTorch uses so many threads here; gives their number (None: as many as it uses already)."""
+    """Lets PyTorch use this many threads, and yields their number (None: as many as it uses already)."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:

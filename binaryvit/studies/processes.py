@@ -187,7 +187,7 @@ def _interrupt(child: subprocess.Popen) -> None:
 
 
 def _interrupt_kernel(papermill: subprocess.Popen) -> None:
-    """Interrupts the kernel by itself: papermill, when interrupted, would give it five seconds only."""
+    """Interrupts the kernel directly: papermill, when interrupted, would give it only five seconds."""
     kernels = psutil.Process(papermill.pid).children()
     for kernel in kernels:
         with suppress(psutil.NoSuchProcess):

@@ -48,7 +48,7 @@ def save_state(path: str | Path, tensors: Mapping[str, Tensor], state: Mapping[s
 def load_state(path: str | Path, identity: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads a checkpoint of the run that `identity` (names and values) describes.
 
-    Raises `BinaryViTError` when it is truncated, not a checkpoint of ours, or one of another run or number of
+    Raises `BinaryViTError` when it is truncated, not a checkpoint of ours, or belongs to another run or number of
     processes; nothing is changed then.
     """
     advice = "Nothing was changed; move the file away to start the run again, or choose another folder."

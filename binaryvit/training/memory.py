@@ -6,7 +6,8 @@ import sys
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 """Environment of a new process whose large tensors lie in huge pages (Linux): fewer to clear, and less fragmented."""
 
-# Numbers of glibc's mallopt: from which size an allocation is mapped by itself, and how much freed memory is kept.
+# Parameters of glibc's mallopt: the size from which an allocation is mapped separately, and how much freed memory is
+# kept.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 _LARGEST = 2**31 - 1
 _LARGEST_DOCUMENTED = 32 * 2**20  # which older versions of glibc insist on

@@ -38,7 +38,7 @@ def check_launch(config: TrainingConfig, process: PartialState) -> None:
         )
 
 
-def load_data_once_a_machine(config: TrainingConfig, process: PartialState) -> Data:
+def load_data_once_per_machine(config: TrainingConfig, process: PartialState) -> Data:
     """`load_data`, which the first process of each machine does alone and completely.
 
     The others wait, because preparing a large set for the first time takes long. They then open the prepared data and

@@ -37,7 +37,7 @@ from binaryvit.training.latent import latent_histograms, latent_layers
 from binaryvit.training.loop import BEST_WEIGHTS_FILE, Trainer
 from binaryvit.training.memory import keep_freed_memory
 from binaryvit.training.numerics import chosen_numerics, current_numerics
-from binaryvit.training.processes import check_launch, load_data_once_a_machine, locked
+from binaryvit.training.processes import check_launch, load_data_once_per_machine, locked
 from binaryvit.training.tables import best_epoch
 from binaryvit.training.teacher import key_of
 
@@ -69,7 +69,7 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
     # The others wait while the first process of a machine prepares the data, which may take long.
     process = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=2))
     check_launch(config, process)
-    data = load_data_once_a_machine(config, process)
+    data = load_data_once_per_machine(config, process)
     key = RunKey(config=key_of(config), data=data.fingerprint, training_version=TRAINING_VERSION)
     if (record := _finished(run_dir, key, process)) is not None:
         return record

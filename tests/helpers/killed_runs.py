@@ -43,7 +43,7 @@ def half_written(tensors: Any, path: Path, metadata: Any) -> None:
 
 
 save_file = checkpoint.save_file
-# Steps: 3 an epoch, 2 epochs; a checkpoint after each step that does not end an epoch, and after each epoch.
+# 3 steps per epoch, 2 epochs; a checkpoint after each step that does not end an epoch, and after each epoch.
 MOMENTS: dict[str, tuple[Any, str, int, Callable]] = {
     "first step": (Trainer, "_backward", 1, die),
     "mid-epoch": (Trainer, "_backward", 4, die),

@@ -102,7 +102,7 @@ def test_one_process_writes_and_both_return_the_record(left):
     assert records == {read_record(left / "run").model_dump_json()}
     output = (left / "output.txt").read_text()
     assert output.count("epoch 2/2") == 3, "the whole run's and the interrupted ones', each once"
-    assert [(left / f"fingerprints-{rank}").read_text() for rank in range(2)] == ["1", "0"], "once a machine"
+    assert [(left / f"fingerprints-{rank}").read_text() for rank in range(2)] == ["1", "0"], "once per machine"
 
 
 @pytest.mark.parametrize(("name", "step"), [("interrupted", 2), ("late", 3)])

@@ -34,11 +34,11 @@ def without_autocast(x: Tensor) -> AbstractContextManager[None]:
 
 
 def is_exact(dtype: torch.dtype, terms: int) -> bool:
-    """Whether `dtype` holds every sum of so many signs."""
+    """Whether `dtype` holds every sum of that many signs."""
     return terms <= _EXACT_TERMS.get(dtype, 2**24)
 
 
 def exact_dtype(x: Tensor, terms: int) -> torch.dtype:
-    """The type in which to multiply signs x over so many terms: autocast's where it is exact, else that of x."""
+    """The type for products of signs x with that many terms: autocast's if it is exact, else that of x."""
     dtype = product_dtype(x)
     return dtype if is_exact(dtype, terms) else x.dtype
