@@ -6,6 +6,7 @@ SMOKE = results/reproduced/smoke
 # Runs and notebooks at a time, each on its share of the cores: models this small do not keep two busy.
 JOBS = 2
 PYTEST_ARGS =
+TRAINED = $(wildcard results/*/runs)
 
 # Notebooks run on this environment's kernel, not on a user's of the same name.
 export JUPYTER_PREFER_ENV_PATH = 1
@@ -24,7 +25,7 @@ reproduce: install ## train the smoke study, teacher and all binary variants, an
 	@echo "The tables are in $(SMOKE)/tables."
 
 figures: install ## tables and figures of the committed studies again, from what is stored: no training, no data (minutes)
-	@$(MAKE) --no-print-directory -j 2 figures-of-smoke figures-of-cifar10
+	@$(MAKE) --no-print-directory -j 2 $(TRAINED:results/%/runs=figures-of-%)
 
 figures-of-%:
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/binaryvit figures results/$*

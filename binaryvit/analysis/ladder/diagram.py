@@ -38,7 +38,9 @@ def ladder_diagram() -> Figure:
         left, bottom = 0.04 + number * (_CARD_WIDTH + _GAP), 0.06 + number * _RISE
         _card(axes, left, bottom, _CARD_HEIGHT, rung)
         picture(axes, left + _CARD_WIDTH / 2, bottom + 0.87, rung.colour)
-    _card(axes, left, 0.06, bottom - 0.16, variant, linestyle=(0, (4, 2)))
+    last = len(rungs) - 1
+    below = 0.06 + last * _RISE - 0.16
+    _card(axes, 0.04 + last * (_CARD_WIDTH + _GAP), 0.06, below, variant, linestyle=(0, (4, 2)))
     _teacher(axes, 0.04, 0.06 + _CARD_HEIGHT, teacher)
     return figure
 

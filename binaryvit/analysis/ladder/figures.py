@@ -11,7 +11,7 @@ from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.palette import GREY
 
 _TEACHERS = [teacher for teacher, *_ in LADDER.values()]
-_COSTS = {"ops": "operations per image\n(BOPs / 64 + FLOPs)", "bytes": "bytes of the weights"}
+_COSTS = {"ops": "operations per image\n(binary ones / 64 + others)", "bytes": "bytes of the weights"}
 # How a published figure is drawn by its certainty: filled where the authors themselves gave it.
 _CERTAINTY_MARKERS = {
     "authors": ("o", GREY),
@@ -59,7 +59,7 @@ def accuracy_against_operations(
 
 def _is_step(points: pd.DataFrame) -> pd.Series:
     """Which points are binary models of the ladder; the rest are teachers and other architectures."""
-    return points["variant"].map(lambda name: variant_style(name).adds != "")
+    return points["variant"].isin(name for _, *steps in LADDER.values() for name in steps)
 
 
 def _range(few: int, many: int) -> str:
@@ -79,14 +79,13 @@ def _draw_points(axes: Axes, points: pd.DataFrame, cost: str) -> None:
 
 
 def _claim(points: pd.DataFrame) -> str:
-    """What the figure shows: what the best binary model gives up, and what it saves."""
+    """What the figure shows: what the ladder's best model reaches, and what it saves."""
     steps, teachers = points[_is_step(points)], points[points["variant"].isin(_TEACHERS)]
     if steps.empty or teachers.empty:
         return "Accuracy and cost of each model"
     best, teacher = steps.nlargest(1, "top1").iloc[0], teachers.iloc[0]
-    gap = best["top1"] - teacher["top1"]
     return (
-        f"{best['label']}: {abs(gap):.1f} points {'above' if gap > 0 else 'below'} its teacher, with "
+        f"{best['label']}: {best['top1']:.1f} % against the teacher's {teacher['top1']:.1f} %, with "
         f"{teacher['ops'] / best['ops']:.0f} times fewer operations and {teacher['bytes'] / best['bytes']:.0f} times "
         "fewer bytes"
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from binaryvit.analysis.ladder.steps import steps
+from binaryvit.analysis.ladder.steps import difference, steps
 from binaryvit.analysis.paired import PairedDifference
 from binaryvit.studies.rows import Row, describe_scale
 
@@ -31,21 +31,26 @@ def top1(row: Row) -> float:
 
 def price(teacher: Row, best: Row) -> str:
     """What one bit costs in accuracy, and saves in size and operations."""
-    gap, small, large = top1(teacher) - top1(best), best.model_cost, teacher.model_cost
+    gap, small, large = difference(teacher, best), best.model_cost, teacher.model_cost
+    accuracy = f"differs from its full-precision teacher by {gap} points" if gap else f"reaches {top1(best):.2f} %"
+    if gap and not gap.is_resolved:
+        accuracy = f"is as accurate as its full-precision teacher within what this study resolves, {gap} points"
     return (
-        f"The best binary model, {best.label}, is {abs(gap):.2f} points {'below' if gap > 0 else 'above'} its "
-        f"full-precision teacher, with {large.bytes / small.bytes:.0f} times fewer bytes and "
+        f"The best binary model, {best.label}, {accuracy}, with {large.bytes / small.bytes:.0f} times fewer bytes and "
         f"{large.ops / small.ops:.0f} times fewer operations."
     )
 
 
 def of_steps(steps: Mapping[str, PairedDifference]) -> str:
     """Which step gains most, which lose, and which are not resolved."""
-    most = max(steps, key=lambda label: steps[label].points)
-    gains = steps[most].is_resolved and steps[most].points > 0
-    parts = [f"The step that gains most is {most}, by {steps[most]} points" if gains else "No step gains"]
-    lost = [f"{label} loses, {step}" for label, step in steps.items() if step.is_resolved and step.points < 0]
-    small = [f"{label}, {step}" for label, step in steps.items() if not step.is_resolved]
+    resolved = {label: step for label, step in steps.items() if step.is_resolved}
+    gains = {label: step for label, step in resolved.items() if step.points > 0}
+    parts = ["No step's gain is resolved"]
+    if gains:
+        most = max(gains, key=lambda label: gains[label].points)
+        parts = [f"The step that gains most is {most}, by {gains[most]} points"]
+    lost = [f"{label} loses, {step}" for label, step in resolved.items() if step.points < 0]
+    small = [f"{label}, {step}" for label, step in steps.items() if label not in resolved]
     return "; ".join([*parts, *lost, *([f"not resolved: {' and '.join(small)}"] if small else [])]) + "."
 
 

@@ -1,6 +1,6 @@
 """What the README shows of a study: its ablation in five columns, and up to three sentences to take away.
 
-python -m binaryvit.analysis.ladder.headline results/cifar10 README.md
+python -m binaryvit.analysis.ladder.headline results/smoke README.md
 """
 
 import re
@@ -20,6 +20,7 @@ from binaryvit.models.ladder import LADDER
 from binaryvit.studies.rows import Row, describe_scale, model_cost, read_ladder
 from binaryvit.studies.study import State, Study, load_study, plan
 
+_PYRAMIDS = [family[5] for family in LADDER.values()]
 # What stands between these two lines of a page is made here.
 _BEGIN, _END = "<!-- made from results/ -->", "<!-- until here -->"
 
@@ -58,16 +59,15 @@ def _table(rows: Sequence[Row]) -> str:
 
 def take_away(rows: Sequence[Row]) -> list[str]:
     """What one bit costs, which steps count, and what the pyramid does, as far as the rows are finished."""
-    [teacher] = [row for row in rows if row.is_teacher]
-    binary = [row for row in rows if not row.is_teacher]
-    finished = [row for row in binary if row.values and not row.stale]
-    sentences = []
-    if finished and teacher.values:
-        sentences.append(price(teacher, max(finished, key=top1)))
-    if gains := steps(binary[:4]):
+    current = [row for row in rows if row.values and not row.stale]
+    teachers, finished = ([row for row in current if row.is_teacher is is_teacher] for is_teacher in (True, False))
+    sentences = [price(teacher, max(finished, key=top1)) for teacher in teachers if finished]
+    columnar = [row for row in rows if not row.variant.startswith("binaryvit")]
+    if gains := steps(columnar):
         sentences.append(of_steps(gains))
-    if step := difference(*binary[3:5]):
-        sentences.append(_last_step(step, *binary[3:5]))
+    pyramid = next((row for row in rows if row.variant in _PYRAMIDS), None)
+    if pyramid and (step := difference(columnar[-1], pyramid)):
+        sentences.append(_last_step(step, columnar[-1], pyramid))
     return sentences
 
 
