@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from binaryvit.analysis.images import ExampleImages
@@ -54,17 +54,17 @@ def side_by_side(places: pd.DataFrame, images: ExampleImages, claim: str) -> Fig
 
 
 @styled
-def heads(maps: pd.DataFrame, images: ExampleImages, place: tuple[float, float], claim: str) -> Figure:
+def heads(maps: pd.DataFrame, images: ExampleImages, patch: tuple[float, float, float], claim: str) -> Figure:
     """What one patch of each image attends to in one model: a row for each block, a map for each head.
 
     On the left the probabilities; on the right, where there is a threshold, the keys it leaves. The number that ends a
-    row is the share of the keys its heads attend to, or the highest ratio where there is no threshold.
+    row is the mean share of the keys that its heads attend to, or the highest ratio where there is no threshold.
 
     Args:
         maps: columns image, layer, head, row, column, ratio (probability times number of keys), attended (1 or 0 after
             the threshold; NaN in a model without one), off (whether the block's attention is).
         images: the images.
-        place: of the attending patch, as shares (down, right) of the image's sides; marked in the images.
+        patch: (top, left, side) of the attending patch in the first block, as shares of the image's sides.
         claim: what the figure says.
     """
     figure, axes = _canvas()
@@ -75,7 +75,7 @@ def heads(maps: pd.DataFrame, images: ExampleImages, place: tuple[float, float],
     binary = maps["attended"].notna().any()
     for top, image, pixels in zip(np.arange(len(images.names)) * height, images.names, images.pixels, strict=True):
         _draw(axes, pixels, 0, top, side)
-        ring(axes, place[1] * side, top + place[0] * side)
+        _outline(axes, patch[1] * side, top + patch[0] * side, patch[2] * side)
         for row, layer in enumerate(layers):
             down, own = top + row * _STEP, maps[(maps["image"] == image) & (maps["layer"] == layer)]
             _note(axes, block_of(layer) or layer, left - 0.12, down + 0.5, ha="right")
@@ -92,10 +92,10 @@ def heads(maps: pd.DataFrame, images: ExampleImages, place: tuple[float, float],
     axes.set_yticks([])
     _fit(figure, axes, claim, (right if binary else left) + most + 0.8, len(images.names) * height)
     _tint_bar(figure, _WIDE, "probability × number of keys", images.credit)
-    number = "number: share of keys attended to" if binary else "number: the row's highest ratio"
+    number = "share of keys kept, mean of the row's heads" if binary else "the row's highest ratio"
     figure.legend(
         handles=[Patch(color=_VEIL, label="not attended")] if binary else [],
-        title=f"row: block, column: head\n{number}",
+        title=f"square: the patch (of the first block)\nrow: block, column: head\nnumber: {number}",
         loc="lower right",
         bbox_to_anchor=(1, 0.1 / figure.get_figheight()),
     )
@@ -241,12 +241,12 @@ def _note(axes: Axes, text: str, x: float, y: float, ha: str) -> None:
     )
 
 
-def ring(axes: Axes, x: float, y: float) -> None:
-    """Marks a place of an image, bright or dark."""
-    axes.plot(
-        x, y, "o", markersize=5, markerfacecolor="none", markeredgecolor="white",
-        path_effects=[withStroke(linewidth=2.5, foreground="black")],
-    )  # fmt: skip
+def _outline(axes: Axes, left: float, top: float, side: float) -> None:
+    """Frames a patch of an image, bright or dark."""
+    effects = [withStroke(linewidth=3, foreground="black")]
+    axes.add_patch(
+        Rectangle((left, top), side, side, fill=False, edgecolor="white", linewidth=1.2, zorder=3, path_effects=effects)
+    )
 
 
 def _square(frame: pd.DataFrame, column: str) -> np.ndarray:

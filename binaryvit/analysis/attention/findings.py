@@ -26,22 +26,44 @@ def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
     silent = f" Attention is off in block {_listed(off['layer'].drop_duplicates().map(block_of))}." if len(off) else ""
     if maps.empty:
         return f"{label}: the marked patch attends to nothing", silent.strip()
-    of_map = maps.groupby(["image", "layer", "head"])
+    of_map = maps.groupby(["image", "layer", "head"], sort=False)
     if maps["attended"].isna().all():
         peak = of_map["ratio"].max()
-        block = block_of(peak.idxmax()[1])
-        return f"{label}: the marked patch singles out keys most in block {block}", (
+        claim = f"{label}: the highest probability of a head is {_between(peak, '{:.1f}')} times the even one"
+        block = _everywhere_first(-peak.groupby(["image", "layer"], sort=False).max())
+        if block:
+            claim = f"{label}: in each image the patch singles out keys most in block {block}"
+        return claim, (
             f"The highest probability is {peak.max():.1f} times that of even attention; in the median head it is "
             f"{peak.median():.1f} times."
         )
-    share, of_block = of_map["attended"].mean(), maps.groupby("layer")["attended"].mean()
-    claim = f"{label}: the threshold leaves the marked patch the fewest keys in block {block_of(of_block.idxmin())}"
-    if of_block.min() == 1:
+    share = of_map["attended"].mean()
+    block = _everywhere_first(maps.groupby(["image", "layer"], sort=False)["attended"].mean())
+    if share.min() == 1:
         claim = f"{label}: the threshold leaves the marked patch every key"
+    elif block:
+        claim = f"{label}: in each image the threshold leaves the patch the fewest keys in block {block}"
+    else:
+        claim = f"{label}: for the patch a head keeps {_kept_of(of_map['attended'])} keys"
     return claim, (
         f"It attends to {share.mean():.0%} of the keys: to every key in {(share == 1).sum()} of {len(share)} maps, to "
         f"none in {(share == 0).sum()}.{silent}"
     )
+
+
+def _everywhere_first(values: pd.Series) -> str | None:
+    """The block whose value, by image and layer, is the lowest of all in every image; None: they differ, or tie."""
+    lowest = values[values == values.groupby("image").transform("min")].reset_index()
+    once = len(lowest) == lowest["image"].nunique() < len(values)
+    return block_of(lowest["layer"].iloc[0]) if once and lowest["layer"].nunique() == 1 else None
+
+
+def _kept_of(attended) -> str:
+    """How many keys the maps keep, "1 to 4 of the image's 4"; as shares where some maps have more keys than others."""
+    keys = attended.size()
+    if keys.nunique() == 1:
+        return f"{_between(attended.sum(), '{:.0f}')} of the image's {keys.iloc[0]}"
+    return f"{_span(attended.mean())} of the image's"
 
 
 def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
@@ -92,7 +114,12 @@ def _of_off(off: pd.DataFrame, with_seed: bool) -> str:
 
 def _span(numbers: pd.Series) -> str:
     """The range of shares."""
-    return " to ".join(dict.fromkeys(f"{number:.0%}" for number in (numbers.min(), numbers.max())))
+    return _between(numbers, "{:.0%}")
+
+
+def _between(numbers: pd.Series, form: str) -> str:
+    """The range of numbers."""
+    return " to ".join(dict.fromkeys(form.format(number) for number in (numbers.min(), numbers.max())))
 
 
 def _listed(words) -> str:

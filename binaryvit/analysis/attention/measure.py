@@ -47,7 +47,7 @@ def side_by_side(opened: OpenStudy, examples: Images = 2) -> Drawing:
     """
     runs, teacher = _shown(opened), opened.teacher()
     images = example_images(runs[0], examples)
-    places = _on_examples(opened, "attention_places", runs, examples, {}, attended_places)
+    places = _places(opened, runs, examples)
     inputs = {"places": places, "pictures": _pixels(images)}
     said = findings.of_rollouts(places, teacher and model_label(teacher))
     return Drawing.of(
@@ -71,7 +71,12 @@ def heads(opened: OpenStudy, examples: Images = 2, place: tuple[float, float] = 
         opened, "attention_maps", runs, examples, {"place": list(place)},
         lambda model, inputs: attended_by(model, inputs, place),
     )  # fmt: skip
-    return [_draw_heads(opened, run.id, model_label(run), maps[maps["run"] == run.id], images, place) for run in runs]
+    places = _places(opened, runs, examples)
+    made = []
+    for run in runs:
+        own, grid = maps[maps["run"] == run.id], places[places["run"] == run.id]
+        made.append(_draw_heads(opened, run.id, model_label(run), own, images, _patch_at(place, grid)))
+    return made
 
 
 def heads_of_model(
@@ -85,7 +90,8 @@ def heads_of_model(
     _check_place(place)
     reference = opened.teacher() or opened.runs()[0]
     images = images_for(reference.config, ((3, *image_size(model)), *input_settings(model)[1:]), examples)
-    return _draw_heads(opened, label, label, attended_by(model, images, place), images, place)
+    patch = _patch_at(place, attended_places(model, images))
+    return _draw_heads(opened, label, label, attended_by(model, images, place), images, patch)
 
 
 def density(opened: OpenStudy, images: int = 200) -> Drawing | None:
@@ -176,12 +182,29 @@ def _on_examples(
     return labelled(measured(opened, name, _VERSION, settings, runs, of_run), runs)
 
 
+def _places(opened: OpenStudy, runs: Sequence[StoredRun], examples: Images) -> pd.DataFrame:
+    """`attended_places` of the runs on example images."""
+    return _on_examples(opened, "attention_places", runs, examples, {}, attended_places)
+
+
+def _patch_at(place: tuple[float, float], places: pd.DataFrame) -> tuple[float, float, float]:
+    """Top, left and side of the patch of the first grid that holds a place, as shares of the image's sides."""
+    grid = places["row"].max() + 1
+    top, left = (int(share * grid) / grid for share in place)
+    return top, left, 1 / grid
+
+
 def _draw_heads(
-    opened: OpenStudy, name: str, label: str, maps: pd.DataFrame, images: ExampleImages, place: tuple[float, float]
+    opened: OpenStudy,
+    name: str,
+    label: str,
+    maps: pd.DataFrame,
+    images: ExampleImages,
+    patch: tuple[float, float, float],
 ) -> Drawing:
     inputs, said = {"maps": maps, "pictures": _pixels(images)}, findings.of_heads(maps, label)
     return Drawing.of(
-        opened, f"attention_heads.{name}", inputs, said, lambda claim: figures.heads(maps, images, place, claim)
+        opened, f"attention_heads.{name}", inputs, said, lambda claim: figures.heads(maps, images, patch, claim)
     )
 
 

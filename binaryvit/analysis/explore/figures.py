@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patheffects import withStroke
 
-from binaryvit.analysis.attention.figures import SHARES, ring
+from binaryvit.analysis.attention.figures import SHARES
 from binaryvit.analysis.style import styled
 from binaryvit.palette import BLUE, GREY, ORANGE
 
@@ -50,7 +51,7 @@ def head_and_channel(models: Sequence[Panels], place: tuple[float, float]) -> Fi
             _axes(figure, 0.1 + 1.85 * column, bottom + 0.45, _SIDE) for column in range(4)
         )
         _show(image, "image and patch", panels.pixels)
-        ring(image, place[1], place[0])
+        _ring(image, place[1], place[0])
         _show_shares(ratio, "probability × keys", panels.ratio)
         if panels.attended is None:
             _say(attended, "no threshold")
@@ -81,6 +82,14 @@ def _show(axes: Axes, title: str, values: np.ndarray, **look: Any) -> AxesImage:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     return axes.imshow(values, **look, **_EXTENT)
+
+
+def _ring(axes: Axes, x: float, y: float) -> None:
+    """Marks a place of an image, bright or dark."""
+    axes.plot(
+        x, y, "o", markersize=5, markerfacecolor="none", markeredgecolor="white",
+        path_effects=[withStroke(linewidth=2.5, foreground="black")],
+    )  # fmt: skip
 
 
 def _show_shares(axes: Axes, title: str, ratio: np.ndarray) -> None:

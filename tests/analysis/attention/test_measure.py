@@ -121,6 +121,8 @@ def test_pictures_can_be_read_and_show_every_map(drawn):
     heads = 1 + 1 + 2 + 2 + 4
     # Two images; of each head the grey image and its tint, the image and the veil over what is not attended.
     assert len(axes.images) == 2 + 2 * heads * (2 + 2)
+    outlines = [patch.get_bbox().bounds for patch in axes.patches]
+    assert [(left / 2, width / 2) for left, _, width, _ in outlines] == [(4 / 8, 1 / 8)] * 2, "one of 8 x 8 patches"
     words = [text.get_text() for text in axes.texts]
     maps = drawn[f"attention_heads.{PYRAMID}"].inputs["maps"]
     shares = maps.groupby(["image", "layer"])["attended"].mean()
@@ -243,15 +245,26 @@ def maps_of(rows):
 def test_sentences_on_heads_follow_the_numbers():
     rows = [(0, 0, [1, 1], [1, 1], False), (1, 1, [1, 1], [1, 0], False)]
     claim, finding = attention_findings.of_heads(maps_of([*rows, (3, 0, [1, 1], [0, 0], True)]), "b")
-    assert claim == "b: the threshold leaves the marked patch the fewest keys in block 1.1"
+    assert claim == "b: in each image the threshold leaves the patch the fewest keys in block 1.1"
     assert finding == (
         "It attends to 75% of the keys: to every key in 1 of 2 maps, to none in 0. Attention is off in block 1.3."
     )
     assert (
         attention_findings.of_heads(maps_of(rows[:1]), "b")[0] == "b: the threshold leaves the marked patch every key"
     )
-    claim, finding = attention_findings.of_heads(maps_of([(0, 0, [1, 3.5], [math.nan] * 2, False)]), "t")
-    assert claim == "t: the marked patch singles out keys most in block 1.0" and "3.5 times" in finding
+    unlike = maps_of([(0, 0, [1, 1], [1, 0], False), (1, 1, [1, 1], [1, 1], False)]).assign(image="two")
+    claim = attention_findings.of_heads(pd.concat([maps_of(rows), unlike]), "b")[0]
+    assert claim == "b: for the patch a head keeps 1 to 2 of the image's 2 keys", "no block is first in both"
+    tied = maps_of([(0, 0, [1, 1], [0, 1], False), (1, 1, [1] * 4, [1, 1, 0, 0], False)])
+    assert attention_findings.of_heads(tied, "b")[0] == "b: for the patch a head keeps 50% of the image's keys"
+    flat, peaked = [[math.nan] * 2, False], [(0, 0, [1, 3.5]), (1, 0, [1, 1])]
+    peaked = maps_of([(*row, *flat) for row in peaked])
+    claim, finding = attention_findings.of_heads(peaked, "t")
+    assert claim == "t: in each image the patch singles out keys most in block 1.0"
+    assert "3.5 times" in finding
+    other = maps_of([(0, 0, [1, 1], *flat), (1, 0, [1, 2], *flat)]).assign(image="two")
+    claim = attention_findings.of_heads(pd.concat([peaked, other]), "t")[0]
+    assert claim == "t: the highest probability of a head is 1.0 to 3.5 times the even one"
     claim, finding = attention_findings.of_heads(maps_of([(0, 0, [1, 1], [0, 0], True)]), "b")
     assert (claim, finding) == ("b: the marked patch attends to nothing", "Attention is off in block 1.0.")
 
