@@ -69,12 +69,13 @@ def of_comparison(
             f"This study ({describe_scale(rows)}) is not of the published figures' scale, so none of its accuracies "
             "stands in this table."
         )
-    return " ".join(
+    sentences = [
         f"{row.label} reaches {top1(row):.2f} % here and {published[variant]['top1']:.1f} % as published "
         f"({published[variant]['certainty']}): {top1(row) - published[variant]['top1']:+.2f} points."
         for variant, row in comparable.items()
         if variant in published and row.values and not row.stale
-    )
+    ]
+    return " ".join(sentences) or "None of these models has a published figure to compare with."
 
 
 def of_accuracy_against_operations(points: pd.DataFrame) -> str:

@@ -299,7 +299,7 @@ def comparison(opened: OpenStudy, published: pd.DataFrame) -> Table:
 
 def _published_entry(entry: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """A published model as numbers and as text."""
-    numbers = {name: entry[name] for name in ("model", "family", "year", "ops", "size_mb")}
+    numbers = {name: entry[name] for name in ("model", "family", "year", "ops", "bytes")}
     numbers |= {"top1_published": entry["top1"], "certainty": entry["certainty"], "seen_in": entry["seen_in"]}
     text = {
         "model": entry["model"],
@@ -332,6 +332,7 @@ def _ladder_entry(
     }
     entry = dict(published or unknown) | {
         "ops": float(counted.ops),
+        "bytes": float(counted.bytes),
         "ops_e8": f"{counted.ops / 1e8:.2f} (counted here)",
         "size_mb": f"{counted.bytes / 1e6:.2f} (counted here)",
     }
