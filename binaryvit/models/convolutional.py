@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from binaryvit.models.ladder import default_cfgs as ladder_cfgs
 from binaryvit.models.layers import (
     BinaryActivation,
     BinaryConv2d,
@@ -19,12 +19,12 @@ from binaryvit.models.layers import (
     RPReLU,
     TokenBatchNorm,
     add_shortcut,
-    fix_packed_weights,
     grid_to_tokens,
+    prepare_binary_weights,
     tokens_to_grid,
 )
 from binaryvit.models.ops.precision import without_autocast
-from binaryvit.models.shapes import one_side
+from binaryvit.models.shapes import check_choice, check_grid, check_widening, one_per_stage, one_side
 
 
 class BinaryConvBlock(nn.Module):
@@ -61,8 +61,14 @@ class BinaryResNet(nn.Module):
 
     Args:
         img_size: side of the square images, a multiple of patch_size * 2^(stages - 1).
+        patch_size: side and stride of the stem's convolution.
+        num_classes: 0 removes the classifier.
         dims, depths: channels of each stage, each a multiple of the one before, and its blocks of stride 1.
         weight_bits, activation_bits: 1 or 32.
+        drop_rate: dropout before the classifier.
+
+    Raises:
+        BinaryViTError: an argument that is inconsistent with the others, named, with what would be right.
     """
 
     def __init__(
@@ -78,7 +84,13 @@ class BinaryResNet(nn.Module):
         drop_rate: float = 0.0,
     ):
         super().__init__()
-        img_size = one_side("img_size", img_size)
+        check_choice("weight_bits", weight_bits, (1, 32))
+        check_choice("activation_bits", activation_bits, (1, 32))
+        img_size, patch_size = one_side("img_size", img_size), one_side("patch_size", patch_size)
+        dims, depths = (
+            one_per_stage(name, value, len(dims), like="dims") for name, value in (("dims", dims), ("depths", depths))
+        )
+        check_grid(img_size, patch_size, len(dims))
         self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
         self.num_features = self.head_hidden_size = dims[-1]
         self.stem = PatchEmbedding(in_chans, dims[0], patch_size, norm=True)
@@ -86,10 +98,11 @@ class BinaryResNet(nn.Module):
         for index, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             blocks = []
             if index > 0:
+                check_widening("dims", dims[index - 1], dim, index)
                 blocks.append(BinaryConvBlock(dims[index - 1], dim, grid_size, 2, weight_bits, activation_bits))
                 grid_size //= 2
             blocks += [BinaryConvBlock(dim, dim, grid_size, 1, weight_bits, activation_bits) for _ in range(depth)]
-            stages.append(Stage(blocks))
+            stages.append(ConvStage(blocks))
         self.stages = nn.ModuleList(stages)
         self.feature_info = [
             dict(num_chs=dim, reduction=patch_size * 2**i, module=f"stages.{i}") for i, dim in enumerate(dims)
@@ -103,8 +116,14 @@ class BinaryResNet(nn.Module):
         """The final linear layer (an identity where num_classes is 0)."""
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the classifier by a new one with `num_classes` outputs (0: none)."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the classifier by a new one with `num_classes` outputs (0: none).
+
+        Raises:
+            BinaryViTError: a global_pool other than "avg", the only one of this model.
+        """
+        if global_pool is not None:
+            check_choice("global_pool", global_pool, ("avg",))
         self.num_classes = num_classes
         like = self.stem.proj.weight
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
@@ -133,10 +152,10 @@ class BinaryResNet(nn.Module):
 def _unpack(model: BinaryResNet, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Before loading: unpacks weights that are stored in one bit."""
     if not prefix:
-        fix_packed_weights(model, state_dict)
+        prepare_binary_weights(model, state_dict)
 
 
-class Stage(nn.Module):
+class ConvStage(nn.Module):
     """The blocks of one stage; the first may halve the grid."""
 
     def __init__(self, blocks: list[BinaryConvBlock]):
@@ -145,18 +164,8 @@ class Stage(nn.Module):
 
 
 default_cfgs = generate_default_cfgs({
-    "reactresnet_micro_patch2_32": dict(
-        num_classes=10,
-        input_size=(3, 32, 32),
-        fixed_input_size=True,
-        pool_size=None,
-        crop_pct=1.0,
-        interpolation="bicubic",
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
-        first_conv="stem.proj",
-        classifier="head",
-    )
+    "reactresnet_micro_patch2_32": ladder_cfgs["binaryvit_micro_patch2_32"].default.to_dict()
+    | {"first_conv": "stem.proj"}
 })  # fmt: skip
 
 

@@ -36,7 +36,7 @@ from binaryvit.models.layers import (
     RPReLU,
     binary_layers,
 )
-from binaryvit.models.shapes import image_size
+from binaryvit.models.shapes import image_size, input_channels
 from binaryvit.models.shortcuts_only import ShortcutAttention, ShortcutMerging, ShortcutUnit
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
 
@@ -110,7 +110,7 @@ def cost(model: nn.Module) -> Cost:
     Shapes come from one forward pass of a copy without storage (on the meta device); the model is left untouched.
     """
     sizes, outputs = _trace(model)
-    is_binary = binary_layers(model)
+    binary_names = binary_layers(model).keys()
     rows = []
     for name, module in model.named_modules():
         parameters = sum(parameter.numel() for parameter in module.parameters(recurse=False))
@@ -118,7 +118,7 @@ def cost(model: nn.Module) -> Cost:
         operations = count(module, *sizes[name]) if count and name in sizes else _Operations()
         if not parameters and operations == _Operations():
             continue
-        binary = module.weight.numel() if name in is_binary else 0
+        binary = module.weight.numel() if name in binary_names else 0
         rows.append(
             {
                 "layer": name or "(model)",
@@ -152,7 +152,6 @@ def _trace(model: nn.Module) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str
     """For each module that ran: its first input and its output (meta tensors), and the output's shape as text."""
     ghost = copy.deepcopy(model).to("meta").eval()
     sizes: dict[str, tuple[Tensor, Tensor]] = {}
-
     names = {module: name for name, module in ghost.named_modules()}
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -160,9 +159,9 @@ def _trace(model: nn.Module) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str
 
     for module in names:
         module.register_forward_hook(keep)
-    channels = next(module.in_channels for module in names if isinstance(module, nn.Conv2d))  # the stem's
+    images = 1, input_channels(model), *image_size(model)
     with torch.no_grad():
-        ghost(torch.empty(1, channels, *image_size(model), device="meta", dtype=next(ghost.parameters()).dtype))
+        ghost(torch.empty(images, device="meta", dtype=next(ghost.parameters()).dtype))
     outputs = {name: " x ".join(map(str, output.shape[1:])) for name, (_, output) in sizes.items()}
     return sizes, outputs
 

@@ -1,10 +1,10 @@
 """Checkpoints from outside of this library: PyTorch or safetensors files, read as data and never as code."""
 
 import copy
+import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     training is removed.
 
     Raises:
-        BinaryViTError: the file is missing, truncated, holds code, or holds no tensors.
+        BinaryViTError: the file is missing or damaged, holds more than tensors, or holds no tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -28,12 +28,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise BinaryViTError(f"{path} can't be read as a checkpoint; it is truncated or of another kind.") from error
-    except Exception as error:  # pickle.UnpicklingError: anything but plain tensors and containers
+    except pickle.UnpicklingError as error:  # anything but plain tensors and containers
         raise BinaryViTError(
-            f"{path} holds more than tensors and is not opened, for it could run code; "
+            f"{path} is no PyTorch file, or holds more than tensors and is not opened, for it could run code; "
             "convert it to safetensors where you trust it."
+        ) from error
+    except Exception as error:  # a damaged file can make the readers raise anything
+        raise BinaryViTError(
+            f"{path} can't be read as a checkpoint ({type(error).__name__}); it is truncated or of another kind."
         ) from error
     for key in ("state_dict", "model", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -68,14 +68,14 @@ LADDER: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# What the rungs of the ladder differ in, in its order; the last two are pyramids.
-_RUNGS: tuple[dict[str, Any], ...] = (
-    dict(global_pool="token", pooling_branches=False, affine=False),
-    dict(global_pool="avg", pooling_branches=False, affine=False),
-    dict(global_pool="avg", pooling_branches=True, affine=False),
-    dict(global_pool="avg", pooling_branches=True, affine=True),
-    dict(global_pool="avg", pooling_branches=True, affine=True, merge="binary"),
-    dict(global_pool="avg", pooling_branches=True, affine=True, merge="full_precision"),
+# What the rungs of the ladder differ in, in its order: the shape, by family, and the parts.
+_RUNGS: tuple[tuple[dict[str, dict[str, Any]], dict[str, Any]], ...] = (
+    (_COLUMNAR, dict(global_pool="token", pooling_branches=False, affine=False)),
+    (_COLUMNAR, dict(global_pool="avg", pooling_branches=False, affine=False)),
+    (_COLUMNAR, dict(global_pool="avg", pooling_branches=True, affine=False)),
+    (_COLUMNAR, dict(global_pool="avg", pooling_branches=True, affine=True)),
+    (_PYRAMID, dict(global_pool="avg", pooling_branches=True, affine=True, merge="binary")),
+    (_PYRAMID, dict(global_pool="avg", pooling_branches=True, affine=True, merge="full_precision")),
 )
 
 
@@ -105,14 +105,15 @@ default_cfgs = generate_default_cfgs(
 def arguments_of(variant: str) -> dict[str, Any]:
     """The arguments of `BinaryVisionTransformer` with which a binary variant of the ladder is built."""
     family = next(family for family, names in LADDER.items() if variant in names[1:])
-    shape = (_PYRAMID if variant.startswith("binaryvit") else _COLUMNAR)[family]
-    return shape | _RUNGS[LADDER[family].index(variant) - 1]
+    shape, parts = _RUNGS[LADDER[family].index(variant) - 1]
+    return shape[family] | parts
 
 
 def _register_binary_variant(name: str) -> None:
-    """Registers with timm a function `name(pretrained=False, **model_args)` that builds this rung of the ladder."""
+    """Defines `name(pretrained=False, **model_args)`, which builds this rung of the ladder, and tells timm of it."""
     arguments = arguments_of(name)
-    features = tuple(range(len(arguments["embed_dims"]))) if name.startswith("binaryvit") else 3
+    widths = arguments["embed_dims"]
+    features = tuple(range(len(widths))) if isinstance(widths, tuple) else 3  # all stages, or the last three blocks
 
     def build(pretrained: bool = False, **model_args: Any) -> BinaryVisionTransformer:
         return build_model_with_cfg(
@@ -124,8 +125,8 @@ def _register_binary_variant(name: str) -> None:
         )
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{arguments}."
-    register_model(build)
+    build.__doc__ = f"{name}, a rung of the ladder; `model_args` override the arguments that `arguments_of` lists."
+    globals()[name] = register_model(build)  # timm adds the name to __all__
 
 
 for _, *_binary in LADDER.values():

@@ -121,6 +121,11 @@ class _BinaryWeight(nn.Module):
         self.weight = nn.Parameter(binary_weight, requires_grad=False)
         self.is_fixed = True
 
+    def free_weight(self) -> None:
+        """Makes the weight a latent one again, to be binarized and trained."""
+        self.weight.requires_grad_(True)
+        self.is_fixed = False
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weight_bits={self.weight_bits}"
 
@@ -185,10 +190,12 @@ def binary_layers(model: nn.Module) -> dict[str, BinaryLinear | BinaryConv2d]:
     }
 
 
-def fix_packed_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
-    """Replaces `<layer>.weight.bits` and `.scale` (see `weights_file`) by the binary weight they stand for.
+def prepare_binary_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
+    """Makes a model's binary layers ready for the weights in a state dict, before it is loaded.
 
-    Such a layer then has no latent weight (`BinaryLinear.fix_weight`).
+    `<layer>.weight.bits` and `.scale` (see `weights_file`) are replaced by the binary weight they stand for, and the
+    layer then has no latent weight (`BinaryLinear.fix_weight`). A layer without one that is given a latent weight has
+    it from then on.
     """
     for name, layer in binary_layers(model).items():
         packed = (f"{name}.weight.bits", f"{name}.weight.scale")
@@ -196,28 +203,28 @@ def fix_packed_weights(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
             bits, scale = (state_dict.pop(part) for part in packed)
             state_dict[f"{name}.weight"] = unpack_weight(bits, scale, layer.weight.shape)
             layer.fix_weight(state_dict[f"{name}.weight"].to(layer.weight))
+        elif layer.is_fixed and f"{name}.weight" in state_dict and not _is_binary(state_dict[f"{name}.weight"]):
+            layer.free_weight()
 
 
-def match_channels(x: Tensor, channels: int) -> Tensor:
-    """Changes the width of (..., C) without parameters, for the shortcut around a layer that changes it.
-
-    Widening concatenates copies (channel i goes to i, i + C, ...); narrowing averages groups of adjacent channels.
-    The one is not the inverse of the other.
-    """
-    width = x.shape[-1]
-    if channels > width:
-        return torch.cat([x] * (channels // width), dim=-1)
-    if channels < width:
-        return x.unflatten(-1, (channels, width // channels)).mean(dim=-1)
-    return x
+def _is_binary(weight: Tensor) -> bool:
+    """Whether each row of a weight (out, ...) has one magnitude, as s * sign(W) has: a fixed layer's own weight."""
+    magnitudes = weight.flatten(1).abs()
+    return bool((magnitudes == magnitudes[:, :1]).all())
 
 
 def add_shortcut(y: Tensor, x: Tensor) -> Tensor:
-    """y + match_channels(x, channels of y), without writing the copies out."""
+    """y + x, the shortcut around a layer that may change the width of x (..., C), without parameters.
+
+    Where y is wider, copies of x are concatenated (channel i goes to i, i + C, ...), without being written out; where
+    it is narrower, groups of adjacent channels are averaged. The one is not the inverse of the other.
+    """
     width, channels = x.shape[-1], y.shape[-1]
     if channels > width:
         return (y.unflatten(-1, (-1, width)) + x.unsqueeze(-2)).flatten(-2)
-    return y + match_channels(x, channels)
+    if channels < width:
+        x = x.unflatten(-1, (channels, width // channels)).mean(dim=-1)
+    return y + x
 
 
 class BinaryUnit(nn.Module):
@@ -253,7 +260,11 @@ class BinaryUnit(nn.Module):
 
 
 def _units(*units: tuple[BinaryUnit, Tensor]) -> list[Tensor]:
-    """Applies each binary unit to its input; if their norms are synchronized, with one communication for all."""
+    """Applies each binary unit to its input; if their norms are synchronized, with one communication for all.
+
+    In the latter case hooks on a unit and on its norm are not called, those on its other modules are. The processes
+    would wait for each other forever if one that is watched communicated more often than the rest.
+    """
     norms = [unit.norm.batch_norm for unit, _ in units]
     if not all(isinstance(norm, SynchronizedBatchNorm) and norm.training for norm in norms):
         return [unit(x) for unit, x in units]
@@ -374,12 +385,12 @@ class BinaryAttention(nn.Module):
         return self.proj(self.act(self.norm(context) + q + self._upsampled(k + v)))
 
     def _scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """(B, heads, N, C / heads) twice to (B, heads, N, N), before the softmax's scale."""
+        """Unscaled scores (B, heads, N, M) of queries (B, heads, N, C / heads) and M = N / R^2 keys."""
         multiply = torch.matmul if self.activation_bits == 32 else sign_matmul
         return multiply(q, k.transpose(-2, -1))
 
     def _context(self, attn: Tensor, v: Tensor) -> Tensor:
-        """Probabilities (B, heads, N, N) times values (B, heads, N, C / heads)."""
+        """Probabilities (B, heads, N, M) times values (B, heads, M, C / heads), to (B, heads, N, C / heads)."""
         if self.activation_bits == 32:
             return attn @ v
         kept = 1 - self.attn_drop.p if self.training else 1.0  # dropout divides by it

@@ -34,6 +34,11 @@ def image_size(model: nn.Module) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
+def input_channels(model: nn.Module) -> int:
+    """Channels of the images that a model was built for: those of its first convolution, the stem's."""
+    return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
+
+
 def check_choice(name: str, value: Any, choices: tuple) -> None:
     """Refuses an argument that is not one of its choices."""
     if isinstance(value, bool) or value not in choices:
@@ -72,15 +77,14 @@ def stage_shapes(
         BinaryViTError: names the argument that is inconsistent, and what would be right.
     """
     check_choice("global_pool", global_pool, ("", "avg", "token"))
-    img_size, patch_size = one_side("img_size", img_size), one_side("patch_size", patch_size)
     num_stages = len(embed_dims) if isinstance(embed_dims, (tuple, list)) else 1
     per_stage = {
-        name: _one_per_stage(name, value, num_stages)
+        name: one_per_stage(name, value, num_stages, like="embed_dims")
         for name, value in dict(
             embed_dims=embed_dims, depths=depths, num_heads=num_heads, mlp_ratios=mlp_ratios, reductions=reductions
         ).items()
     }
-    _check_grid(img_size, patch_size, num_stages)
+    check_grid(img_size, patch_size, num_stages)
     if global_pool == "token":
         _check_cls_token(num_stages, per_stage["reductions"], pooling_branches)
 
@@ -93,12 +97,8 @@ def stage_shapes(
                 f"embed_dims={dim} is not divisible by num_heads={heads}{where}; "
                 f"choose a multiple, such as {heads * max(1, round(dim / heads))}."
             )
-        if shapes and dim % shapes[-1].dim:
-            before = shapes[-1].dim
-            raise BinaryViTError(
-                f"embed_dims={dim}{where} is no multiple of the {before} channels of the stage before, which the "
-                f"merge's shortcut repeats; choose a multiple, such as {before * max(1, round(dim / before))}."
-            )
+        if shapes:
+            check_widening("embed_dims", shapes[-1].dim, dim, index)
         if grid_size % reduction:
             raise BinaryViTError(
                 f"reductions={reduction}{where} does not divide the grid of {grid_size} x {grid_size} tokens there; "
@@ -116,11 +116,12 @@ def one_side(name: str, value: Any) -> int:
     return sides[0]
 
 
-def _one_per_stage(name: str, value: Any, num_stages: int) -> tuple[int, ...]:
+def one_per_stage(name: str, value: Any, num_stages: int, like: str) -> tuple[int, ...]:
+    """Positive whole numbers, one per stage, from as many or one for all; the argument `like` says how many."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * num_stages
     if len(values) != num_stages:
         raise BinaryViTError(
-            f"{name}={value!r} describes {len(values)} stages and embed_dims {num_stages}; give one value per stage."
+            f"{name}={value!r} describes {len(values)} stages and {like} {num_stages}; give one value per stage."
         )
     if any(not isinstance(number, int) or isinstance(number, bool) or number < 1 for number in values):
         detail = " The MLP's width must be a multiple of the channels." if name == "mlp_ratios" else ""
@@ -128,14 +129,24 @@ def _one_per_stage(name: str, value: Any, num_stages: int) -> tuple[int, ...]:
     return values
 
 
-def _check_grid(img_size: int, patch_size: int, num_stages: int) -> None:
+def check_grid(img_size: int, patch_size: int, num_stages: int) -> None:
+    """Refuses an image that patches and the halvings of its grid between stages don't divide."""
     smallest = patch_size * 2 ** (num_stages - 1)
     if img_size % smallest:
-        merges = f" and to be halved {num_stages - 1} times by the merges" if num_stages > 1 else ""
+        merges = f" and their grid to be halved {num_stages - 1} times" if num_stages > 1 else ""
         raise BinaryViTError(
             f"img_size={img_size} is not divisible by {smallest}, as it must be to be cut into patches of "
             f"patch_size={patch_size}{merges}; choose a multiple, such as "
             f"{smallest * max(1, round(img_size / smallest))}."
+        )
+
+
+def check_widening(name: str, before: int, dim: int, index: int) -> None:
+    """Refuses the channels of stage number `index` if they are no multiple of those of the stage before."""
+    if dim % before:
+        raise BinaryViTError(
+            f"{name}={dim} in stage {index} is no multiple of the {before} channels of the stage before, which the "
+            f"shortcut between them repeats; choose a multiple, such as {before * max(1, round(dim / before))}."
         )
 
 

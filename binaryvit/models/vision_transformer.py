@@ -20,10 +20,10 @@ from binaryvit.models.layers import (
     FullPrecisionPatchMerging,
     PatchEmbedding,
     TokenBatchNorm,
-    fix_packed_weights,
+    prepare_binary_weights,
 )
 from binaryvit.models.ops.precision import without_autocast
-from binaryvit.models.shapes import check_choice, initial_attention_level, stage_shapes
+from binaryvit.models.shapes import check_choice, initial_attention_level, one_side, stage_shapes
 
 
 class BinaryVisionTransformer(nn.Module):
@@ -34,8 +34,8 @@ class BinaryVisionTransformer(nn.Module):
     give (B, num_classes) logits. Stem and head stay in full precision.
 
     Args:
-        img_size: side of the square input in pixels, a multiple of patch_size.
-        patch_size: side and stride of the stem's convolution.
+        img_size: side of the square input in pixels, a multiple of patch_size; or a pair of equal sides.
+        patch_size: side and stride of the stem's convolution; or a pair.
         num_classes: 0 removes the classifier.
         global_pool: "avg" averages the tokens, "token" reads a CLS token (columnar models without pooling branches).
         embed_dims, depths, num_heads, mlp_ratios, reductions: channels, blocks, attention heads, MLP width / channels
@@ -80,6 +80,7 @@ class BinaryVisionTransformer(nn.Module):
         check_choice("merge", merge, ("binary", "full_precision"))
         check_choice("weight_bits", weight_bits, (1, 32))
         check_choice("activation_bits", activation_bits, (1, 32))
+        img_size, patch_size = one_side("img_size", img_size), one_side("patch_size", patch_size)
         shapes = stage_shapes(
             img_size, patch_size, embed_dims, depths, num_heads, mlp_ratios, reductions, global_pool, pooling_branches
         )
@@ -270,7 +271,7 @@ class BinaryVisionTransformer(nn.Module):
         else:
             self.stages = self.stages[: last + 1]
         self.feature_info = self.feature_info[: last + 1]
-        self.num_features = self.head_hidden_size = self.feature_info[-1]["num_chs"]
+        self.num_features = self.head_hidden_size = self.embed_dim = self.feature_info[-1]["num_chs"]
         if prune_norm or pruned:
             self.norm = nn.Identity()
         if prune_head or pruned:
@@ -325,7 +326,7 @@ def _adapt_state_dict(model: BinaryVisionTransformer, state_dict: dict[str, Tens
     """
     if prefix:
         return
-    fix_packed_weights(model, state_dict)
+    prepare_binary_weights(model, state_dict)
     if has_authors_names(state_dict):
         renamed = from_authors_names(state_dict, [len(stage.blocks) for stage in model.stages])
         state_dict.clear()

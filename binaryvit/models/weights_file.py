@@ -8,7 +8,8 @@ to prepare its images, what its classes are called. The tensors come in one of t
   statistics are there, so the model can be analysed and recalibrated. A full-precision model has no bits.
 - **Packed** (`binaryvit.packed.file`; what is deployed): without running statistics, in two tensors.
 
-Version 1 was the first form without class names and preprocessing; it is still read. Version 3 changed the second form.
+Version 2 added class names, preprocessing and the second form; version 3 changed the second form. The first form is
+read in all three versions, the second in version 3 alone.
 """
 
 import json
@@ -29,7 +30,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_atomically
 from binaryvit.models.bits import bits_shape, pack_weight
 from binaryvit.models.layers import binary_layers
-from binaryvit.models.shapes import image_size
+from binaryvit.models.shapes import image_size, input_channels
 
 FORMAT = "binaryvit-inference-weights"
 VERSION = 3
@@ -125,6 +126,8 @@ class WeightsFile:
             if loading := sorted(LOADING_ARGS & arguments.keys()):
                 raise ValueError(f"its arguments {', '.join(loading)} would load other files")
             stored = sum(tensor.nbytes for tensor in self.tensors.values())
+            # No size exceeds the number of weights, each of which takes at least a bit; and a layer or block, with
+            # its norms and scales, at least 100 bytes.
             _check_bounds(arguments, largest=8 * stored, deepest=stored // 100)
             arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
             with torch.device("meta"):
@@ -303,8 +306,7 @@ def _check_use(description: Description, skeleton: nn.Module) -> None:
     classes = getattr(skeleton, "num_classes", None)
     if description.class_names is not None and len(description.class_names) != classes:
         raise ValueError(f"it names {len(description.class_names)} classes and distinguishes {classes}")
-    size = getattr(skeleton, "img_size", None)
-    if size is not None and description.preprocessing is not None:
-        wanted = (skeleton.in_chans, size, size)
+    if description.preprocessing is not None and skeleton.pretrained_cfg.get("fixed_input_size"):
+        wanted = (input_channels(skeleton), *image_size(skeleton))
         if description.preprocessing.input_size != wanted:
             raise ValueError(f"its images have the size {description.preprocessing.input_size} instead of {wanted}")

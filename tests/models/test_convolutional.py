@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from helpers.units import randomized
 
 import binaryvit  # noqa: F401 - registers the models
+from binaryvit.errors import BinaryViTError
 from binaryvit.models.convolutional import BinaryConvBlock
 from binaryvit.models.cost import cost
 from binaryvit.models.weights_file import load_inference_weights, save_inference_weights
@@ -51,8 +52,25 @@ def test_it_is_one_of_timms_models(tmp_path) -> None:
     assert torch.equal(load_inference_weights(tmp_path / "w.safetensors")(images), model(images))
     [gradient] = torch.autograd.grad(model.train()(images).sum(), model.stem.proj.weight)
     assert gradient.isfinite().all()
-    model.reset_classifier(0)
+    with pytest.raises(BinaryViTError, match="global_pool='max'"):
+        model.reset_classifier(0, "max")
+    model.reset_classifier(0, "avg")
     assert model(images).shape == (2, 256)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"weight_bits": 8}, "weight_bits=8.*1, 32"),
+        ({"activation_bits": 2}, "activation_bits=2.*1, 32"),
+        ({"img_size": 36}, "img_size=36.*multiple, such as 32"),
+        ({"dims": (64, 96, 128)}, "dims=96 in stage 1.*64 channels.*multiple, such as 128"),
+        ({"depths": (1, 1)}, "depths=.*2 stages and dims 3"),
+    ],
+)
+def test_inconsistent_arguments_are_refused_by_name(arguments, match) -> None:
+    with pytest.raises(BinaryViTError, match=match):
+        timm.create_model(NAME, **arguments)
 
 
 def test_it_takes_other_sizes_and_precisions() -> None:

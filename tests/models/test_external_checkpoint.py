@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -32,9 +33,17 @@ def test_a_pickle_with_code_is_not_opened(tmp_path, monkeypatch):
     torch.save({"state_dict": Malicious()}, tmp_path / "model.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Malicious()))
     for name in ("model.pth", "plain.pth"):
-        with pytest.raises(BinaryViTError, match=name):
+        with pytest.raises(BinaryViTError, match=f"{name}.*could run code"):
             load_checkpoint(timm.create_model("reactdeit_micro_patch4_32"), tmp_path / name)
     assert not (tmp_path / "opened").exists()
+
+
+def test_what_only_fails_to_be_read_is_not_accused_of_holding_code(tmp_path, monkeypatch):
+    (tmp_path / "model.pth").touch()
+    for error in (KeyError, IndexError, TypeError):
+        monkeypatch.setattr(torch, "load", Mock(side_effect=error))
+        with pytest.raises(BinaryViTError, match=f"can't be read.*{error.__name__}"):
+            load_checkpoint(timm.create_model("reactdeit_micro_patch4_32"), tmp_path / "model.pth")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

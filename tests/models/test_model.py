@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 
 from binaryvit.errors import BinaryViTError
+from binaryvit.models import ladder
 from binaryvit.models.external_checkpoint import load_checkpoint
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.layers import BinaryBlock, BinaryLinear, binary_layers
@@ -47,6 +48,19 @@ def test_registered_with_timm(name):
     assert isinstance(dict(model.named_modules())[model.pretrained_cfg["first_conv"]], torch.nn.Conv2d)
     with pytest.raises(RuntimeError, match="pretrained"):
         timm.create_model(name, pretrained=True)
+
+
+def test_the_ladders_module_exports_its_models():
+    assert {*BINARY, "deit_micro_patch4_32"} == {*ladder.__all__}
+    assert all(getattr(ladder, name) is timm.model_entrypoint(name) for name in ladder.__all__)
+
+
+def test_sizes_may_be_pairs():
+    pairs, numbers = (
+        create("binaryvit_micro_patch2_32", img_size=a, patch_size=b) for a, b in (((32, 32), (2, 2)), (32, 2))
+    )
+    assert (pairs.img_size, pairs.feature_info) == (numbers.img_size, numbers.feature_info)
+    assert pairs.state_dict().keys() == numbers.state_dict().keys()
 
 
 def test_the_micro_families_are_of_one_size():
@@ -129,6 +143,7 @@ def test_pruning_keeps_what_the_features_need(name):
     kept = 1 if len(model.stages) == 1 else len(model.stages[0].blocks)
     assert model.prune_intermediate_layers([0]) == [0]
     assert sum(len(stage.blocks) for stage in model.stages) == kept
+    assert model.num_features == model.head_hidden_size == model.embed_dim == expected.shape[1]
     pruned = model.forward_intermediates(images, indices=[0], intermediates_only=True)[0]
     assert torch.equal(pruned, expected)
 

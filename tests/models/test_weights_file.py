@@ -112,6 +112,19 @@ def test_a_state_dict_with_packed_weights_loads_as_it_is(tmp_path):
         assert torch.equal(other(images), model(images))
 
 
+@pytest.mark.parametrize("variant", ["binaryvit_micro_patch2_32", "reactresnet_micro_patch2_32"])
+def test_latent_weights_loaded_into_a_model_without_them_are_binarized_and_trained(variant, tmp_path):
+    latent, model = (shaken(timm.create_model(variant)) for _ in range(2))
+    save_inference_weights(model, tmp_path / "w.safetensors", variant, {})
+    stored, images = load_inference_weights(tmp_path / "w.safetensors"), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        stored.load_state_dict(stored.state_dict())
+        assert torch.equal(stored(images), model(images)), "its own weights stay as they are"
+        stored.load_state_dict(latent.state_dict())
+        assert torch.equal(stored(images), latent(images))
+    assert all(parameter.requires_grad for parameter in stored.parameters())
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("results/*/runs/*/weights.safetensors")), ids=lambda p: p.parent.name)
 def test_committed_runs_load(path):
     record = json.loads((path.parent / "run.json").read_text())
@@ -167,6 +180,14 @@ def test_forged_descriptions_are_refused(saved, change, match):
     path, tensors, description = saved
     save_file(tensors, path, {FORMAT: json.dumps({**description, **change})})
     with pytest.raises(BinaryViTError, match=match):
+        load_inference_weights(path)
+
+
+def test_the_images_of_a_timm_model_are_checked(tmp_path):
+    path, variant, other = tmp_path / "w.safetensors", "deit_micro_patch4_32", (3, 64, 64)
+    preprocessing = PREPROCESSING.model_copy(update={"input_size": other})
+    save_inference_weights(timm.create_model(variant), path, variant, {}, preprocessing=preprocessing)
+    with pytest.raises(BinaryViTError, match=r"\(3, 64, 64\) instead of \(3, 32, 32\)"):
         load_inference_weights(path)
 
 

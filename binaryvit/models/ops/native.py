@@ -56,7 +56,10 @@ def _unit(
     x: Tensor, shift: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, shift_in: Tensor, slope: Tensor,
     shift_out: Tensor, eps: float, dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Output (T, O), int16 products (T, O), and what the norm amounts to in each channel (`Channels` in unit.cpp)."""
+    """Output (T, O), int16 products (T, O), and what the norm amounts to in each channel (`Channels` in unit.cpp).
+
+    `dtype` is that of the products in the backward pass, kept for it; this pass multiplies int8.
+    """
     x, library = x.contiguous(), load(_SOURCE)
     tokens, inputs, outputs = *x.shape, len(weight)
     signs = torch.empty_like(x, dtype=torch.int8)

@@ -45,7 +45,7 @@ class UnitOutput(NamedTuple):
 
 
 def _add_shortcut(y: Tensor, x: Tensor) -> Tensor:
-    """Adds x (T, K) to y (T, O) in place, as `layers.match_channels` brings it to O channels."""
+    """Adds x (T, K) to y (T, O) in place, as `layers.add_shortcut` does."""
     width, channels = x.shape[1], y.shape[1]
     if channels >= width:
         y.unflatten(1, (-1, width)).add_(x.unsqueeze(1))

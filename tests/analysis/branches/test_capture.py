@@ -10,7 +10,7 @@ from torch import nn
 from binaryvit.analysis.branches.capture import BINARY_GROUPS, GROUPS, REAL_GROUPS, branch_norms, group_members, zeroed
 from binaryvit.analysis.branches.recalibration import reestimated_statistics
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.layers import grid_to_tokens, match_channels, tokens_to_grid
+from binaryvit.models.layers import add_shortcut, grid_to_tokens, tokens_to_grid
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
 
 PYRAMID = dict(
@@ -65,12 +65,12 @@ class Written:
 
     def products(self, module, group, products, shortcut):
         branch = module.norm(products * self.keeps(group, module))
-        shortcut = shortcut * self.keeps("inner shortcuts", module)
+        shortcut = add_shortcut(torch.zeros_like(branch), shortcut) * self.keeps("inner shortcuts", module)
         return module.act(self.added(module, group, branch, shortcut))
 
     def unit(self, unit, x, group):
         products = F.linear(unit.binarize(x), unit.linear.effective_weight())
-        return self.products(unit, group, products, match_channels(x, unit.linear.out_features))
+        return self.products(unit, group, products, x)
 
     def attention(self, attn, x):
         z = x
@@ -105,7 +105,7 @@ class Written:
         grid = tokens_to_grid(merge.binarize(x), merge.grid_size)
         products = grid_to_tokens(F.conv2d(grid, merge.proj.effective_weight(), stride=2))
         average = grid_to_tokens(F.avg_pool2d(tokens_to_grid(x, merge.grid_size), 2))
-        return self.products(merge, "merges", products, match_channels(average, products.shape[-1]))
+        return self.products(merge, "merges", products, average)
 
     @torch.no_grad()
     def __call__(self, x):
