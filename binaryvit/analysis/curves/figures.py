@@ -16,6 +16,8 @@ from binaryvit.palette import BLACK, BLUE, GREY, SKY, VERMILION
 
 _OTHERS = "thin lines: evaluation of the best other run of each variant"
 _SHADES = LinearSegmentedColormap.from_list("depth", [SKY, BLUE, BLACK])
+_ABOUT_LEVELS = "binarized attention takes the values 0 and a, with a learned level a per block; at a ≤ 0 it is off"
+_ABOUT_SHIFTS = "mean over the channels of a block's layers; a sign passes a gradient where |x + b| < 1"
 _MARKED = 40  # epochs up to which each has a marker
 
 
@@ -101,13 +103,13 @@ def flips_by_block(table: pd.DataFrame, claim: str) -> Figure:
     `table`: columns label, variant, seed, block (in the order of the model), epoch, flip_rate, lr.
     """
     table = table.assign(flip_rate=100 * table["flip_rate"])
-    rate = Line2D([], [], color=GREY, linestyle="--", label="learning rate, from 0 to its peak")
+    rate = Line2D([], [], color=GREY, linestyle="--", label="learning rate (top of the panel: its peak)")
     figure, panels = _panels_by_block(table, "flip_rate", "binary weights flipped\nin the epoch (%)", claim, rate)
     for label, axes in panels.items():
         axes.set_ylim(bottom=0)
         other = axes.twinx()
         other.plot(table[table["label"] == label].groupby("epoch")["lr"].mean(), color=GREY, linestyle="--", zorder=0)
-        other.set(ylim=(0, None), yticks=[])
+        other.set(ylim=(0, table["lr"].max()), yticks=[])
         other.grid(False)
     return figure
 
@@ -121,9 +123,11 @@ def levels_by_block(table: pd.DataFrame, claim: str) -> Figure:
     off = is_off(table["level"])
     ratio = table["level"] / table["initial"]
     floor = ratio[~off].min() / 2
-    cross = Line2D([], [], color=VERMILION, marker="x", linestyle="", label="at zero or below: attention is off")
+    cross = Line2D([], [], color=VERMILION, marker="x", linestyle="", label="a ≤ 0: attention is off")
     table, legend = table.assign(ratio=ratio.clip(lower=floor)), [cross] if off.any() else []
-    figure, panels = _panels_by_block(table, "ratio", "level a / its initial value", claim, *legend)
+    figure, panels = _panels_by_block(
+        table, "ratio", "attention level a\n/ its start", claim, *legend, about=_ABOUT_LEVELS
+    )
     for label, axes in panels.items():
         epochs = table["epoch"][off & (table["label"] == label)].unique()
         axes.plot(epochs, [floor] * len(epochs), "x", color=VERMILION, zorder=3)
@@ -139,11 +143,11 @@ def shifts_by_block(table: pd.DataFrame, claim: str) -> Figure:
 
     `table`: columns label, variant, seed, block, epoch, mean_absolute_shift.
     """
-    return _panels_by_block(table, "mean_absolute_shift", "mean |b| (gradient\nwindow: |u| < 1)", claim)[0]
+    return _panels_by_block(table, "mean_absolute_shift", "mean |shift b|", claim, about=_ABOUT_SHIFTS)[0]
 
 
 def _panels_by_block(
-    table: pd.DataFrame, column: str, name: str, claim: str, *further: Line2D
+    table: pd.DataFrame, column: str, name: str, claim: str, *further: Line2D, about: str = ""
 ) -> tuple[Figure, dict[str, Axes]]:
     """A panel per model, by label, in it a line per block, from light (first) to dark (last)."""
     models = dict(iter(table.groupby("label", sort=False)))
@@ -163,9 +167,11 @@ def _panels_by_block(
         axes.set_axis_off()
     for axes in grid[:, 0]:
         axes.set_ylabel(name)
-    ends = {"first block": 0.0, "last block": 1.0}
-    lines = [Line2D([], [], color=_SHADES(share), label=end) for end, share in ends.items()]
-    figure.legend(handles=[*lines, *further], loc="outside lower center", ncols=4, title=_about_seeds(table))
+    first, last = (" or ".join(table.groupby("label", sort=False)["block"].nth(end).unique()) for end in (0, -1))
+    shades = {f"first block ({first})": 0.0, "between, in order": 0.5, f"last block ({last})": 1.0}
+    lines = [Line2D([], [], color=_SHADES(share), label=name) for name, share in shades.items()]
+    title = "\n".join(filter(None, [about, _about_seeds(table)]))
+    figure.legend(handles=[*lines, *further], loc="outside lower center", ncols=4, title=title)
     headline(figure, claim)
     return figure, panels
 

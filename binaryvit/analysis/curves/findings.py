@@ -7,7 +7,7 @@ from binaryvit.models.ladder import LADDER
 
 _TEACHERS = {teacher for teacher, *_ in LADDER.values()}
 _FEWEST = 4  # epochs that make a trend
-_SMALL = 0.1  # of the gradient's window
+_SMALL = 0.1  # against the gradient's window, which reaches 1 to either side
 
 
 def of_curves(table: pd.DataFrame) -> tuple[str, str]:
@@ -60,13 +60,28 @@ def of_levels(table: pd.DataFrame) -> tuple[str, str]:
     last = _last(table)
     off = is_off(last["level"])
     ratio = (last["level"] / last["initial"])[~off]
-    span = f"end at {ratio.min():.2g} to {ratio.max():.2g} times their initial value."
+    span = f"end at {_span(ratio)} times their initial value."
     if not off.any():
-        return "Every level a ends above zero: attention is on in all blocks", f"All {len(last)} levels {span}"
+        return _of_ratios(last.assign(ratio=ratio)), f"All {len(last)} levels {span}"
     models = last["label"]
     claim = f"Training switches attention off in {models[off].nunique()} of {models.nunique()} models"
     finding = f"{off.sum()} of {len(last)} levels end at zero or below, where attention is off."
     return claim, finding + (f" The others {span}" if len(ratio) else "")
+
+
+def _of_ratios(last: pd.DataFrame) -> str:
+    """Where levels end that are all above zero, from a row per run and block with its level's ratio to its start."""
+    stage = last["block"].str.split(".").str[0]
+    pyramid = last["run"].isin(last.loc[stage != "0", "run"])
+    pyramids, columnar = last.loc[pyramid, "ratio"], last[~pyramid]
+    is_first = columnar["block"] == "0.0"
+    first, later = columnar.loc[is_first, "ratio"], columnar.loc[~is_first, "ratio"]
+    if len(pyramids) and len(later) and later.max() < min(1, first.min(), pyramids.min()):
+        return (
+            f"In columnar models attention levels end at {_span(later)} times their start in all blocks but the "
+            f"first, in pyramids at {_span(pyramids)} times"
+        )
+    return f"Attention levels end at {_span(last['ratio'])} times their start: attention is on in all blocks"
 
 
 def of_shifts(table: pd.DataFrame) -> tuple[str, str]:
@@ -75,11 +90,16 @@ def of_shifts(table: pd.DataFrame) -> tuple[str, str]:
     most = last.loc[last["mean_absolute_shift"].idxmax()]
     claim = "Learned shifts move away from 0"
     if table["mean_absolute_shift"].max() < _SMALL:
-        claim += f", by less than {_SMALL:g} of the gradient's window"
+        claim += f", by less than {_SMALL:g}; the gradient's window is 1 to either side"
     return claim, (
         f"At the end a shift is {last['mean_absolute_shift'].mean():.3f} in size on average, most in block "
         f"{most['block']} of {most['label']} ({most['mean_absolute_shift']:.3f})."
     )
+
+
+def _span(numbers: pd.Series) -> str:
+    """The range of numbers."""
+    return " to ".join(dict.fromkeys(f"{number:.2g}" for number in (numbers.min(), numbers.max())))
 
 
 def _last(table: pd.DataFrame) -> pd.DataFrame:

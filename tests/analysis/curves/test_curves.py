@@ -108,6 +108,9 @@ def test_flips_of_a_block_are_weighted_by_its_weights(study):
     assert table.loc[(BASELINE, "0.0", 2), "flip_rate"] == pytest.approx((100 * 0.4 + 300 * 0.2) / 400 / 2)
     assert table.loc[(PYRAMID, "merge 1", 1), ["flip_rate", "lr"]].tolist() == pytest.approx([0.1, 3e-3])
     figure = drawing.draw()
+    named = [text.get_text() for text in figure.legends[0].texts]
+    assert named[:3] == ["first block (0.0)", "between, in order", "last block (merge 1)"]
+    assert figure.axes[-1].get_ylim()[1] == pytest.approx(3e-3) and "top of the panel" in named[3]
     assert figure.get_suptitle() == "Which share of the binary weights flips, epoch by epoch", "three make no trend"
     assert [axes.get_title() for axes in figure.axes[:2]] == ["ReActNet-DeiT (baseline)", "BinaryViT (+ pyramid)"]
     assert curves.flips(OpenStudy(study, (TEACHER,))) is None
@@ -131,6 +134,19 @@ def test_levels_and_shifts_are_shown_where_they_were_noted(study):
     )
     table = shifts.inputs["curves"].query("run == @PYRAMID").set_index("epoch")["mean_absolute_shift"]
     assert table.to_dict() == {0: 0.0, 1: 2.0, 2: 4.0, 3: 6.0}, "from 0, the mean of a block's layers"
+
+
+def test_levels_are_claimed_by_shape_only_where_it_tells_them_apart():
+    blocks = [("column", "0.0"), ("column", "0.1"), ("pyramid", "0.0"), ("pyramid", "1.0")]
+    table = pd.DataFrame(blocks, columns=["run", "block"]).assign(epoch=1, initial=0.5, label="a")
+    claim = findings.of_levels(table.assign(level=[0.4, 0.1, 0.3, 0.6]))[0]
+    assert claim == (
+        "In columnar models attention levels end at 0.2 times their start in all blocks but the first, in pyramids "
+        "at 0.6 to 1.2 times"
+    )
+    plain = "Attention levels end at 0.2 to 1.2 times their start: attention is on in all blocks"
+    assert findings.of_levels(table.assign(level=[0.1, 0.2, 0.3, 0.6]))[0] == plain, "the first block falls further"
+    assert findings.of_levels(table.assign(level=[0.4, 0.1, 0.1, 0.6]))[0] == plain, "so does one of the pyramid's"
 
 
 def test_a_trend_is_claimed_from_four_epochs_on(study):
