@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from binaryvit.analysis.activations.distinct_values import STEPS
 from binaryvit.analysis.activations.findings import shares_inside
@@ -47,7 +48,9 @@ def pre_sign_histograms(histograms: pd.DataFrame, claim: str) -> Figure:
     for axes in grid[:, 0]:
         axes.set_ylabel(f"% of values per {edges[1] - edges[0]:g}")
     grid[-1, columns // 2].set_xlabel(f"u = x + b, before its sign; shaded: the window\n{table['counted_on'].iloc[0]}")
-    figure.legend(handles=handles(_looks(table).items()), loc="outside lower center", ncols=3)
+    lines = [Line2D([], [], color=look.colour, label=name) for name, look in _looks(table).items()]
+    title = "line: mean of the layers' shares; share inside: all models pooled"
+    figure.legend(handles=lines, loc="outside lower center", ncols=3, title=title)
     headline(figure, claim)
     return figure
 
@@ -127,14 +130,13 @@ def distinct_values(values: pd.DataFrame, claim: str) -> Figure:
 def distinct_values_from_one_bit(values: pd.DataFrame, claim: str) -> Figure:
     """How many values each half of a block makes of one bit a channel, and how many the classifier reads.
 
-    `values`: as in `distinct_values`.
+    `values`: as in `distinct_values`, and tokens (how many the classifier reads the mean of).
     """
-    figure = Figure(figsize=(DOUBLE_COLUMN, 4.4))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 4.6))
     inside, read = figure.subplots(1, 2, width_ratios=(2, 1.4))
-    fed = (
-        "fed: the sign of what enters each half of a block (left) and the pooling of tokens (right),\n"
-        f"for {values['counted_on'].iloc[0]}"
-    )
+    inside.set_title("inputs forced to ±1: adding shortcuts and\nbranches builds many values again")
+    read.set_title("final tokens forced to ±1:\nthe mean of N tokens takes\nat most N + 1 values", loc="right")
+    fed = f"forced to ±1: what enters each half of a block, the final tokens; {values['counted_on'].iloc[0]}"
     _steps(inside, values, "median", fed)
     inside.set_xlabel("distinct values of a channel")
     inside.xaxis.set_major_formatter("{x:,.0f}")
@@ -149,12 +151,14 @@ def _read_by_classifier(axes: Axes, pooled: pd.DataFrame) -> None:
     for place, (_, own) in enumerate(models):
         count, look = own["median"].median(), variant_style(own["variant"].iloc[0])
         axes.barh(place, count, color=look.colour, height=0.6)
-        axes.text(count, place, f" {count:,.0f}", va="center")
+        tokens = own["tokens"].iloc[0]
+        possible = f" {count:,g} of {tokens + 1:,.0f}\n possible"
+        axes.text(count, place, possible + ("\n (one CLS token)" if tokens == 1 else ""), va="center", fontsize=6.5)
     axes.set_yticks(range(len(models)), [in_lines(name, 16) for name in models.groups])
-    axes.set(xlim=(0, 1.2 * pooled["median"].max()), ylim=(len(models) - 0.5, -0.5))
+    axes.set(xlim=(0, 1.5 * pooled["median"].max()), ylim=(len(models) - 0.5, -0.5))
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("values the classifier reads\n(mean of N tokens: ≤ N + 1)")
+    axes.set_xlabel("distinct values of a channel\nthat the classifier reads")
 
 
 def _strips_of_kinds(table: pd.DataFrame, value: str, claim: str) -> tuple[Figure, Axes]:

@@ -21,11 +21,15 @@ def of_histograms(histograms: pd.DataFrame) -> tuple[str, str]:
 def of_signs(signs: pd.DataFrame) -> tuple[str, str]:
     """How much a sign says, and how many never change."""
     medians = signs.groupby([signs["layer"].map(kind_of), "label"])["entropy"].median()
-    kind, label = medians.idxmin()
-    words = "Signs are nearly balanced, least" if medians.min() > _NEARLY_BALANCED else "Signs are least balanced"
+    lowest = medians.unstack().idxmin()  # the kind of layer, by model
+    kind = medians.idxmin()[0]
+    least = "nearly balanced, least" if medians.min() > _NEARLY_BALANCED else "least balanced"
+    models = (lowest == kind).sum()
+    where = "every model" if models == len(lowest) else f"{models} of {len(lowest)} models"
     sums = (signs["entropy"] * signs["channels"]).groupby(signs["label"]).sum()
     bits = sums / signs.groupby("label")["channels"].sum()
-    return f"{words} in the {kind} of {label}", (
+    claim = f"In {where} signs are {least} in the {kind}: {_span(medians[kind], '{:.2f}')} bits in the median layer"
+    return claim, (
         f"On average over a model's channels, a sign carries {_span(bits, '{:.2f}')} bits. {signs['dead'].sum():,} of "
         f"{signs['channels'].sum():,} channels are dead: their sign is the same for every token of every image."
     )
@@ -76,8 +80,8 @@ def of_one_bit(values: pd.DataFrame) -> tuple[str, str]:
     read = steps["head: pooled"]
     products = values.loc[values["bound"].notna(), "median"]
     ratio = steps["MLP 2: + shortcut"] / steps["MLP 2: batch norm"]
-    return f"From one bit a channel, the classifier reads {_span(read, '{:,.0f}')} values", (
-        f"It reads {_ends(read, '{:,.0f}')}. Inside a block a binary product makes {_span(products, '{:,.0f}')} "
+    return f"From one bit a channel, the classifier reads {_span(read, '{:,g}')} values", (
+        f"It reads {_ends(read, '{:,g}')}. Inside a block a binary product makes {_span(products, '{:,.0f}')} "
         f"values; the MLP's shortcut, which averages channels, multiplies them by {_span(ratio, '{:.0f}')}."
     )
 

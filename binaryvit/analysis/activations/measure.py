@@ -90,8 +90,17 @@ def values_from_one_bit(opened: OpenStudy, images: int = COUNTED_IMAGES, channel
     """The same count without the real-valued stream; see `values`."""
     name, count = "distinct_values_from_one_bit", distinct_values.distinct_values_from_one_bit
     table = _measure_values(opened, images, channels, name, count)
+    table["tokens"] = table["run"].map(_tokens_read(table, opened))
     said, draw = findings.of_one_bit(table), figures.distinct_values_from_one_bit
     return Drawing.of(opened, name, {"values": table}, said, lambda claim: draw(table, claim))
+
+
+def _tokens_read(values: pd.DataFrame, opened: OpenStudy) -> pd.Series:
+    """How many tokens of an image the classifier of each run reads: one CLS token, or the mean of all."""
+    seen = values[values["block"] == distinct_values.HEAD].pivot(index="run", columns="step", values="observations")
+    tokens = seen["head: input"] // seen["head: pooled"]
+    reads_cls = {run.id: getattr(run.model(), "global_pool", "") == "token" for run in _one_bit_runs(opened)}
+    return tokens.where(~tokens.index.map(reads_cls).astype(bool), 1)
 
 
 def _one_bit_runs(opened: OpenStudy) -> list[StoredRun]:

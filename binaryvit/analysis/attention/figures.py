@@ -49,7 +49,7 @@ def side_by_side(places: pd.DataFrame, images: ExampleImages, claim: str) -> Fig
     axes.set_yticks([])
     _fit(figure, axes, claim, len(columns) * _STEP, len(images.names) * _STEP)
     _tint_bar(figure, _NARROW, "attention on a place / its even share", images.credit)
-    figure.legend(handles=[], title="number: the highest place", loc="lower right")
+    figure.legend(handles=[], title="number: peak / even share", loc="lower right")
     return figure
 
 

@@ -16,7 +16,7 @@ def of_rollouts(places: pd.DataFrame, teacher: str | None) -> tuple[str, str]:
         f"The most attended place gets {peaks.max():.2f} times its even share in {peaks.idxmax()} and "
         f"{peaks.min():.2f} times in {peaks.idxmin()} (mean of {images} image{'s' * (images > 1)})."
     )
-    return f"Rolled out to the image, {_against(peaks, teacher)}", finding
+    return f"Rolled out over all blocks, with shortcuts: {_against(peaks, teacher)}", finding
 
 
 def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
@@ -84,7 +84,7 @@ def of_evenness(statistics: pd.DataFrame, teacher: str | None) -> tuple[str, str
     """How selective attention is before binarization, against the teacher's."""
     on = statistics[~is_off(statistics["level"])]
     mean = on.groupby("label", sort=False)["evenness"].mean()
-    return f"Before the threshold, {_against(-mean, teacher)}", (
+    return f"Per head, before the threshold: {_against(-mean, teacher)}", (
         f"The entropy of a row is {mean.min():.0%} of its maximum in {mean.idxmin()} and {mean.max():.0%} in "
         f"{mean.idxmax()}; 100% would be all keys alike."
     )

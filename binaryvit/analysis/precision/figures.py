@@ -80,9 +80,9 @@ def agreement(table: pd.DataFrame, variant: str, evaluated_on: str, claim: str) 
     for axes, (name, own) in zip(grid, panels.items(), strict=True):
         _along_layers(axes, own, variant)
         axes.set_title(name)
-    grid[0].set_ylabel("linear CKA with W32A32\n(1: equal features)")
-    grid[0].set_xlabel(f"stage.block, from image to logits\n({evaluated_on})")
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    grid[0].set_ylabel("linear centred kernel alignment\n(CKA) with W32A32 (1: equal)")
+    title = f"across: stage.block, from image to logits; features of {evaluated_on}"
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, title=title)
     headline(figure, claim)
     return figure
 

@@ -5,18 +5,18 @@ import math
 import pandas as pd
 
 
-def of_precisions(table: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: what one bit costs in accuracy, and what it saves."""
+def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
+    """Claim and finding: what one bit costs a model in accuracy, and what it saves."""
     rows = table.set_index("precision")
     top1 = rows["top1"].dropna()
     if not {"W1A1", "W32A32"} <= set(top1.index):
-        claim = f"Top-1 reaches {', '.join(f'{accuracy:.1f} % at {name}' for name, accuracy in top1.items())}"
+        claim = f"{model}: top-1 reaches {', '.join(f'{accuracy:.1f} % at {name}' for name, accuracy in top1.items())}"
         return claim, "A comparison needs both W1A1 and W32A32."
     binary, real = rows.loc["W1A1"], rows.loc["W32A32"]
     claim = (
-        f"With one bit, {binary['bytes'] / 1e6:.2f} MB instead of {real['bytes'] / 1e6:.2f} and "
-        f"{binary['ops'] / 1e6:.2f} M operations instead of {real['ops'] / 1e6:.2f} give {binary['top1']:.1f} % top-1 "
-        f"instead of {real['top1']:.1f} %"
+        f"{model} with one bit: {binary['top1']:.1f} % top-1 instead of {real['top1']:.1f} %, for "
+        f"{_pair(binary, real, 'bytes')} MB and {_pair(binary, real, 'ops')} M OPs (with elementwise work "
+        f"{_pair(binary, real, 'ops_elementwise')} M)"
     )
     changes = ", ".join(f"{name} {accuracy - real['top1']:+.1f}" for name, accuracy in top1.drop("W32A32").items())
     share = real["top1"] / 100
@@ -27,18 +27,23 @@ def of_precisions(table: pd.DataFrame) -> tuple[str, str]:
     )
 
 
-def of_agreement(table: pd.DataFrame) -> tuple[str, str]:
+def _pair(binary: pd.Series, real: pd.Series, cost: str) -> str:
+    """A cost in millions at one bit, and that at full precision."""
+    return f"{binary[cost] / 1e6:.2f} instead of {real[cost] / 1e6:.2f}"
+
+
+def of_agreement(table: pd.DataFrame, model: str) -> tuple[str, str]:
     """Claim and finding: which precision keeps the residual stream closest, and how near two trainings are."""
     stream = table[~table["layer"].str.endswith((".attn", ".mlp"))]
     means = stream.groupby(["precision", "seed"], sort=False)["cka"].mean()
     is_reference = means.index.get_level_values("precision") == "W32A32"
     compared = means[~is_reference].groupby("precision", sort=False).mean()
     best, worst = compared.idxmax(), compared.idxmin()
-    claim = f"In the residual stream {best} stays closest to full precision, {worst} moves furthest from it"
+    claim = f"{model}: in the residual stream {best} stays closest to full precision, {worst} moves furthest from it"
     if best == worst:
-        claim = f"The residual stream of {best} agrees with that of full precision to {compared[best]:.2f} in the mean"
+        claim = f"{model}: {best}'s residual stream has a mean CKA of {compared[best]:.2f} with full precision"
     values = ", ".join(f"{value:.2f} for {name}" for name, value in compared.items())
-    finding = f"Mean linear CKA with W32A32 is {values}."
+    finding = f"Mean linear CKA (centred kernel alignment) with W32A32 is {values}."
     if is_reference.any():
         return claim, f"{finding} Two seeds of W32A32 agree to {means[is_reference].mean():.2f}, the yardstick for all."
     return claim, f"{finding} With one seed of W32A32, the agreement of two trainings is not known."

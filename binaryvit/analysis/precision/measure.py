@@ -15,6 +15,7 @@ from binaryvit.analysis.precision.capture import layer_agreement
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun, stored_runs
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.ladder import variant_style
 from binaryvit.records.notes import sha256_of
 from binaryvit.studies.rows import Row, read_rows, record_of
 from binaryvit.studies.study import State
@@ -40,7 +41,7 @@ def accuracy(opened: OpenStudy) -> Drawing | None:
     if not records:
         return None
     evaluated_on = f"{table['images'].max():,.0f} evaluation images of {records[0].data.label}"
-    claim, finding = findings.of_precisions(table)
+    claim, finding = findings.of_precisions(table, variant_style(rows[0].variant).label)
     return Drawing(
         opened,
         "precision",
@@ -69,7 +70,7 @@ def agreement(opened: OpenStudy, images: int = 500) -> Drawing | None:
     table = agreement_with_reference(opened, compared, reference, images)
     data = reference.record.data
     evaluated_on = f"{min(images, data.eval_images):,} evaluation images of {data.label}"
-    claim, finding = findings.of_agreement(table)
+    claim, finding = findings.of_agreement(table, variant_style(reference.variant).label)
     return Drawing(
         opened,
         "precision_agreement",

@@ -131,11 +131,14 @@ def test_sentences_follow_the_numbers():
     table = pd.DataFrame({"layer": ["mlp.fc1.binarize", "mlp.fc2.binarize"], "channels": [30, 10], "dead": [0, 4]})
     table = labelled(table.assign(entropy=[0.9, 0.5]))
     claim, finding = findings.of_signs(table)
-    assert claim == "Signs are least balanced in the MLP 2 of BinaryViT (+ pyramid)"
-    assert "carries 0.80 bits. 4 of 40 channels are dead" in finding
-    assert findings.of_signs(table.assign(entropy=[0.95, 0.96]))[0].startswith(
-        "Signs are nearly balanced, least in the MLP 1"
+    assert claim == "In every model signs are least balanced in the MLP 2: 0.50 bits in the median layer"
+    other = pd.concat([table, table.assign(label="other", entropy=[0.6, 0.7])])
+    assert findings.of_signs(other)[0].startswith(
+        "In 1 of 2 models signs are least balanced in the MLP 2: 0.50 to 0.70"
     )
+    assert "carries 0.80 bits. 4 of 40 channels are dead" in finding
+    nearly = findings.of_signs(table.assign(entropy=[0.95, 0.96]))[0]
+    assert nearly.startswith("In every model signs are nearly balanced, least in the MLP 1: 0.95")
 
     layers = labelled(pd.DataFrame({"layer": table["layer"], "flipped": [0.4, 0.0], "weights": [10, 30]}))
     claim, finding = findings.of_flipped_signs(layers)
@@ -208,6 +211,8 @@ def test_figures_draw_the_numbers(drawings):
     bars = drawn("distinct_values_from_one_bit", 1).patches
     read = drawings["distinct_values_from_one_bit"].inputs["values"].query("step == 'head: pooled'")["median"]
     assert [bar.get_width() for bar in bars] == read.tolist() and read.iloc[0] <= 2  # a CLS token is one bit
+    cls, mean = (text.get_text() for text in drawn("distinct_values_from_one_bit", 1).texts)
+    assert "of 2\n possible\n (one CLS token)" in cls and "of 5\n possible" in mean and "CLS" not in mean
 
 
 def test_what_cannot_be_shown_is_refused(original, tmp_path):

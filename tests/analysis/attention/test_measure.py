@@ -220,7 +220,9 @@ def places(ratios):
 def test_sentences_on_places_follow_the_numbers():
     grids = {"teacher": [[2.0, 0.0], [1.0, 1.0]], "unlike": [[0.0, 1.0], [0.0, 3.0]], "even": np.ones((2, 2))}
     claim, finding = attention_findings.of_rollouts(places(grids), "teacher")
-    assert claim == "Rolled out to the image, 1 of 2 binary models attend more evenly than the teacher"
+    assert (
+        claim == "Rolled out over all blocks, with shortcuts: 1 of 2 binary models attend more evenly than the teacher"
+    )
     assert finding == (
         "The most attended place gets 3.00 times its even share in unlike and 1.00 times in even (mean of 1 image)."
     )
@@ -284,7 +286,7 @@ def test_sentences_on_statistics_follow_the_numbers():
     assert attention_findings.of_density(table.assign(level=0))[0] == "Binary attention is off in every head"
 
     claim, finding = attention_findings.of_evenness(table, "a")
-    assert claim == "Before the threshold, every binary model attends more evenly than the teacher"
+    assert claim == "Per head, before the threshold: every binary model attends more evenly than the teacher"
     assert "50% of its maximum in a and 75% in b" in finding
     assert attention_findings.of_evenness(table, "b")[0].endswith(
         "every binary model attends more selectively than the teacher"

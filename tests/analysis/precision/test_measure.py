@@ -74,7 +74,10 @@ def test_agreement_is_that_of_the_stored_models(study):
 def test_drawings_show_every_precision(study):
     numbers, agreement = precision.drawings(OpenStudy(study), images=20)
     assert numbers.runs == (ONE, WEIGHTS, REAL) and set(agreement.runs) == set(numbers.runs)
-    assert "give 50.0 % top-1 instead of 80.0 %" in numbers.draw().get_suptitle().replace("\n", " ")
+    title = numbers.draw().get_suptitle().replace("\n", " ")
+    assert title.startswith("BinaryViT (+ pyramid) with one bit: 50.0 % top-1 instead of 80.0 %, for ")
+    costs = numbers.inputs["precisions"].set_index("precision")["ops_elementwise"] / 1e6
+    assert title.endswith(f"with elementwise work {costs['W1A1']:.2f} instead of {costs['W32A32']:.2f} M)")
     assert "in points: W1A1 -30.0, W1A32 -10.0." in numbers.finding
     assert {"50.0", "70.0", "80.0"} == {text.get_text() for text in numbers.draw().axes[0].texts}
     for drawing in (numbers, agreement):
@@ -83,7 +86,7 @@ def test_drawings_show_every_precision(study):
         assert len(figure.axes) == 3
     assert "360 evaluation" in numbers.draw().axes[0].get_xlabel().replace("\n", " ")
     stream, attention, ffn = agreement.draw().axes
-    assert "20 evaluation images of digits" in stream.get_xlabel()
+    assert "20 evaluation images of digits" in agreement.draw().legends[0].get_title().get_text()
     assert [axes.get_title() for axes in (attention, ffn)] == ["attention branches", "FFN branches"]
     table = agreement.inputs["agreement"].query("precision == 'W1A32'").set_index("layer")["cka"]
     line = next(line for line in stream.lines if line.get_label().startswith("W1A32"))
@@ -146,8 +149,8 @@ def test_sentences_on_agreement_follow_the_numbers():
             for name, cka in rows
         ]
     )
-    claim, finding = precision_findings.of_agreement(table)
-    assert claim == "In the residual stream W1A32 stays closest to full precision, W1A1 moves furthest from it"
+    claim, finding = precision_findings.of_agreement(table, "model")
+    assert claim == "model: in the residual stream W1A32 stays closest to full precision, W1A1 moves furthest from it"
     assert "is 0.80 for W1A1, 0.90 for W1A32." in finding
-    alone, _ = precision_findings.of_agreement(table[:3])
-    assert alone == "The residual stream of W1A1 agrees with that of full precision to 0.80 in the mean"
+    alone, _ = precision_findings.of_agreement(table[:3], "model")
+    assert alone == "model: W1A1's residual stream has a mean CKA of 0.80 with full precision"
