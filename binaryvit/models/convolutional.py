@@ -109,7 +109,7 @@ class BinaryResNet(nn.Module):
         ]
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        self.register_load_state_dict_pre_hook(_unpack)
+        self.register_load_state_dict_pre_hook(_adapt_state_dict)
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -149,8 +149,8 @@ class BinaryResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _unpack(model: BinaryResNet, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: unpacks weights that are stored in one bit."""
+def _adapt_state_dict(model: BinaryResNet, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before loading: prepares the binary layers for latent or packed weights."""
     if not prefix:
         prepare_binary_weights(model, state_dict)
 

@@ -319,18 +319,18 @@ class Stage(nn.Module):
 
 
 def _adapt_state_dict(model: BinaryVisionTransformer, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: renames the authors' names to ours, resamples position embeddings of another image size, and
-    unpacks weights that are stored in one bit.
+    """Before loading: renames the authors' names to ours, prepares the binary layers for latent or packed weights, and
+    resamples position embeddings of another image size.
 
     It runs on every `load_state_dict`, so that timm's `checkpoint_path=` and `local-dir:` take such files as they are.
     """
     if prefix:
         return
-    prepare_binary_weights(model, state_dict)
     if has_authors_names(state_dict):
         renamed = from_authors_names(state_dict, [len(stage.blocks) for stage in model.stages])
         state_dict.clear()
         state_dict.update(renamed)
+    prepare_binary_weights(model, state_dict)
     for index, stage in enumerate(model.stages):
         name = f"stages.{index}.pos_embed"
         if name not in state_dict or state_dict[name].shape == stage.pos_embed.shape:

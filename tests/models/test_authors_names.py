@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.authors_names import our_name
 from binaryvit.models.external_checkpoint import load_checkpoint
+from binaryvit.models.layers import binary_layers
 
 GOLDEN = TESTS / "golden"
 PYRAMID = {
@@ -33,6 +34,15 @@ def test_the_authors_names_load_through_timms_checkpoint_path_and_the_function()
         mapped = our_name(name, [1, 2, 1, 1])
         assert torch.equal(ours[mapped].flatten(), tensor.flatten().to(ours[mapped].dtype)), name
         assert torch.equal(by_function.state_dict()[mapped], ours[mapped])
+
+
+def test_the_authors_latent_weights_replace_binary_ones():
+    model = pyramid()
+    for layer in binary_layers(model).values():
+        layer.fix_weight(layer.effective_weight().detach())
+    load_checkpoint(model, GOLDEN / "pyramid.weights.safetensors")
+    assert not any(layer.is_fixed for layer in binary_layers(model).values())
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_horizontal_and_vertical_poolings_are_not_mixed_up():
