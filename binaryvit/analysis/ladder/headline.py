@@ -62,11 +62,11 @@ def take_away(rows: Sequence[Row]) -> list[str]:
     current = [row for row in rows if row.values and not row.stale]
     teachers, finished = ([row for row in current if row.is_teacher is is_teacher] for is_teacher in (True, False))
     sentences = [price(teacher, max(finished, key=top1)) for teacher in teachers if finished]
-    columnar = [row for row in rows if not row.variant.startswith("binaryvit")]
+    columnar = [row for row in rows if not row.is_teacher and not row.variant.startswith("binaryvit")]
     if gains := steps(columnar):
         sentences.append(of_steps(gains))
     pyramid = next((row for row in rows if row.variant in _PYRAMIDS), None)
-    if pyramid and (step := difference(columnar[-1], pyramid)):
+    if columnar and pyramid and (step := difference(columnar[-1], pyramid)):
         sentences.append(_last_step(step, columnar[-1], pyramid))
     return sentences
 
