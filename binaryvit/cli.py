@@ -267,7 +267,7 @@ def _train(options: argparse.Namespace) -> int:
     config = TrainingConfig.from_yaml(options.config)
     record = train(config, options.output, study=options.study, run_id=options.run_id)
     if os.environ.get("RANK", "0") == "0":  # one of the processes that a launcher started
-        print(f"{options.output}: top-1 {record.result.top1:.2f} % after {record.result.epochs} epochs")
+        print(f"{options.output}: top-1 {record.result.top1:.2f}% after {record.result.epochs} epochs")
     return 0
 
 
@@ -306,8 +306,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     names = ("data", "data_dir", "eval_split", "eval_crop", "batch_size")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     result, images = evaluate_stored(options.weights, **given)
-    top5 = "" if result.top5 is None else f", top-5 {result.top5:.2f} %"
-    print(f"{options.weights}: top-1 {result.top1:.2f} %{top5}, cross-entropy {result.loss:.4f} on {images}")
+    top5 = "" if result.top5 is None else f", top-5 {result.top5:.2f}%"
+    print(f"{options.weights}: top-1 {result.top1:.2f}%{top5}, cross-entropy {result.loss:.4f} on {images}")
     return 0
 
 

@@ -2,17 +2,17 @@
 
 import math
 
-_Z = 1.959964  # standard deviations of a normal distribution that hold 95 % of it
+_Z = 1.959964  # standard deviations of a normal distribution that hold 95% of it
 
 
 def wilson_interval(correct: float, images: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy, both ends in percent, from the number of images and of right ones among them.
+    """The 95% interval of an accuracy, both ends in percent, from the number of images and of right ones among them.
 
     Wilson's (1927) interval for a binomial proportion p = correct / images, with z = 1.96:
 
         (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
-    Unlike p +- z sqrt(p (1 - p) / n) it holds near 0 and 100 % and for few images. It says what the choice of images
+    Unlike p +- z sqrt(p (1 - p) / n) it holds near 0 and 100% and for few images. It says what the choice of images
     explains, and nothing about chance in training.
     """
     p, spread = correct / images, _Z**2 / images

@@ -127,15 +127,15 @@ def finding(metrics: pd.DataFrame, record: RunRecord) -> str:
     """What the curves of a finished run show, in sentences made from its numbers."""
     first, last, best = metrics.iloc[0], metrics.iloc[-1], metrics.loc[metrics["top1"].idxmax()]
     sentences = [
-        f"After {len(metrics)} epoch{'s' * (len(metrics) > 1)}, {record.result.top1:.2f} % of the "
+        f"After {len(metrics)} epoch{'s' * (len(metrics) > 1)}, {record.result.top1:.2f}% of the "
         f"{record.data.eval_images:,} evaluation images of {record.data.label} are classified correctly "
-        f"(chance: {100 / record.data.num_classes:.2f} %)."
+        f"(chance: {100 / record.data.num_classes:.2f}%)."
     ]
     if len(metrics) > 1:
         direction = "fell" if last["eval_loss"] < first["eval_loss"] else "did not fall"
         sentences += [
             f"The evaluation loss {direction}, from {first['eval_loss']:.3f} after the first epoch to "
-            f"{last['eval_loss']:.3f}; top-1 was highest after epoch {best['epoch']:.0f} ({best['top1']:.2f} %)."
+            f"{last['eval_loss']:.3f}; top-1 was highest after epoch {best['epoch']:.0f} ({best['top1']:.2f}%)."
         ]
         if metrics["flip_rate"].notna().any():
             sentences += [
@@ -150,14 +150,14 @@ def describe_record(record: RunRecord, run_dir: str | Path) -> pd.DataFrame:
     commit = record.git.commit or "unknown"
     facts = {
         "folder": str(run_dir),
-        "top-1": f"{record.result.top1:.2f} %",
-        "top-5": "-" if record.result.top5 is None else f"{record.result.top5:.2f} %",
+        "top-1": f"{record.result.top1:.2f}%",
+        "top-5": "-" if record.result.top5 is None else f"{record.result.top5:.2f}%",
         "evaluation loss": f"{record.result.eval_loss:.4f}",
         "evaluated on": f"{record.data.eval_images:,} images of {record.data.label}, split {record.data.eval_split}",
         "training": f"{record.result.epochs} epochs in {record.duration_seconds:,.0f} s "
         f"({record.result.images_per_second:,.0f} images/s on {record.hardware.cpu})",
         "weights": f"{record.weights.file}, {record.weights.bytes / 1e6:.3f} MB, {record.weights.dtype}; "
-        f"top-1 with the stored weights {record.weights.top1:.2f} %",
+        f"top-1 with the stored weights {record.weights.top1:.2f}%",
         "commit": commit + (" with uncommitted changes" if record.git.dirty else ""),
         "key": record.key.config,
     }

@@ -11,7 +11,7 @@ from binaryvit.errors import BinaryViTError
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A difference in top-1, in points, with its 95 % interval.
+    """A difference in top-1, in points, with its 95% interval.
 
     Attributes:
         points: mean over seeds and images.

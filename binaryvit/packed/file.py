@@ -6,7 +6,7 @@ A safetensors file with the description of `weights_file` (`packed` is true) and
 - `numbers` (float32): everything else in `packed_tensors`.
 
 Both are flattened and joined in the order of the state dict; the shapes follow from the description. Stored under their
-own names, 1,400 tensors would need 2 % more bytes for the names alone.
+own names, 1,400 tensors would need 2% more bytes for the names alone.
 
 **What is folded.** A batch norm's running statistics, gamma and beta are two numbers, its weight and bias, and a
 scale's sign and exponent are in the weight of the norm after it. Nothing else can be folded without flipping signs: the
@@ -14,8 +14,8 @@ model rounds the scaled integer to float32 before it normalizes it, so scale and
 scale only the mantissa's 23 bits remain, three bytes per output channel.
 
 **Bytes.** `cost` counts 1 bit per binary weight and 4 bytes per other parameter, as if scales folded away. A file has
-these bytes, the three of each scale, and a header of less than 400: for `binaryvit_small_patch4_224` 1.8 % more than
-the table's 7.83 MB, for `binaryvit_micro_patch2_32` 3.9 % of 0.53 MB. Its rows are shorter, so it has more scales per
+these bytes, the three of each scale, and a header of less than 400: for `binaryvit_small_patch4_224` 1.8% more than
+the table's 7.83 MB, for `binaryvit_micro_patch2_32` 3.9% of 0.53 MB. Its rows are shorter, so it has more scales per
 weight. (Rows are padded to whole bytes; in both families they are whole bytes already. Class names add their text.)
 """
 

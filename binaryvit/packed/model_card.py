@@ -33,7 +33,7 @@ def model_card(record: RunRecord, description: Description, model: nn.Module) ->
     rows = {
         "variant": f"`{record.config['variant']}` ({label})",
         "data": f"{record.data.label}, {record.data.num_classes} classes",
-        "top-1": f"{record.weights.top1:.2f} % of {record.data.eval_images:,} images of `{record.data.eval_split}`",
+        "top-1": f"{record.weights.top1:.2f}% of {record.data.eval_images:,} images of `{record.data.eval_split}`",
         "images": " x ".join(map(str, description.preprocessing.input_size)),
         "parameters": f"{counted.parameters / 1e6:.2f} M, of which {counted.binary_weights / 1e6:.2f} M of one bit",
         "size": f"{counted.bytes / 1e6:.2f} MB (one bit per binary weight, 4 bytes per other parameter)",

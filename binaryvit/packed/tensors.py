@@ -8,7 +8,7 @@ Names are those of the model's state dict, but for two things:
 
 Scale and norm stay apart, although both multiply: the model rounds the scaled product to float32 before it normalizes
 it. One factor for both rounds differently and flips a sign in every second image of 224 pixels, and one flipped sign
-flips others: on 7 of 12 random images the logits of a `binaryvit_small_patch4_224` then moved by 0.3 to 23 %.
+flips others: on 7 of 12 random images the logits of a `binaryvit_small_patch4_224` then moved by 0.3 to 23%.
 """
 
 from collections.abc import Mapping

@@ -75,7 +75,7 @@ class Progress:
         """Reports a finished epoch from its row of metrics."""
         self.note(
             f"epoch {row['epoch']}/{self.epochs}  train loss {row['train_loss']:.4f}  "
-            f"eval loss {row['eval_loss']:.4f}  top-1 {row['top1']:.2f} %  "
+            f"eval loss {row['eval_loss']:.4f}  top-1 {row['top1']:.2f}%  "
             f"{row['images_per_second']:.0f} images/s  {self.expected_end()}"
         )
 

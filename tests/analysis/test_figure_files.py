@@ -111,7 +111,7 @@ def test_accuracy_against_operations_shows_and_names_every_point():
     for axes, cost in zip(figure.axes, ("ops", "bytes"), strict=True):
         drawn = {container.get_label(): container.lines[0] for container in axes.containers}
         for row in table.itertuples():
-            style, line = variant_style(row.variant), drawn[f"{row.label}  {row.top1:.1f} %"]
+            style, line = variant_style(row.variant), drawn[f"{row.label}  {row.top1:.1f}%"]
             assert line.get_xydata().tolist() == [[getattr(row, cost), row.top1]]
             assert (line.get_color(), line.get_marker()) == (style.colour, style.marker)
         ladder = next(line for line in axes.lines if line.get_linestyle() == ":")
@@ -127,7 +127,7 @@ def test_its_title_says_what_one_bit_costs():
 
     table = points().assign(top1=[80.0, 50, 60, 70.5, 65, 64, 63], ops=[9e9, 1e8, 1e8, 1e8, 1e8, 5e7, 6e7])
     saved = "with 90 times fewer operations and 14 times fewer bytes"
-    assert title(table) == f"+ pooling branches: 70.5 % against the teacher's 80.0 %, {saved}"
+    assert title(table) == f"+ pooling branches: 70.5% against the teacher's 80.0%, {saved}"
     assert title(table[1:]) == "Accuracy and cost of each model"
 
 

@@ -112,9 +112,9 @@ def test_teacher_then_student_then_nothing_twice(tmp_path):
     executed = nbformat.read("out.ipynb", as_version=4)
     tables = "".join(outputs(executed, "text/html"))
     assert "student recipe" in tables and "stages.0.blocks.0" in tables
-    assert f"{record.result.top1:.2f} %" in tables and record.key.config in tables
+    assert f"{record.result.top1:.2f}%" in tables and record.key.config in tables
     (finding,) = (text for text in outputs(executed, "text/markdown") if text.startswith("After 2 epochs"))
-    assert f"{record.result.top1:.2f} % of the 40 evaluation images of digits" in finding
+    assert f"{record.result.top1:.2f}% of the 40 evaluation images of digits" in finding
     assert len(outputs(executed, "image/png")) == 1
     assert "epoch 2/2" in outputs(executed, "stdout")
 

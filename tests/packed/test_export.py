@@ -60,7 +60,7 @@ def test_the_model_card_has_the_runs_numbers(tmp_path):
     [result] = yaml.safe_load(metadata)["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == pytest.approx(record["weights"]["top1"], abs=1e-4)
     assert result["dataset"]["name"] == "digits"
-    assert f"{record['weights']['top1']:.2f} % of 360 images" in text
+    assert f"{record['weights']['top1']:.2f}% of 360 images" in text
     assert record["git"]["commit"] in text and "learning_rate: 0.002" in text
 
 

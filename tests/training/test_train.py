@@ -449,7 +449,7 @@ def test_stored_weights_are_evaluated_again(finished, capsys):
     assert result.top1 == record.weights.top1 and images == "50 images of split 'test' of digits, the run's own data"
     assert result.predicted.tolist() == read_predictions(finished / "student")["predicted"].tolist()
     assert main(["evaluate", str(finished / "student")]) == 0
-    assert f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %" in capsys.readouterr().out
+    assert f"top-1 {result.top1:.2f}%, top-5 {result.top5:.2f}%" in capsys.readouterr().out
     whole, images = evaluate_stored(finished / "student" / "weights.safetensors", data="digits", batch_size=7)
     assert whole.images == 360 and images == "360 images of split 'test' of digits"
     _, images = evaluate_stored(finished / "student", max_eval_images=20)

@@ -52,10 +52,10 @@ def branch_norms(norms: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
 def accuracy_without(accuracies: pd.DataFrame, chance: float, evaluated_on: str, claim: str) -> Figure:
     """The accuracy without groups of branches: a row for each removal, a column for each model (or stage of one).
 
-    A cell has no colour where the 95 % interval holds the intact accuracy, and a dark one where it holds chance.
+    A cell has no colour where the 95% interval holds the intact accuracy, and a dark one where it holds chance.
 
     Args:
-        accuracies: columns column (its name), removed, accuracy, low and high (percent, ends of the 95 % interval);
+        accuracies: columns column (its name), removed, accuracy, low and high (percent, ends of the 95% interval);
             several seeds of a model are averaged.
         chance: accuracy of guessing, in percent.
         evaluated_on, claim: as in `branch_norms`.
@@ -86,7 +86,7 @@ def accuracy_without(accuracies: pd.DataFrame, chance: float, evaluated_on: str,
     axes.spines[:].set_visible(False)
     axes.set_xlabel(
         f"top-1 in %, {evaluated_on}; none: the model has no such part\n"
-        f"dark: its 95 % interval holds chance ({chance:g} %); white: its interval holds the intact accuracy",
+        f"dark: its 95% interval holds chance ({chance:g}%); white: its interval holds the intact accuracy",
         fontsize=7,
     )
     figure.colorbar(lost, ax=axes, shrink=0.8, aspect=30, label="points lost")

@@ -102,7 +102,7 @@ def accuracies(opened: OpenStudy, images: int = IMAGES, statistics_images: int =
     after the removal; for a stage the latter alone. There is no row for what a part does not have.
 
     Columns: run, label, variant, seed, bits, part, removed, statistics, correct, images, accuracy, low, high (percent,
-    and the ends of its 95 % interval). See `accuracy` for the arguments.
+    and the ends of its 95% interval). See `accuracy` for the arguments.
     """
     runs = _runs_with_branches(opened)
     settings = {"images": images, "statistics_images": statistics_images}

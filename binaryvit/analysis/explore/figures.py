@@ -107,7 +107,7 @@ def _histograms(axes: Axes, channel: np.ndarray, layer: np.ndarray) -> None:
             shares, _BINS, color=colour, fill=name == "channel", alpha=0.7, label=f"{name}, n = {values.size:,}"
         )
     axes.axvline(float(channel.mean()), color=ORANGE, linewidth=1, label="channel's mean")
-    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=1, labelspacing=0.2, handlelength=1)
 
 

@@ -49,7 +49,7 @@ def read_claims(study: Study) -> dict[str, list[Claim]]:
 def claims(study: Study) -> str:
     """A table in Markdown for each title of claims.yaml: each claim with its test, its number and its outcome."""
     rows = {row.runs[0].model_id: row for row in read_rows(study)}
-    scale = f"{describe_scale(read_ladder(study))}. Differences of top-1 in points with their 95 % intervals."
+    scale = f"{describe_scale(read_ladder(study))}. Differences of top-1 in points with their 95% intervals."
     return "\n\n".join([scale, *(_table(title, listed, rows) for title, listed in read_claims(study).items())])
 
 

@@ -74,7 +74,7 @@ def _draw_points(axes: Axes, points: pd.DataFrame, cost: str) -> None:
         axes.errorbar(
             getattr(row, cost), row.top1, yerr=row.top1_std if row.seeds > 1 else None, color=drawn.colour,
             marker=drawn.marker, markersize=7 if drawn.marker == "*" else 5, linestyle="none",
-            label=f"{row.label}  {row.top1:.1f} %",
+            label=f"{row.label}  {row.top1:.1f}%",
         )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def _claim(points: pd.DataFrame) -> str:
         return "Accuracy and cost of each model"
     best, teacher = steps.nlargest(1, "top1").iloc[0], teachers.iloc[0]
     return (
-        f"{best['label']}: {best['top1']:.1f} % against the teacher's {teacher['top1']:.1f} %, with "
+        f"{best['label']}: {best['top1']:.1f}% against the teacher's {teacher['top1']:.1f}%, with "
         f"{teacher['ops'] / best['ops']:.0f} times fewer operations and {teacher['bytes'] / best['bytes']:.0f} times "
         "fewer bytes"
     )

@@ -19,7 +19,7 @@ def of_ablation(rows: Sequence[Row]) -> str:
     best = max(binary, key=top1)
     teachers = [row for row in current if row.is_teacher]
     sentences = [price(teacher, best) for teacher in teachers]
-    sentences = sentences or [f"The best binary model is {best.label} with {top1(best):.2f} % top-1."]
+    sentences = sentences or [f"The best binary model is {best.label} with {top1(best):.2f}% top-1."]
     gains = steps(rows)
     return " ".join([*sentences, *([of_steps(gains)] if gains else [])])
 
@@ -32,7 +32,7 @@ def top1(row: Row) -> float:
 def price(teacher: Row, best: Row) -> str:
     """What one bit costs in accuracy, and saves in size and operations."""
     gap, small, large = difference(teacher, best), best.model_cost, teacher.model_cost
-    accuracy = f"differs from its full-precision teacher by {gap} points" if gap else f"reaches {top1(best):.2f} %"
+    accuracy = f"differs from its full-precision teacher by {gap} points" if gap else f"reaches {top1(best):.2f}%"
     if gap and not gap.is_resolved:
         accuracy = f"is as accurate as its full-precision teacher within what this study resolves, {gap} points"
     return (
@@ -70,7 +70,7 @@ def of_comparison(
             "stands in this table."
         )
     sentences = [
-        f"{row.label} reaches {top1(row):.2f} % here and {published[variant]['top1']:.1f} % as published "
+        f"{row.label} reaches {top1(row):.2f}% here and {published[variant]['top1']:.1f}% as published "
         f"({published[variant]['certainty']}): {top1(row) - published[variant]['top1']:+.2f} points."
         for variant, row in comparable.items()
         if variant in published and row.values and not row.stale
@@ -89,5 +89,5 @@ def of_accuracy_against_operations(points: pd.DataFrame) -> str:
         )
     ]
     best.sort(key=lambda point: point.ops)
-    named = ", ".join(f"{point.label} ({point.top1:.2f} %, {point.ops / 1e6:,.2f} M OPs)" for point in best)
+    named = ", ".join(f"{point.label} ({point.top1:.2f}%, {point.ops / 1e6:,.2f} M OPs)" for point in best)
     return f"Of {len(points)} models, {len(best)} are beaten by no other in both accuracy and operations: {named}."

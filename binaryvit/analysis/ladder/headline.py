@@ -28,7 +28,7 @@ _BEGIN, _END = "<!-- made from results/ -->", "<!-- until here -->"
 def headline(study: Study) -> str:
     """The short table and its sentences, in Markdown; a study that is not finished says so."""
     rows = read_ladder(study)
-    paragraphs = [_table(rows), f"{describe_scale(rows)}. Difference: to the row before, with its 95 % interval."]
+    paragraphs = [_table(rows), f"{describe_scale(rows)}. Difference: to the row before, with its 95% interval."]
     runs = plan(study)
     if unfinished := sum(run.state is not State.DONE for run in runs):
         paragraphs.append(

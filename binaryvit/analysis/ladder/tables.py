@@ -124,7 +124,7 @@ def ablation(opened: OpenStudy) -> Table:
     text = pd.DataFrame([_text(row, gain) for row, gain in zip(rows, gains, strict=True)])
     several = any(row.runs[1:] for row in rows)
     caption = (
-        f"Ablation on {describe_scale(rows)}. Difference: top-1 against the row before, in points, with its 95 % "
+        f"Ablation on {describe_scale(rows)}. Difference: top-1 against the row before, in points, with its 95% "
         f"interval over images{' and seeds' * several}. M = 1e6; MB = 1e6 bytes, 1 bit per binary weight; operations "
         "per image, OPs = BOPs / 64 + FLOPs. "
     )

@@ -42,7 +42,7 @@ def accuracy_size_operations(table: pd.DataFrame, variant: str, evaluated_on: st
     seeds = table["seeds"].max()
     about = "one seed" if seeds == 1 else f"mean of up to {seeds} seeds"
     accuracy.set_xlabel(
-        f"top-1 accuracy (%), {about}\nbar: 95 % interval for the choice of\n{in_lines(evaluated_on, 34)}"
+        f"top-1 accuracy (%), {about}\nbar: 95% interval for the choice of\n{in_lines(evaluated_on, 34)}"
     )
     size.set_xlabel("size of the parameters (MB)")
     operations.set_xlabel("OPs per image (M);\nhollow: with elementwise work")

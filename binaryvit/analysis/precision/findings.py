@@ -10,11 +10,11 @@ def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
     rows = table.set_index("precision")
     top1 = rows["top1"].dropna()
     if not {"W1A1", "W32A32"} <= set(top1.index):
-        claim = f"{model}: top-1 reaches {', '.join(f'{accuracy:.1f} % at {name}' for name, accuracy in top1.items())}"
+        claim = f"{model}: top-1 reaches {', '.join(f'{accuracy:.1f}% at {name}' for name, accuracy in top1.items())}"
         return claim, "A comparison needs both W1A1 and W32A32."
     binary, real = rows.loc["W1A1"], rows.loc["W32A32"]
     claim = (
-        f"{model} with one bit: {binary['top1']:.1f} % top-1 instead of {real['top1']:.1f} %, for "
+        f"{model} with one bit: {binary['top1']:.1f}% top-1 instead of {real['top1']:.1f}%, for "
         f"{_pair(binary, real, 'bytes')} MB and {_pair(binary, real, 'ops')} M OPs (with elementwise work "
         f"{_pair(binary, real, 'ops_elementwise')} M)"
     )
@@ -23,7 +23,7 @@ def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
     bound = 100 * 1.96 * math.sqrt(2 * share * (1 - share) / real["images"])
     return claim, (
         f"Top-1 against W32A32 in points: {changes}. The choice of images alone makes two models differ by up to "
-        f"{bound:.1f} points (95 %)" + ("; chance in training is not measured." if rows["seeds"].max() == 1 else ".")
+        f"{bound:.1f} points (95%)" + ("; chance in training is not measured." if rows["seeds"].max() == 1 else ".")
     )
 
 

@@ -85,7 +85,7 @@ def precisions(opened: OpenStudy) -> pd.DataFrame:
     """Accuracy, size and operations of the study's model at each precision it is trained at.
 
     One row per precision: precision ("W1A32": 1-bit weights, 32-bit activations), label, state, seeds, images (of the
-    evaluation), top1 (percent, mean over seeds; NaN where no run is finished), low and high (ends of its 95 % interval
+    evaluation), top1 (percent, mean over seeds; NaN where no run is finished), low and high (ends of its 95% interval
     for the choice of images), bytes, bops, flops, ops, ops_elementwise (of one image), and runs (their ids).
 
     Raises BinaryViTError when the study has no model at several precisions.

@@ -108,7 +108,7 @@ def test_another_architecture_is_drawn_next_to_the_ladder(make_study):
     finish(study, TOP1 | {"reactresnet_micro_patch2_32": 90.0})
     drawing = ladder.accuracy_against_operations(OpenStudy(study))
     assert drawing.inputs["points"]["label"].tolist()[-1] == "binary ResNet" and len(drawing.runs) == len(MICRO) + 1
-    assert drawing.draw().get_suptitle().startswith("BinaryViT, fp patch embeddings: 63.0 % against the")
+    assert drawing.draw().get_suptitle().startswith("BinaryViT, fp patch embeddings: 63.0% against the")
     assert ablation(study).numbers["variant"].tolist() == list(MICRO)
 
 
@@ -253,7 +253,7 @@ def test_latex_is_a_booktabs_tabular_and_escaped(make_study):
     rows = [line for line in body if line.endswith(r"\\")]
     assert len(rows) == 1 + len(MICRO) and rows[0].startswith(r"variant & top-1 (\%) &")
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {9}
-    table = tables.Table(OpenStudy(study), "odd", "50 % of {odd}", *[pd.DataFrame({"a_b": ["#1 & 2"]})] * 3, "")
+    table = tables.Table(OpenStudy(study), "odd", "50% of {odd}", *[pd.DataFrame({"a_b": ["#1 & 2"]})] * 3, "")
     assert r"a\_b \\" in table.to_latex() and r"\#1 \& 2" in table.to_latex()
     assert f"% + average pooling: {MICRO[2]}-seed0" in latex
 
@@ -307,7 +307,7 @@ def test_only_imagenet_at_its_own_scale_is_compared(make_study, published, chang
     assert here["full-precision DeiT (teacher)"] == ("79.50" if comparable else "not run")
     assert here["BinaryViT (+ pyramid)"] == "not run"
     if comparable:
-        assert "79.50 % here and 79.9 % as published (second-hand): -0.40 points" in table.finding
+        assert "79.50% here and 79.9% as published (second-hand): -0.40 points" in table.finding
 
 
 def test_foreign_or_missing_published_figures_are_refused(tmp_path):
@@ -349,7 +349,7 @@ def test_the_finding_of_the_figure_names_the_undominated():
     )
     text = findings.of_accuracy_against_operations(points)
     assert "Of 4 models, 3" in text
-    assert [name in text for name in ("a (10.00 %, 1.00 M", "b (30", "c (20", "d (40")] == [True, True, False, True]
+    assert [name in text for name in ("a (10.00%, 1.00 M", "b (30", "c (20", "d (40")] == [True, True, False, True]
 
 
 def test_five_classes_are_needed_for_top5(study):

@@ -75,7 +75,7 @@ def test_drawings_show_every_precision(study):
     numbers, agreement = precision.drawings(OpenStudy(study), images=20)
     assert numbers.runs == (ONE, WEIGHTS, REAL) and set(agreement.runs) == set(numbers.runs)
     title = numbers.draw().get_suptitle().replace("\n", " ")
-    assert title.startswith("BinaryViT (+ pyramid) with one bit: 50.0 % top-1 instead of 80.0 %, for ")
+    assert title.startswith("BinaryViT (+ pyramid) with one bit: 50.0% top-1 instead of 80.0%, for ")
     costs = numbers.inputs["precisions"].set_index("precision")["ops_elementwise"] / 1e6
     assert title.endswith(f"with elementwise work {costs['W1A1']:.2f} instead of {costs['W32A32']:.2f} M)")
     assert "in points: W1A1 -30.0, W1A32 -10.0." in numbers.finding
