@@ -71,6 +71,13 @@ def test_notebooks_are_stored_without_outputs_and_with_parameters():
         assert "papermill" not in document.metadata, path.name
 
 
+def test_notebooks_that_draw_numbers_by_chance_seed_them():
+    """Otherwise a second execution shows other tables."""
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        code = path.read_text(encoding="utf-8")
+        assert "torch.rand" not in code or "torch.manual_seed" in code, path.name
+
+
 @pytest.mark.parametrize("folder", [ROOT, NOTEBOOKS])
 def test_default_studies_are_found_from_the_repository_and_from_its_notebooks(folder, monkeypatch):
     monkeypatch.chdir(folder)
