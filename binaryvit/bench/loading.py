@@ -4,14 +4,12 @@ import io
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, count
 
 import datasets
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import IMAGENET_DEFAULT_MEAN
@@ -20,6 +18,7 @@ from binaryvit.config import TrainingConfig
 from binaryvit.data.batches import Batch, eval_loader, train_loader
 from binaryvit.data.data_set import Data
 from binaryvit.data.images import PIXEL_CACHE_BYTES, ImageSplit
+from binaryvit.threads import torch_threads
 
 PHOTOGRAPH_SIZE = (500, 375)
 """Width and height of ImageNet's usual photograph."""
@@ -75,7 +74,7 @@ def measure_loading(
     data = photographs()
     batches = math.ceil(images / _BATCH_SIZE)
     rows = []
-    with _one_thread():
+    with torch_threads(1):
         loaders = {name: _loader(name, data, image_size) for name in pipelines}
         for repetition in range(repetitions):
             for name, loader in loaders.items():
@@ -118,13 +117,3 @@ def _loader(pipeline: str, data: Data, image_size: int) -> Iterator[Batch]:
     batches = chain.from_iterable(map(loader.epoch, count()))
     next(batches)
     return batches
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -2,8 +2,7 @@
 
 import copy
 import ctypes
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from threading import Lock
 
 import torch
@@ -16,6 +15,7 @@ from binaryvit.models.vision_transformer import BinaryVisionTransformer, Stage
 from binaryvit.packed.library import engine_library, instructions
 from binaryvit.packed.program import Program, write_program
 from binaryvit.packed.tensors import check_one_bit, packed_tensors, restored
+from binaryvit.threads import torch_threads
 
 
 def pack(model: BinaryVisionTransformer, threads: int | None = None) -> "PackedModel":
@@ -63,7 +63,7 @@ class PackedModel:
         """
         self._check(images)
         x = images.float()
-        with _torch_threads(self.threads) as threads:
+        with torch_threads(self.threads) as threads:
             if not self._programs:
                 return self._modules.forward_features(x)
             for stage, program in zip(self._modules.stages, self._programs, strict=True):
@@ -73,7 +73,7 @@ class PackedModel:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, channels, size, size) to logits (B, classes); raises as `forward_features`."""
-        with _torch_threads(self.threads):
+        with torch_threads(self.threads):
             return self._modules.forward_head(self.forward_features(images))
 
     def _check(self, images: Tensor) -> None:
@@ -132,14 +132,3 @@ def _without_programs(structure: BinaryVisionTransformer) -> BinaryVisionTransfo
         kept.stages = kept.stages[:1]
     kept.norm = nn.Identity()
     return kept
-
-
-@contextmanager
-def _torch_threads(threads: int | None) -> Iterator[int]:
-    """Lets PyTorch use this many threads, and yields their number (None: as many as it uses already)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield threads or before
-    finally:
-        torch.set_num_threads(before)

@@ -1,7 +1,6 @@
 """Training a model from a configuration to a run record."""
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from binaryvit.records.run_record import (
     WeightsRecord,
     read_record,
 )
+from binaryvit.threads import torch_threads
 from binaryvit.training.build import store_weights
 from binaryvit.training.checkpoint import PROCESSES
 from binaryvit.training.evaluation import Evaluation
@@ -77,7 +77,7 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
         if config.compile:
             require_compiler("compile: true on a CPU")
         keep_freed_memory()
-    with locked(run_dir, process), _threads(config.threads), scoped_random_state(), chosen_numerics():
+    with locked(run_dir, process), torch_threads(config.threads), scoped_random_state(), chosen_numerics():
         identity = {"configuration": key.config, "data": key.data, "training version": key.training_version}
         identity[PROCESSES] = config.processes
         with closing(Trainer(config, data, run_dir, identity, process)) as trainer:
@@ -99,16 +99,6 @@ def _finished(run_dir: Path, key: RunKey, process: PartialState) -> RunRecord | 
         f"{run_dir} holds a finished run that differs in its {' and '.join(changed)}; it is left as it is. Choose "
         "another folder, or move that one away."
     )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _store_weights(trainer: Trainer) -> Evaluation:

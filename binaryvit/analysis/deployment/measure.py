@@ -20,6 +20,7 @@ from binaryvit.packed.engine import PackedModel
 from binaryvit.packed.export import export_packed
 from binaryvit.packed.file import PackedFile, read_packed
 from binaryvit.records.run_record import read_record
+from binaryvit.threads import torch_threads
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,7 @@ def latency(deployment: Deployment, repetitions: int = 30) -> pd.DataFrame:
     }
     until_part["norm and classifier"] = deployment.packed
     packed, simulated = [], []
-    before = torch.get_num_threads()
-    torch.set_num_threads(deployment.threads)
-    try:
+    with torch_threads(deployment.threads):
         for _ in range(repetitions + 1):
             deployment.packed(image)  # untimed: the modules have filled the caches with other things
             packed.append([])
@@ -122,8 +121,6 @@ def latency(deployment: Deployment, repetitions: int = 30) -> pd.DataFrame:
                 forward(image)
                 packed[-1].append(time.perf_counter() - start)
             simulated.append(_ends_of_parts(deployment.model, image))
-    finally:
-        torch.set_num_threads(before)
     return pd.DataFrame(
         {"part": list(until_part), "packed": _milliseconds(packed), "simulated": _milliseconds(simulated)}
     )
