@@ -32,8 +32,8 @@ _BELOW = 0.72  # inches for colour bar and legend
 
 
 @styled
-def side_by_side(places: pd.DataFrame, images: ExampleImages, claim: str) -> Figure:
-    """A map over each image for each model, with the ratio of its highest place.
+def side_by_side(places: pd.DataFrame, images: ExampleImages, claim: str, note: str = "") -> Figure:
+    """A map over each image for each model, with the ratio of its highest place; `note` says which runs they are.
 
     `places`: columns label (of the model), image, row, column, ratio: how much of the attention falls on a place, as a
     multiple of what it would be if all places had the same; NaN where attention is off.
@@ -49,7 +49,7 @@ def side_by_side(places: pd.DataFrame, images: ExampleImages, claim: str) -> Fig
     axes.set_yticks([])
     _fit(figure, axes, claim, len(columns) * _STEP, len(images.names) * _STEP)
     _tint_bar(figure, _NARROW, "attention on a place / its even share", images.credit)
-    figure.legend(handles=[], title="number: peak / even share", loc="lower right")
+    figure.legend(handles=[], title="\n".join(filter(None, ["number: peak / even share", note])), loc="lower right")
     return figure
 
 

@@ -50,8 +50,9 @@ def side_by_side(opened: OpenStudy, examples: Images = 2) -> Drawing:
     places = _places(opened, runs, examples)
     inputs = {"places": places, "pictures": _pixels(images)}
     said = findings.of_rollouts(places, teacher and model_label(teacher))
+    note = "first seed of each model" if any(run.label != model_label(run) for run in runs) else ""
     return Drawing.of(
-        opened, "attention_side_by_side", inputs, said, lambda claim: figures.side_by_side(places, images, claim)
+        opened, "attention_side_by_side", inputs, said, lambda claim: figures.side_by_side(places, images, claim, note)
     )
 
 
@@ -75,7 +76,7 @@ def heads(opened: OpenStudy, examples: Images = 2, place: tuple[float, float] = 
     made = []
     for run in runs:
         own, grid = maps[maps["run"] == run.id], places[places["run"] == run.id]
-        made.append(_draw_heads(opened, run.id, model_label(run), own, images, _patch_at(place, grid)))
+        made.append(_draw_heads(opened, run.id, run.label, own, images, _patch_at(place, grid)))
     return made
 
 
