@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote
 
+import pandas as pd
 import pytest
 from helpers.places import ROOT
 
@@ -98,3 +99,31 @@ def test_the_commands_it_shows_are_understood(page, capsys):
     for notebook, _output, *options in commands(lines, "papermill"):
         given = {options[place + 1] for place, word in enumerate(options) if word == "-p"}
         assert given <= set(declared_parameters(ROOT / notebook)), notebook
+
+
+def test_times_of_packed_inference_are_those_measured():
+    """The table of whole models and that of products on the page on speed, and the README's two numbers."""
+    page, readme = text_of(ROOT / "docs/speed.md"), text_of(ROOT / "README.md")
+    models, products = (
+        pd.concat(pd.read_csv(ROOT / f"results/benchmarks/infer-small-{part}-threads{n}.csv") for n in (1, 2))
+        for part in ("models", "products")
+    )
+    models = models.set_index(["threads", "batch_size", "case"])
+    columns = [(threads, batch) for threads in (2, 1) for batch in (1, 8)]
+    for case in models.index.unique("case"):
+        cells = []
+        for threads, batch in columns:
+            row = models.loc[(threads, batch, case)]
+            time, *ratios = row[["ms/image", "packed is faster by", "at least", "at most"]]
+            faster = "" if case == "packed" else ": {:.1f} ({:.1f} to {:.1f})".format(*ratios)
+            cells.append(f"{time:.3g}{faster}")
+        assert f"| {' | '.join(cells)} |" in page, case
+    whole = products[products["rows"].isna()].set_index("threads")
+    for row, of_row in {"1 thread": whole.loc[1], "2 threads": whole.loc[2]}.items():
+        rates = of_row[["packed", "float32", "bfloat16", "int8", "OpenVINO BinaryConvolution"]]
+        assert f"| {row} | {' | '.join(f'{rate:,.0f}' for rate in rates)} |" in page
+    time, faster = (
+        models.loc[(2, 1, "packed"), "ms/image"],
+        models.loc[(2, 1, "DeiT, eager fp32")]["packed is faster by"],
+    )
+    assert f"takes {time:.1f} ms an image, {faster:.1f} times less" in readme
