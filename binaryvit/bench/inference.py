@@ -148,8 +148,8 @@ def measure_inference(
 
 
 def summarize_inference(measured: pd.DataFrame) -> pd.DataFrame:
-    """One row per case, batch size and threads: ms per image (median, lowest, highest), and how many times faster the
-    packed model is, its spread that of the ratios within each turn.
+    """One row per case, batch size and threads: turns (how many), ms per image (median, lowest, highest), and how many
+    times faster the packed model is, its spread that of the ratios within each turn.
     """
     keys = ["threads", "batch_size", "case"]
     measured = measured.assign(ms=1000 * measured["seconds"] / measured["batch_size"])
@@ -159,7 +159,7 @@ def summarize_inference(measured: pd.DataFrame) -> pd.DataFrame:
     of_case = measured.assign(ratio=ratios).groupby(keys, sort=False)
     times, ratio = of_case["ms"], of_case["ratio"]
     table = pd.DataFrame({
-        "ms/image": times.median(), "lowest": times.min(), "highest": times.max(),
+        "turns": times.size(), "ms/image": times.median(), "lowest": times.min(), "highest": times.max(),
         "packed is faster by": ratio.median(), "at least": ratio.min(), "at most": ratio.max(),
     })  # fmt: skip
     facts = of_case[["peak_memory_gb", "first_call_seconds", "first_call_again_seconds"]].first()

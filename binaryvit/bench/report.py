@@ -16,12 +16,13 @@ def write_benchmark(folder: str | Path, name: str, measured: pd.DataFrame, summa
     """Writes <name>.csv (the summary), <name>.repetitions.csv and <name>.json (machine, packages, commit, time)."""
     folder = Path(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    turns = measured.groupby("batch_size")["repetition"].nunique().tolist()
     identity = {
         "hardware": describe_hardware(device, native.compiled_by() if device == "cpu" else None).model_dump(),
         "packages": package_versions("openvino", "nncf"),
         "git": git_state().model_dump(),
         **{name: _one_or_all(measured[name]) for name in ("threads", "batch_size", "processes") if name in measured},
-        "repetitions": int(measured["repetition"].max()) + 1,
+        "repetitions": turns if len(set(turns)) > 1 else turns[0],  # by batch size
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_text_atomically(folder / f"{name}.csv", summary.to_csv(index=False, float_format="%.4g"))

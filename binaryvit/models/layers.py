@@ -223,7 +223,9 @@ def add_shortcut(y: Tensor, x: Tensor) -> Tensor:
     if channels > width:
         return (y.unflatten(-1, (-1, width)) + x.unsqueeze(-2)).flatten(-2)
     if channels < width:
-        x = x.unflatten(-1, (channels, width // channels)).mean(dim=-1)
+        # In the channels' order: that of mean depends on their number and the processor, and a packed model follows it.
+        first, *others = x.unflatten(-1, (channels, -1)).unbind(-1)
+        x = sum(others, start=first) / (width // channels)
     return y + x
 
 

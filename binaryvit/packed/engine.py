@@ -33,17 +33,21 @@ class PackedModel:
     Args:
         structure: a model of the right shape; its numbers are not read, so it can be on the meta device.
         tensors: the numbers, see `tensors.packed_tensors`.
-        threads: how many compute; None: as many as PyTorch uses.
+        threads: how many compute; None: as many as PyTorch uses. While a call runs, all of PyTorch uses as many.
 
     Attributes:
+        threads: as given.
+        input_size: (channels, height, width) of an image.
         instructions: what counts bits, see `library.instructions`.
 
     Raises:
-        BinaryViTError: weights or activations of `structure` have 32 bits.
+        BinaryViTError: weights or activations of `structure` have 32 bits; `threads` is less than 1.
     """
 
     def __init__(self, structure: BinaryVisionTransformer, tensors: Mapping[str, Tensor], threads: int | None = None):
         check_one_bit(structure)
+        if threads is not None and threads < 1:
+            raise BinaryViTError(f"A packed model computes with at least one thread, not with {threads}.")
         self.threads = threads
         self.input_size = (structure.in_chans, structure.img_size, structure.img_size)
         library = engine_library()
@@ -54,12 +58,12 @@ class PackedModel:
             structure = _without_programs(structure)
         self._modules = restored(copy.deepcopy(structure).to("meta"), tensors)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward_features(self, images: Tensor) -> Tensor:
         """Images (B, channels, size, size) to the final, normalized tokens (B, N, C); a CLS token is token 0.
 
         Raises:
-            BinaryViTError: the images have another shape or are no floating-point numbers.
+            BinaryViTError: the images have another shape, are no floating-point numbers or not on the CPU.
         """
         self._check(images)
         x = images.float()
@@ -70,17 +74,21 @@ class PackedModel:
                 x = program.run(stage.embed_tokens(x, self._modules.cls_token), threads)
         return x
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, channels, size, size) to logits (B, classes); raises as `forward_features`."""
         with torch_threads(self.threads):
             return self._modules.forward_head(self.forward_features(images))
 
     def _check(self, images: Tensor) -> None:
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.input_size or not images.is_floating_point():
+        wanted = (
+            f"Images are floating-point numbers of shape (batch, {', '.join(map(str, self.input_size))}) on the CPU"
+        )
+        if not isinstance(images, Tensor):
+            raise BinaryViTError(f"{wanted}, in a PyTorch tensor, and this is a {type(images).__name__}.")
+        if tuple(images.shape[1:]) != self.input_size or not images.is_floating_point() or images.device.type != "cpu":
             raise BinaryViTError(
-                f"Images are floating-point numbers of shape (batch, {', '.join(map(str, self.input_size))}), "
-                f"and these are {images.dtype} of shape {tuple(images.shape)}."
+                f"{wanted}, and these are {images.dtype} of shape {tuple(images.shape)} on the device {images.device}."
             )
 
 

@@ -29,11 +29,20 @@ class SignProduct:
         self._tiles = tiles(self.words, self._library.lanes())
 
     def __call__(self, x: Tensor, shift: Tensor | None = None, threads: int | None = None) -> Tensor:
-        """The product (rows, outputs) as int32 for x (rows, inputs) float32, packing of x included."""
+        """The product (rows, outputs) as int32 for x (rows, inputs) float32, packing of x included.
+
+        Raises:
+            BinaryViTError: x or the shift (inputs,) has another shape or type.
+        """
         shift = x.new_zeros(self.inputs) if shift is None else shift
+        if {x.dtype, shift.dtype} != {torch.float32} or x.shape[1:] != shift.shape or shift.shape != (self.inputs,):
+            raise BinaryViTError(
+                f"The product takes float32 rows of {self.inputs} numbers and a shift of as many, and these are "
+                f"{x.dtype} of shape {tuple(x.shape)} and {shift.dtype} of shape {tuple(shift.shape)}."
+            )
         product = torch.empty(len(x), self.outputs, dtype=torch.int32)
         call(
-            self._library.sign_product, x.contiguous(), shift, self._tiles, product, len(x), self.inputs, self.outputs,
-            threads or torch.get_num_threads(),
+            self._library.sign_product, x.contiguous(), shift.contiguous(), self._tiles, product, len(x), self.inputs,
+            self.outputs, threads or torch.get_num_threads(),
         )  # fmt: skip
         return product

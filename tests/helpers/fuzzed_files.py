@@ -19,6 +19,7 @@ import torch
 
 import binaryvit  # noqa: F401 - registers the models
 from binaryvit.errors import BinaryViTError
+from binaryvit.packed.engine import PackedModel
 from binaryvit.packed.file import read_packed
 
 ALLOWED_BYTES = 256 * 2**20  # beyond what the process holds after it read the intact file
@@ -119,9 +120,11 @@ VARIATIONS = (
 
 
 def run(path: Path) -> None:
-    """Reads a file, builds its model and gives it an image."""
-    model = read_packed(path).model()
-    model(torch.zeros(1, model.in_chans, model.img_size, model.img_size))
+    """Reads a file, builds its model and its packed model, and gives each an image."""
+    file = read_packed(path)
+    model, packed = file.model(), PackedModel(file.skeleton, file.tensors, threads=1)
+    for each in (model, packed):
+        each(torch.zeros(1, model.in_chans, model.img_size, model.img_size))
 
 
 def main() -> None:

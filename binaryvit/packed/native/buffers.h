@@ -53,7 +53,7 @@ struct Sizes {
         raise(v_tiles, attention.heads * tiles_for(attention.head_channels) * simd::kTileWords * words_for(of_stage));
         raise(cell_floats, kRows * cell * stage.stride);
         raise(wide_row, padded(block.fc1.outputs));
-        raise(row_words, std::max(block.q.words, block.fc2.words));
+        raise(row_words, std::max({block.q.words, block.fc2.words, words}));
       }
     }
     raise(row_words, words_for(keys));
