@@ -7,10 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from binaryvit.analysis.ladder.headline import put_into
 from binaryvit.analysis.ladder.steps import difference
+from binaryvit.analysis.ladder.tables import accuracy
+from binaryvit.analysis.measurements import measurement_path
 from binaryvit.analysis.paired import PairedDifference
 from binaryvit.config import read_yaml
 from binaryvit.errors import BinaryViTError
@@ -47,10 +50,14 @@ def read_claims(study: Study) -> dict[str, list[Claim]]:
 
 
 def claims(study: Study) -> str:
-    """A table in Markdown for each title of claims.yaml: each claim with its test, its number and its outcome."""
-    rows = {row.runs[0].model_id: row for row in read_rows(study)}
-    scale = f"{describe_scale(read_ladder(study))}. Differences of top-1 in points with their 95% intervals."
-    return "\n\n".join([scale, *(_table(title, listed, rows) for title, listed in read_claims(study).items())])
+    """A table in Markdown for each title of claims.yaml: each claim with its test, its number and its outcome.
+
+    The last table is on the argument behind the claims: how many values the classifier of each rung reads.
+    """
+    rows, ladder = {row.runs[0].model_id: row for row in read_rows(study)}, read_ladder(study)
+    scale = f"{describe_scale(ladder)}. Differences of top-1 in points with their 95% intervals."
+    tables = [_table(title, listed, rows) for title, listed in read_claims(study).items()]
+    return "\n\n".join([scale, *tables, _values_read(study, ladder)])
 
 
 def outcome(step: PairedDifference | None) -> str:
@@ -68,6 +75,18 @@ def _table(title: str, listed: Sequence[Claim], rows: Mapping[str, Row]) -> str:
         step = difference(*(rows[name] for name in claim.models))
         seeds = step.seeds if step else NOTHING
         lines.append(f"| {claim.claim} | {claim.test} | {step or NOTHING} | {seeds} | {outcome(step)} |")
+    return "\n".join(lines)
+
+
+def _values_read(study: Study, ladder: Sequence[Row]) -> str:
+    """The values that the classifier reads from one bit a channel, as measured on the first seed, beside top-1."""
+    lines = ["| Model | values in the median channel | top-1 (%) |", "| --- | ---: | ---: |"]
+    for row in ladder:
+        path = measurement_path(study, "distinct_values_from_one_bit", row.runs[0].id)
+        if row.is_teacher:
+            continue
+        steps = pd.read_csv(path).set_index("step")["median"] if path.is_file() else {"head: pooled": NOTHING}
+        lines.append(f"| {row.label} | {steps['head: pooled']} | {accuracy(row, 'top1')} |")
     return "\n".join(lines)
 
 

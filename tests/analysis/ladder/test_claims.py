@@ -4,7 +4,9 @@ import pytest
 from helpers.ladder_study import MICRO, finish, write_study
 
 from binaryvit.analysis.ladder.claims import claims
+from binaryvit.analysis.measurements import measurement_path
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.ladder import variant_style
 from binaryvit.studies.study import load_study
 
 CLAIMS = """
@@ -20,11 +22,17 @@ def test_each_outcome_follows_its_interval(tmp_path):
     study = write_study(tmp_path, seeds=(0, 1))
     assert claims(study).count("| - | - | not run yet |") == 3
     finish(study, dict(zip(MICRO, (80, 50, 60, 60, 60.25, 61, 40), strict=True)))
+    measured = measurement_path(study, "distinct_values_from_one_bit", f"{MICRO[1]}-seed0")
+    measured.parent.mkdir(parents=True)
+    measured.write_text("block,step,median\nhead,head: input,3\nhead,head: pooled,14.5\n")
     lines = claims(load_study(tmp_path)).splitlines()
     assert "seeds 0, 1" in lines[0]
     assert "| It helps | one against the other | +10.00 (+7.13 to +12.87) | 2 | holds |" in lines
-    assert lines[-2].startswith("| This too | the same | +0.25 (-0.") and lines[-2].endswith("| 2 | not resolved |")
-    assert lines[-1].endswith("| 2 | fails |")
+    this, and_this = lines[-11:-9]
+    assert this.startswith("| This too | the same | +0.25 (-0.") and this.endswith("| 2 | not resolved |")
+    assert and_this.endswith("| 2 | fails |")
+    assert lines[-6].startswith(f"| {variant_style(MICRO[1]).label} | 14.5 | 50.50 ± ")
+    assert lines[-1].startswith(f"| {variant_style(MICRO[6]).label} | - | 40.50 ± ")
 
 
 @pytest.mark.parametrize(
