@@ -5,6 +5,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from binaryvit.errors import BinaryViTError
+
 # The folder that holds this package: the repository, or site-packages.
 LIBRARY_PARENT = Path(__file__).resolve().parents[1]
 
@@ -19,8 +23,28 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Lets `write` fill a temporary file next to `path`, then moves it into place in one step.
 
     Whenever the process dies, `path` holds either its old content or all of the new one. The folder is made if needed.
+
+    Raises:
+        BinaryViTError: it cannot be written there.
     """
     path = Path(path)
+    try:
+        _write_atomically(path, write)
+    except (FileExistsError, NotADirectoryError) as error:  # the first is what mkdir says of a file in its way
+        raise BinaryViTError(f"{path} cannot be written: a part of its path is a file, not a folder.") from error
+    except (OSError, SafetensorError) as error:  # safetensors puts its own name on a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise BinaryViTError(
+            f"{path} cannot be written ({reason}): check its folder and the free space, or choose another place."
+        ) from error
+
+
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """Replaces the text file `path` (UTF-8) in one step; raises as `write_atomically`."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(descriptor)
@@ -36,8 +60,3 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write_text_atomically(path: str | Path, text: str) -> None:
-    """Replaces the text file `path` (UTF-8) in one step."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

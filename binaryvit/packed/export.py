@@ -1,11 +1,11 @@
 """From a finished run, or its weights, to a packed file, or to a folder for timm and the Hugging Face hub."""
 
+import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from timm.models import save_for_hf
+from timm.models._hub import save_config_for_hf
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_atomically, write_text_atomically
@@ -30,11 +30,10 @@ def export_packed(
 
     Raises:
         BinaryViTError: the source is neither, or has 32-bit weights or activations; the number of names is not that
-            of the classes; the target exists.
+            of the classes; the target exists, is the source or cannot be written.
     """
-    target = Path(target)
-    _refuse_existing([target], overwrite)
-    found = _find(source)
+    target, found = Path(target), _find(source)
+    _check_targets([target], found, overwrite)
     description = _complete(found, class_names)
     save_packed(read_packed(found.file.path).model(), target, description)
     return target
@@ -55,31 +54,46 @@ def export_timm(
         overwrite: whether to replace these three files.
 
     Raises:
-        BinaryViTError: there is no such run; the number of names is not that of the classes; one of the files exists.
+        BinaryViTError: there is no such run; the number of names is not that of the classes; one of the files exists
+            or cannot be written.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise BinaryViTError(f"{folder} is a file: give the name of a folder to write to.")
-    _refuse_existing([folder / name for name in TIMM_FILES], overwrite)
-    found = _find(run)
+    folder, found = Path(folder), _find(run)
     if found.record is None:
         raise BinaryViTError(f"{run} is not the folder of a finished run, whose numbers the model card shows.")
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise BinaryViTError(f"{folder} is a file: give the name of a folder to write to.")
+    _check_targets([folder / name for name in TIMM_FILES], found, overwrite)
     description, model = _complete(found, class_names), model_of(found.file)
-    with tempfile.TemporaryDirectory() as made:
-        save_for_hf(
+    write_atomically(
+        folder / "config.json",
+        lambda temporary: save_config_for_hf(
             model,
-            made,
+            temporary,
             model_config={"label_names": description.class_names},
             model_args=description.model_args,
             data_config=description.preprocessing.model_dump(),
-            safe_serialization=True,
-        )
-        config = (Path(made) / "config.json").read_text(encoding="utf-8")
-    write_text_atomically(folder / "config.json", config + "\n")
+        ),
+    )
     # As the run stored it: a model of this library loads binary weights from their bits.
     write_atomically(folder / "model.safetensors", lambda temporary: shutil.copyfile(found.file.path, temporary))
     write_text_atomically(folder / "README.md", model_card(found.record, description, model))
     return folder
+
+
+def find_weights(place: str | Path) -> Path:
+    """The weights file `place`, or that of the finished run in the folder `place`.
+
+    Raises:
+        BinaryViTError: the folder holds no finished run.
+    """
+    path = Path(place)
+    if not os.path.isdir(path):
+        return path
+    if (record := read_record(path)) is None:
+        raise BinaryViTError(
+            f"{path} has no run.json, so it is not a finished run: give a run's folder or a weights file."
+        )
+    return path / record.weights.file
 
 
 @dataclass(frozen=True)
@@ -90,19 +104,11 @@ class _Source:
     record: RunRecord | None
 
 
-def _find(path: str | Path) -> _Source:
-    path = Path(path)
-    folder = path if path.is_dir() else path.parent
-    record = read_record(folder)
-    if path.is_dir() and record is None:
-        raise BinaryViTError(
-            f"{path} has no run.json, so it is not a finished run: give a run's folder or a weights file."
-        )
-    if path.is_dir():
-        path = path / record.weights.file
-    elif record is not None and record.weights.file != path.name:
-        record = None
-    return _Source(read_weights_file(path), record)
+def _find(place: str | Path) -> _Source:
+    path = find_weights(place)
+    record = read_record(path.parent)
+    made_it = record is not None and record.weights.file == path.name
+    return _Source(read_weights_file(path), record if made_it else None)
 
 
 def _complete(source: _Source, class_names: str | Path | None) -> Description:
@@ -129,7 +135,11 @@ def _read_names(path: Path, classes: int) -> tuple[str, ...]:
     return names
 
 
-def _refuse_existing(paths: list[Path], overwrite: bool) -> None:
+def _check_targets(paths: list[Path], source: _Source, overwrite: bool) -> None:
     for path in paths:
-        if path.is_dir() or (path.exists() and not overwrite):
+        if os.path.isdir(path):
+            raise BinaryViTError(f"{path} is a folder and is left as it is: give the name of a file to write.")
+        if os.path.exists(path) and os.path.samefile(path, source.file.path):
+            raise BinaryViTError(f"{path} is what is exported, and is left as it is: choose another name.")
+        if os.path.lexists(path) and not overwrite:  # a link to nothing, too, is the user's
             raise BinaryViTError(f"{path} exists and is left as it is: choose another name, or say --overwrite.")

@@ -1,7 +1,9 @@
 """Exports of a run: a packed file, and a folder that timm opens; nothing of a user's is replaced unasked."""
 
 import json
+import resource
 import shutil
+import sys
 
 import pytest
 import timm
@@ -78,6 +80,62 @@ def test_a_users_file_is_left_alone_unless_told(form, tmp_path, capsys):
     assert existing.read_bytes() != b"mine"
     if form == "timm":
         assert {path.name for path in target.iterdir()} == set(TIMM_FILES)
+
+
+@pytest.mark.parametrize("form", ["packed", "timm"])
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("text.txt/target", "a part of its path is a file"),
+        pytest.param(
+            "/proc/target", "cannot be written (", marks=pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+        ),
+        ("x" * 300, "cannot be written (File name too long)"),
+    ],
+)
+def test_a_place_that_cannot_be_written_gets_a_sentence(form, place, reason, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("mine")
+    assert main(["export", str(RUN), str(tmp_path / place), "--format", form]) == 2
+    assert reason in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["text.txt"]
+
+
+@pytest.mark.parametrize("form", ["packed", "timm"])
+def test_a_full_disk_gets_a_sentence_and_leaves_no_half_of_a_file(form, tmp_path, capsys):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        assert main(["export", str(RUN), str(tmp_path / "target"), "--format", form]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr().err
+    assert "cannot be written (" in said and "File too large" in said and "free space" in said
+    assert all(path.suffix in ("", ".json") for path in tmp_path.rglob("*"))
+
+
+def test_a_folder_is_no_file_to_overwrite(tmp_path, capsys):
+    assert main(["export", str(RUN), str(tmp_path), "--overwrite"]) == 2
+    assert f"{tmp_path} is a folder" in capsys.readouterr().err
+
+
+def test_what_is_exported_is_never_replaced(tmp_path, capsys):
+    run = shutil.copytree(RUN, tmp_path / "run")
+    weights, link = run / "weights.safetensors", tmp_path / "link"
+    link.symlink_to(weights)
+    for source, target in [(run, weights), (weights, run / ".." / "run" / weights.name), (link, weights)]:
+        assert main(["export", str(source), str(target), "--overwrite"]) == 2
+        assert "is what is exported" in capsys.readouterr().err
+    assert weights.read_bytes() == (RUN / weights.name).read_bytes()
+
+
+@pytest.mark.parametrize("form", ["packed", "timm"])
+def test_a_link_to_nothing_is_a_users_too(form, tmp_path, capsys):
+    target = tmp_path / "target"
+    link = target / "README.md" if form == "timm" else target
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to("not yet there")
+    assert main(["export", str(RUN), str(target), "--format", form]) == 2
+    assert "left as it is" in capsys.readouterr().err and link.is_symlink()
 
 
 @pytest.mark.parametrize(
