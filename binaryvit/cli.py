@@ -6,10 +6,12 @@ file is not an image); 2 the request was wrong; 130 interrupted.
 """
 
 import argparse
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import product
 from typing import Any
 
@@ -25,13 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # what a scheduler sends acts like Ctrl-C: nothing is lost
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files need not be text
     try:
         return options.command(options)
     except BinaryViTError as error:
         print(f"binaryvit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("binaryvit: interrupted; the same command goes on from here.", file=sys.stderr)
+        goes_on = options.command in (_reproduce, _figures, _train)  # what these finished is stored
+        print(f"binaryvit: interrupted{'; the same command goes on from here' if goes_on else ''}.", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -99,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     classify = commands.add_parser("classify", help="classify images with a packed model")
     classify.add_argument("model", metavar="MODEL", help="a packed file, or a run's weights file")
     classify.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    classify.add_argument("--top", type=int, default=5, metavar="N", help="classes per image (default: 5)")
-    classify.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    classify.add_argument("--top", type=_positive, default=5, metavar="N", help="classes per image (default: 5)")
+    classify.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: PyTorch's choice)")
     classify.add_argument("--json", action="store_true", help="one JSON object per line instead of text")
     classify.set_defaults(command=_classify)
 
@@ -112,17 +117,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--eval-crop", type=float, metavar="SHARE", help="the centre that is kept (default: the run's)"
     )
-    evaluate.add_argument("--batch-size", type=int, metavar="N", help="images at a time (default: the run's)")
+    evaluate.add_argument("--batch-size", type=_positive, metavar="N", help="images at a time (default: the run's)")
     evaluate.set_defaults(command=_evaluate)
 
     bench = commands.add_parser("bench", help="measure this machine's speed")
     measurements = bench.add_subparsers(required=True, metavar="WHAT")
     load = measurements.add_parser("load", help="images/s that one CPU core decodes and augments")
-    load.add_argument("--images", type=int, default=256, metavar="N", help="images per repetition (default: 256)")
-    load.add_argument("--repetitions", type=int, default=5, metavar="N", help="interleaved (default: 5)")
+    load.add_argument("--images", type=_positive, default=256, metavar="N", help="images per repetition (default: 256)")
+    load.add_argument("--repetitions", type=_positive, default=5, metavar="N", help="interleaved (default: 5)")
     load.add_argument(
         "--needs",
-        type=float,
+        type=_positive_float,
         nargs="+",
         default=[],
         metavar="X",
@@ -135,12 +140,16 @@ def _parser() -> argparse.ArgumentParser:
     train_speed.add_argument("--variants", nargs="+", default=[], metavar="NAME", help="timm names (default: two)")
     train_speed.add_argument("--modes", nargs="+", default=[], metavar="MODE", help='such as "compiled bf16"')
     train_speed.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="images per step in each process (default: 8)"
+        "--batch-size", type=_positive, default=8, metavar="N", help="images per step in each process (default: 8)"
     )
-    train_speed.add_argument("--repetitions", type=int, default=9, metavar="N", help="interleaved (default: 9)")
-    train_speed.add_argument("--threads", type=int, metavar="N", help="CPU threads of each process")
+    train_speed.add_argument("--repetitions", type=_positive, default=9, metavar="N", help="interleaved (default: 9)")
+    train_speed.add_argument("--threads", type=_positive, metavar="N", help="CPU threads of each process")
     train_speed.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="that train together, each on a GPU or on its CPU threads"
+        "--processes",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="that train together, each on a GPU or on its CPU threads",
     )
     train_speed.add_argument("--output", metavar="DIR", help="where to store the table, every repetition, the machine")
     train_speed.set_defaults(command=_bench_train)
@@ -148,11 +157,13 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--family", default="small", choices=("small", "micro"), help="224 (default) or 32 pixels")
     infer.add_argument("--cases", nargs="+", default=[], metavar="CASE", help='such as "DeiT, eager bf16"')
     infer.add_argument("--parts", nargs="+", default=list(_INFER_PARTS), choices=_INFER_PARTS, help="default: all")
-    infer.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
-    infer.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
-    infer.add_argument("--repetitions", type=int, default=15, metavar="N", help="interleaved, at most (default: 15)")
+    infer.add_argument("--batch-sizes", type=_positive, nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
+    infer.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
     infer.add_argument(
-        "--seconds", type=float, default=60, metavar="X", help="of repetitions per batch size (default: 60)"
+        "--repetitions", type=_positive, default=15, metavar="N", help="interleaved, at most (default: 15)"
+    )
+    infer.add_argument(
+        "--seconds", type=_positive_float, default=60, metavar="X", help="of repetitions per batch size (default: 60)"
     )
     infer.add_argument("--output", metavar="DIR", help="where to store the tables, every repetition, the machine")
     infer.set_defaults(command=_bench_infer)
@@ -177,14 +188,23 @@ def _add_jobs(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
+    """The type of an option that is a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"give a whole number of at least 1, not {text!r}.")
     return int(text)
+
+
+def _positive_float(text: str) -> float:
+    """The type of an option that is a number above 0."""
+    with suppress(ValueError):
+        if (number := float(text)) > 0:
+            return number
+    raise argparse.ArgumentTypeError(f"give a number above 0, not {text!r}.")
 
 
 def _add_speed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes per training process")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads per training process")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads per training process")
 
 
 def _execution(options: argparse.Namespace) -> dict[str, Any]:
@@ -284,8 +304,6 @@ def _classify(options: argparse.Namespace) -> int:
 
     from binaryvit.packed.classify import Classifier, image_files
 
-    if min(options.top, options.threads or 1) < 1:
-        raise BinaryViTError("--top and --threads are positive numbers.")
     classifier, files = Classifier(options.model, options.threads), image_files(options.images)
     problems = 0
     # A bar only for several files, and only in a terminal.
@@ -316,8 +334,6 @@ def _bench_load(options: argparse.Namespace) -> int:
     from binaryvit.files import write_text_atomically
     from binaryvit.records.provenance import describe_hardware
 
-    if min(options.images, options.repetitions, *options.needs) <= 0:
-        raise BinaryViTError("--images, --repetitions and --needs are positive numbers.")
     measured = measure_loading(images=options.images, repetitions=options.repetitions)
     if options.output:
         write_text_atomically(options.output, measured.to_csv(index=False))
@@ -330,8 +346,6 @@ def _bench_train(options: argparse.Namespace) -> int:
     from binaryvit.bench.report import write_benchmark
     from binaryvit.bench.training import cases, measure_training, summarize_training
 
-    if min(options.batch_size, options.repetitions, options.threads or 1, options.processes) <= 0:
-        raise BinaryViTError("--batch-size, --repetitions, --threads and --processes are positive numbers.")
     chosen = cases(options.family, options.variants, options.modes)
     numbers = (options.batch_size, options.repetitions, options.threads, options.processes)
     measured = measure_training(chosen, *numbers)
@@ -346,8 +360,6 @@ def _bench_infer(options: argparse.Namespace) -> int:
     from binaryvit.bench.inference import available_cases, measure_part
     from binaryvit.bench.report import write_benchmark
 
-    if min(*options.batch_sizes, *options.threads, options.repetitions, options.seconds) <= 0:
-        raise BinaryViTError("--batch-sizes, --threads, --repetitions and --seconds are positive numbers.")
     cases, left_out = available_cases(options.cases)
     for threads, part in product(options.threads, options.parts):
         measured, summary = measure_part(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 
 import psutil
 import pytest
@@ -13,6 +14,7 @@ from helpers import standin
 from helpers.places import ROOT
 from helpers.training_setup import VIT
 
+from binaryvit import cli
 from binaryvit.cli import main
 from binaryvit.locks import is_locked
 from binaryvit.studies.study import State, load_study, plan
@@ -198,6 +200,43 @@ def test_a_mistake_is_a_sentence_without_traceback(folder, capsys, arguments, wo
     captured = capsys.readouterr()
     assert captured.err.startswith("binaryvit: ") and words in captured.err and "Traceback" not in captured.err
     assert executed(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (["classify", "x", "y"], ["--threads", "--top"]),
+        (["reproduce", "x"], ["--threads", "--jobs"]),
+        (["evaluate", "x"], ["--batch-size"]),
+        (["bench", "load"], ["--images", "--repetitions", "--needs"]),
+        (["bench", "train"], ["--threads", "--batch-size", "--repetitions", "--processes"]),
+        (["bench", "infer"], ["--threads", "--batch-sizes", "--repetitions", "--seconds"]),
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_counts_begin_at_one(command, options, capsys):
+    for option, number in product(options, ["0", "-1", "many"]):
+        with pytest.raises(SystemExit) as error:
+            main([*command, option, number])
+        assert error.value.code == 2
+        said = capsys.readouterr().err
+        assert f"argument {option}: give a " in said and f"not '{number}'." in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["reproduce", "x"], "binaryvit: interrupted; the same command goes on from here.\n"),
+        (["classify", "x", "y"], "binaryvit: interrupted.\n"),
+    ],
+)
+def test_only_what_stores_its_parts_says_that_it_goes_on(arguments, said, monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, f"_{arguments[0]}", interrupted)
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("arguments", [[], ["reprodcue"], ["status"], ["reproduce", "x", "--workers", "many"]])
