@@ -102,8 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(command=_export)
 
     classify = commands.add_parser("classify", help="classify images with a packed model")
-    classify.add_argument("model", metavar="MODEL", help="a packed file, or a run's weights file")
-    classify.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    classify.add_argument("model", metavar="MODEL", help="a packed file, or a run's folder or weights file")
+    classify.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image files of any kind, or folders, of which all .jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff and "
+        ".webp files are taken that are not hidden",
+    )
     classify.add_argument("--top", type=_positive, default=5, metavar="N", help="classes per image (default: 5)")
     classify.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: PyTorch's choice)")
     classify.add_argument("--json", action="store_true", help="one JSON object per line instead of text")

@@ -58,8 +58,8 @@ class Preprocessing(_Strict):
     @model_validator(mode="after")
     def _fits_its_channels(self) -> Self:
         channels, height, width = self.input_size
-        if min(self.input_size) < 1 or max(height, width) > 2**15:
-            raise ValueError("input_size must be (channels, height, width) of an image")
+        if min(self.input_size) < 1 or max(height, width) > 2**15 * self.crop_pct:
+            raise ValueError("input_size must be (channels, height, width) of an image, also divided by crop_pct")
         if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
             raise ValueError("mean and std need one number per channel, std a positive one")
         return self

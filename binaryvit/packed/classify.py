@@ -1,6 +1,7 @@
 """Classifies image files with a deployed model."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from binaryvit.data.transforms import normalize
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.weights_file import Description, Preprocessing
 from binaryvit.packed.engine import PackedModel
+from binaryvit.packed.export import find_weights
 from binaryvit.packed.file import read_packed
 
 _BATCH_SIZE = 16
@@ -52,23 +54,29 @@ class Classifier:
     """A packed model that takes image files.
 
     Args:
-        path: a packed file, or the weights of a run.
+        path: a packed file, the weights of a run, or a finished run's folder.
         threads: how many compute; None: as many as PyTorch uses.
 
     Raises:
-        BinaryViTError: the file can't be read (see `file.read_packed`), or its model takes no RGB images.
+        BinaryViTError: there are no such weights, they can't be read (see `file.read_packed`), or their model takes no
+            RGB images or has no classes.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None):
-        packed = read_packed(path)
-        self._model = PackedModel(packed.skeleton, packed.tensors, threads)
-        self._names = _class_names(packed.description, packed.skeleton.num_classes)
-        self._preprocessing = packed.description.preprocessing or Preprocessing.of(packed.skeleton)
+        packed = read_packed(find_weights(path))
+        skeleton = packed.skeleton
+        if skeleton.num_classes < 1 or not skeleton.global_pool:
+            raise BinaryViTError(
+                f"{path} gives features, not classes: take a model of num_classes above 0 that pools its tokens."
+            )
+        self._model = PackedModel(skeleton, packed.tensors, threads)
+        self._names = _class_names(packed.description, skeleton.num_classes)
+        self._preprocessing = packed.description.preprocessing or Preprocessing.of(skeleton)
         if self._preprocessing.input_size[0] != 3:
             raise BinaryViTError(f"{path} takes images of {self._preprocessing.input_size[0]} channels, not RGB.")
 
     def classify(self, files: Sequence[str | Path], top: int = 5) -> Iterator[Answer]:
-        """An answer for each file, in order; a file that is not an image does not stop the others.
+        """An answer for each file, in order; a file that cannot be used as an image does not stop the others.
 
         Args:
             files: image files of any kind and size.
@@ -76,16 +84,17 @@ class Classifier:
         """
         for start in range(0, len(files), _BATCH_SIZE):
             batch = [Path(file) for file in files[start : start + _BATCH_SIZE]]
-            opened = [_open(file) for file in batch]
+            # Opened and resized one after the other: only what the model takes is held for a whole batch.
+            opened = [_open(file, self._preprocessing) for file in batch]
             guesses = self._guesses([image for image in opened if not isinstance(image, str)], top)
             for file, image in zip(batch, opened, strict=True):
                 yield Answer(file, problem=image) if isinstance(image, str) else Answer(file, next(guesses))
 
     @torch.inference_mode()
-    def _guesses(self, images: list[Image.Image], top: int) -> Iterator[tuple[Guess, ...]]:
+    def _guesses(self, images: list[Tensor], top: int) -> Iterator[tuple[Guess, ...]]:
         if not images:
             return
-        logits = self._model(prepare(images, self._preprocessing))
+        logits = self._model(torch.cat(images))
         likely = logits.softmax(dim=1).topk(min(top, logits.shape[1]), dim=1)
         for indices, probabilities in zip(likely.indices.tolist(), likely.values.tolist(), strict=True):
             yield tuple(
@@ -107,27 +116,47 @@ def prepare(images: Sequence[Image.Image], preprocessing: Preprocessing) -> Tens
 
 
 def image_files(places: Sequence[str | Path]) -> list[Path]:
-    """The files among `places`; a folder is replaced by the image files in and below it, unless it has none."""
+    """The files among `places`; a folder is replaced by the image files in and below it, unless it has none.
+
+    Of a folder those are taken that training would take (`is_image_file`), hidden ones and those in hidden folders not.
+    """
     files: list[Path] = []
     for place in map(Path, places):
-        found = filter(is_image_file, sorted(place.rglob("*"))) if place.is_dir() else ()
-        files += [path for path in found if path.is_file()] or [place]
+        found = sorted(place.rglob("*")) if os.path.isdir(place) else ()
+        files += [path for path in found if _is_taken(path, place)] or [place]
     return files
 
 
-def _open(file: Path) -> Image.Image | str:
-    """The image in RGB, or a sentence on why there is none."""
-    if file.is_dir():
-        return f"The folder {file} holds no image files."
+def _is_taken(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return is_image_file(path) and not hidden and path.is_file()
+
+
+def _open(file: Path, preprocessing: Preprocessing) -> Tensor | str:
+    """The image as a model takes it (1, 3, height, width), or a sentence on why there is none."""
+    if os.path.isdir(file):
+        return f"The folder {file} holds no image files such as .jpg or .png; name files of other kinds one by one."
     try:
         with Image.open(file) as image:
-            return to_rgb(image)
+            _check_resized(image, preprocessing)
+            return prepare([to_rgb(image)], preprocessing)
     except FileNotFoundError:
         return f"There is no file {file}."
     except UnidentifiedImageError:
         return f"{file} is not an image file."
     except Exception as error:  # decoders raise nearly anything on broken bytes
-        return f"{file} cannot be used as an image: {str(error).rstrip('.')}."
+        return f"{file} cannot be used as an image: {str(error).rstrip('.') or type(error).__name__}."
+
+
+def _check_resized(image: Image.Image, preprocessing: Preprocessing) -> None:
+    """Refuses an image so narrow that, with its shorter side as long as the model's, it would take gigabytes."""
+    _, height, width = preprocessing.input_size
+    enlarged = max(height / image.height, width / image.width) / preprocessing.crop_pct
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and image.height * image.width * enlarged**2 > limit:
+        raise ValueError(
+            f"{image.width}x{image.height} pixels would be resized to more than the {limit} that PIL takes as safe"
+        )
 
 
 def _class_names(description: Description, classes: int) -> tuple[str, ...]:

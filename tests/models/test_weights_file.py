@@ -169,6 +169,7 @@ def test_missing_truncated_and_foreign_files_are_refused(saved, tmp_path):
         ({"class_names": ["cat"]}, "names 1 classes and distinguishes 10"),
         ({"preprocessing": {**PREPROCESSING.model_dump(), "input_size": (3, 64, 64)}}, "instead of \\(3, 32, 32\\)"),
         ({"preprocessing": {**PREPROCESSING.model_dump(), "std": (0, 1, 1)}}, "std a positive one"),
+        ({"preprocessing": {**PREPROCESSING.model_dump(), "crop_pct": 1e-9}}, "divided by crop_pct"),
         ({"variant": "hf-hub:someone/model"}, "no model of this library"),
         ({"variant": "local-dir:."}, "no model of this library"),
         ({"model_args": {"checkpoint_path": "other.pth"}}, "checkpoint_path would load other files"),

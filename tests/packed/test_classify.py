@@ -1,23 +1,30 @@
 """Classes of image files: what the model says of the evaluation's images, and a sentence for what is no image."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.places import ROOT
+from helpers.small_models import PYRAMID, model_of
 from PIL import Image
 from sklearn.datasets import load_digits
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from binaryvit.cli import main
 from binaryvit.config import TrainingConfig
 from binaryvit.data.data_set import load_data
 from binaryvit.data.transforms import eval_transform, normalize
-from binaryvit.models.weights_file import load_inference_weights
+from binaryvit.errors import BinaryViTError
+from binaryvit.models.weights_file import Description, load_inference_weights
+from binaryvit.packed import classify
 from binaryvit.packed.classify import Classifier, image_files
 from binaryvit.packed.export import export_packed
+from binaryvit.packed.file import save_packed
 
 RUN = ROOT / "results/smoke/runs/binaryvit_micro_patch2_32-seed0"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -79,6 +86,76 @@ def test_what_is_no_image_gets_a_sentence_and_the_others_are_done(model, tmp_pat
     assert len(problems) == 4
     for part in ("cut.png cannot be used", "text.jpg is not an image", "no file", "holds no image files"):
         assert part in shown.err
+
+
+def test_an_image_that_cannot_be_resized_leaves_its_batch_alone(model, tmp_path, monkeypatch):
+    folder, _ = write_digits(tmp_path / "digits", 2)
+    Image.new("L", (100, 1)).save(folder / "thin.png")
+    Image.new("L", (9, 9)).save(folder / "unlucky.png")
+
+    def prepare(images, preprocessing):
+        if images[0].size == (9, 9):
+            raise MemoryError
+        return prepared(images, preprocessing)
+
+    prepared = classify.prepare
+    monkeypatch.setattr(classify, "prepare", prepare)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16 * 1600 - 1)
+    problems = [answer.problem for answer in Classifier(model).classify(image_files([folder]))]
+    assert problems[:2] == [None, None]
+    assert "100x1 pixels would be resized to more than the 25599" in problems[2]
+    assert problems[3].endswith("unlucky.png cannot be used as an image: MemoryError.")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16 * 1600)
+    [answer] = Classifier(model).classify([folder / "thin.png"])
+    assert answer.problem is None
+
+
+def test_hidden_files_and_folders_are_skipped_unless_named(tmp_path):
+    names = ["a.png", "sub/b.JPG", ".c.png", "sub/.hidden/d.png", ".hidden/sub/e.png", "f.gif", "g.txt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert image_files([tmp_path]) == [tmp_path / name for name in names[:2]]
+    named = [tmp_path / ".hidden", tmp_path / ".c.png", tmp_path / "f.gif"]
+    assert image_files(named) == [tmp_path / ".hidden/sub/e.png", *named[1:]]
+
+
+def test_the_help_says_which_files_of_a_folder_are_taken(capsys):
+    with pytest.raises(SystemExit):
+        main(["classify", "--help"])
+    shown = capsys.readouterr().out
+    assert [ending for ending in IMG_EXTENSIONS if ending not in shown] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_the_name_of_a_file_need_not_be_text(model, tmp_path, capsys):
+    file = tmp_path / os.fsdecode(b"\xff.png")
+    Image.new("L", (16, 16)).save(file)
+    assert main(["classify", str(model), str(file)]) == 0
+    assert "\\udcff.png\n" in capsys.readouterr().out
+
+
+def test_a_name_that_no_file_can_have_is_of_no_file(model):
+    [answer] = Classifier(model).classify(image_files(["x" * 300]))
+    assert "cannot be used as an image: " in answer.problem
+
+
+def test_a_runs_folder_stands_for_its_weights(model, tmp_path):
+    folder, _ = write_digits(tmp_path / "digits", 3)
+    answers = [list(Classifier(place).classify(image_files([folder]))) for place in (model, RUN)]
+    indices = [[[guess.index for guess in answer.guesses] for answer in of_place] for of_place in answers]
+    assert indices[0] == indices[1]
+    with pytest.raises(BinaryViTError, match=r"no run\.json"):
+        Classifier(folder)
+
+
+@pytest.mark.parametrize("arguments", [{"num_classes": 0}, {"global_pool": ""}])
+def test_a_model_without_classes_is_refused(arguments, tmp_path):
+    shape = json.loads(json.dumps(PYRAMID | arguments))
+    description = Description(variant="binaryvit_micro_patch2_32", model_args=shape)
+    save_packed(model_of(dtype=torch.float32, **arguments), tmp_path / "model.bvit", description)
+    with pytest.raises(BinaryViTError, match="gives features, not classes"):
+        Classifier(tmp_path / "model.bvit")
 
 
 def test_json_has_a_line_for_each_file(model, tmp_path, capsys):
