@@ -1,9 +1,12 @@
 """What is committed below results/ is what its own records, measurements and weights give."""
 
+import re
+
 import pytest
 from helpers.places import ROOT
 
 from binaryvit.analysis.verify import Verdict, verify
+from binaryvit.records.run_record import read_record
 from binaryvit.studies.study import load_study
 
 RESULTS = ROOT / "results"
@@ -26,3 +29,11 @@ def test_every_study_that_has_runs_has_its_tables():
 def test_measurements_are_small():
     sizes = {path: path.stat().st_size for path in RESULTS.glob("*/measurements/*/*.csv")}
     assert {path.name: size for path, size in sizes.items() if size > 300_000} == {}
+
+
+def test_what_was_tried_for_the_recipe_is_on_record():
+    page = (RESULTS / "README.md").read_text(encoding="utf-8")
+    shown = {f"{name}-seed0": top1 for top1, name in re.findall(r"\| (\d\d\.\d\d) \(`(\w\S*)`\)", page)}
+    assert shown == {
+        run.id: f"{read_record(run.folder).result.top1:.2f}" for run in load_study(RESULTS / "recipe").runs
+    }
