@@ -180,7 +180,7 @@ def _largest_sums(exponentials: np.ndarray, level: np.ndarray) -> np.ndarray:
 
 def words_of(signs: Tensor) -> Tensor:
     """Signs (rows, columns), positive for +1, as 64-bit words, bit i of a word for column i, padded with zeros."""
-    bits = np.packbits(signs.numpy() > 0, axis=1, bitorder="little")
+    bits = np.packbits(np.ascontiguousarray(signs.numpy() > 0), axis=1, bitorder="little")
     padded = np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8)))
     return torch.from_numpy(padded.view("<i8"))
 
