@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from binaryvit.models.ops.products import int8_sign, sign_product
 from binaryvit.packed.products import SignProduct
+from binaryvit.packed.program import words_of
 
 
 @needs_compiler
@@ -20,3 +21,8 @@ def test_its_integers_are_those_of_the_models(rows, inputs, outputs, threads, se
     signs = int8_sign(torch.randn(outputs, inputs))
     expected = sign_product(int8_sign(x + shift), signs).int()
     assert torch.equal(SignProduct(signs)(x, shift, threads), expected)
+
+
+def test_words_of_transposed_signs_are_those_of_their_copy():
+    signs = torch.randn(128, 64).sign()
+    assert torch.equal(words_of(signs.T), words_of(signs.T.contiguous()))
