@@ -9,12 +9,13 @@ from matplotlib.figure import Figure
 from binaryvit.analysis.style import style
 
 
-def show_table(frame: pd.DataFrame, name: str, caption: str = "") -> HTML:
-    """The whole table with its caption above; a long one scrolls. `name` makes equal tables equal HTML."""
-    styler = frame.style.set_uuid(name).set_caption(caption).format(thousands=",", na_rep="-")
+def show_table(frame: pd.DataFrame, caption: str = "") -> HTML:
+    """The whole table with its caption above; a long one scrolls."""
+    styler = frame.style.set_caption(caption).format(thousands=",", na_rep="-")
     if isinstance(frame.index, pd.RangeIndex) or frame.index.name is None:
         styler = styler.hide(axis="index")
-    return HTML(f'<div style="max-height: 32em; overflow: auto">{styler.to_html()}</div>')
+    table = styler.to_html(exclude_styles=True)  # with a class and an id per cell it is five times as long
+    return HTML(f'<div style="max-height: 32em; overflow: auto">{table}</div>')
 
 
 def show_figure(figure: Figure) -> Image:

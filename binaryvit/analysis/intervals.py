@@ -18,4 +18,4 @@ def wilson_interval(correct: float, images: int) -> tuple[float, float]:
     p, spread = correct / images, _Z**2 / images
     middle = (p + spread / 2) / (1 + spread)
     half = math.sqrt(p * (1 - p) / images + (spread / 2) ** 2 / _Z**2) * _Z / (1 + spread)
-    return 100 * (middle - half), 100 * (middle + half)
+    return 100 * min(p, middle - half), 100 * max(p, middle + half)  # at 0 and 1 rounding would leave p outside

@@ -38,7 +38,7 @@ _STYLE = {
     "errorbar.capsize": 2,
     "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK]),
     "figure.constrained_layout.use": True,
-    "savefig.dpi": 300,
+    "savefig.dpi": 200,
     "figure.dpi": 150,
     "image.composite_image": False,  # pasting a figure's pictures into one takes most of a PDF's time
     "pdf.fonttype": 42,  # real fonts: text in the PDF can be searched, and publishers accept it

@@ -184,7 +184,7 @@ def test_files_carry_their_provenance_and_real_fonts(tmp_path):
     assert [path.name for path in paths] == ["a.b.pdf", "a.b.png"]
     assert [figure_files.read_provenance(path) for path in paths] == [PROVENANCE, PROVENANCE]
     with Image.open(paths[1]) as image:
-        assert image.size == (round(DOUBLE_COLUMN * 300), 870)
+        assert image.size == (round(DOUBLE_COLUMN * 200), 580)
         assert len(np.unique(np.asarray(image.convert("L")))) > 50
     pdf = paths[0].read_bytes()
     assert b"/CIDFontType2" in pdf and b"/Type3" not in pdf

@@ -214,6 +214,11 @@ def test_no_tracked_text_names_a_folder_of_one_machine():
         assert found == [], path.relative_to(ROOT)
 
 
+def test_results_stay_small():
+    sizes = {path: path.stat().st_size for path in tracked_files() if path.is_relative_to(ROOT / "results")}
+    assert sum(sizes.values()) < 60e6
+
+
 @pytest.mark.parametrize(
     "path, ignored",
     [
@@ -222,6 +227,10 @@ def test_no_tracked_text_names_a_folder_of_one_machine():
         (".venv/bin/python", True),
         ("results/smoke/runs/a/run.json", False),
         ("results/smoke/runs/a/weights.safetensors", False),
+        ("results/recipe/runs/a/weights.safetensors", True),
+        ("results/cifar10/runs/cls_w32a32-seed0/weights.safetensors", True),
+        ("results/cifar10/runs/cls_w32a32-seed0/predictions.safetensors", False),
+        ("results/cifar10/runs/binaryvit_w32a32-seed0/weights.safetensors", False),
         ("requirements.lock", False),
     ],
 )

@@ -155,17 +155,16 @@ def by_block(
 def _heads_of(axes: Axes, of_model: pd.DataFrame, column: str, left: float, blocks: int) -> float:
     """Draws one model's heads, its block 0 at `left`; returns their mean."""
     off = is_off(of_model["level"])
-    for block in of_model["block"][off].unique():
-        axes.text(left + block, 0.5, "off", ha="center", va="center", color=GREY, fontsize=7)
+    for block, is_off_there in off.groupby(of_model["block"]):
+        if is_off_there.any():
+            part = "off" if is_off_there.all() else f"{is_off_there.sum()} of\n{len(is_off_there)} off"
+            axes.text(left + block, 0.5, part, ha="center", va="center", color=GREY, fontsize=7)
     look = variant_style(of_model["variant"].iloc[0])
     on = of_model[~off].groupby(["block", "head"])[column].agg(["mean", "min", "max"]).reset_index()
     last = on.groupby("block")["head"].transform("max")
     places = left + on["block"] + (on["head"] - last / 2) * (0.6 / last.clip(lower=1))
-    error = (on["mean"] - on["min"], on["max"] - on["mean"])
-    axes.errorbar(
-        places, on["mean"], yerr=error, color=look.colour, marker=look.marker, markersize=2.8, linestyle="none",
-        elinewidth=0.6, capsize=0,
-    )  # fmt: skip
+    axes.vlines(places, on["min"], on["max"], color=look.colour, linewidth=0.6)
+    axes.plot(places, on["mean"], color=look.colour, marker=look.marker, markersize=2.8, linestyle="none")
     mean = on["mean"].mean()
     if len(on):
         axes.hlines(mean, left - 0.45, left + blocks - 0.55, color=look.colour, linewidth=0.8)

@@ -66,7 +66,7 @@ class Table:
 
     def show(self) -> tuple[HTML, Markdown]:
         """The table and its finding, as a notebook shows them: `display(*table.show())`."""
-        return show_table(self.text, self.name, self.caption), Markdown(self.finding)
+        return show_table(self.text, self.caption), Markdown(self.finding)
 
     def contents(self) -> dict[str, str]:
         """The table's files by name: <name>.csv, .md, .tex and .sources.csv."""

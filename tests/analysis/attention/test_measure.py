@@ -182,11 +182,16 @@ def test_attention_that_is_off_is_drawn_and_counted_as_off_everywhere(study, tmp
     assert heads.finding.endswith("Attention is off in block 0.0.")
 
 
+def heads_of(axes):
+    """The points of each model's heads."""
+    return [line for line in axes.lines if line.get_marker() != "None"]
+
+
 def test_panels_show_every_head_that_is_on(drawn):
     for name, column in (("evenness", "evenness"), ("density", "density")):
         drawing = drawn[f"attention_{name}"]
         table, axes = drawing.inputs["statistics"], drawing.draw().axes[0]
-        points = np.concatenate([container.lines[0].get_ydata(orig=False) for container in axes.containers])
+        points = np.concatenate([line.get_ydata(orig=False) for line in heads_of(axes)])
         assert sorted(points[~np.isnan(points)]) == sorted(table[column].dropna())
     ticks = [label.get_text() for label in drawn["attention_density"].draw().axes[1].get_xticklabels()]
     assert ticks == ["0.0", "0.1", "0.0", "0.1", "1.0", "1.1", "2.0"]
@@ -199,13 +204,23 @@ def two_seeds(statistics):
 
 def test_seeds_become_bars_from_the_lowest_to_the_highest(drawn):
     table = drawn["attention_density"].inputs["statistics"]
-    figure = figures.by_block(two_seeds(table), {"density": "density"}, "A claim that is made")
-    (first, *_) = figure.axes[0].containers
+    [axes, *_] = figures.by_block(two_seeds(table), {"density": "density"}, "A claim that is made").axes
     of_model = table[table["label"] == table["label"].iloc[0]]
-    np.testing.assert_allclose(first.lines[0].get_ydata(orig=False), of_model["density"] + 0.05)
-    assert first.has_yerr and "2 seeds" in figure.axes[0].get_xlabel()
-    bars = np.array(first.lines[2][0].get_segments())
+    np.testing.assert_allclose(heads_of(axes)[0].get_ydata(orig=False), of_model["density"] + 0.05)
+    bars = np.array(axes.collections[0].get_segments())
     np.testing.assert_allclose(np.ptp(bars[:, :, 1], axis=1), 0.1)
+    assert "2 seeds" in axes.get_xlabel()
+
+
+def test_seeds_that_differ_by_rounding_or_in_what_is_off_are_drawn(drawn):
+    table = drawn["attention_density"].inputs["statistics"].assign(density=0.1)
+    # The mean of three times 0.1 is above 0.1.
+    seeds = [table.assign(seed=seed, run=f"seed{seed}") for seed in range(3)]
+    seeds[2]["level"] = -1.0
+    [axes, *_] = figures.by_block(pd.concat(seeds, ignore_index=True), {"density": "density"}, "A claim").axes
+    heads = (table.groupby(["label", "block"], sort=False).size() * 3).tolist()
+    counted = [text.get_text() for text in axes.texts if "off" in text.get_text()]
+    assert counted == [f"{heads_in // 3} of\n{heads_in} off" for heads_in in heads]
 
 
 def places(ratios):
