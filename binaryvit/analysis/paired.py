@@ -37,7 +37,8 @@ class PairedDifference:
 def paired_difference(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> PairedDifference:
     """How much more often `after` is right than `before`.
 
-    With d[s, i] the difference (-1, 0 or 1) of seed s on image i, S seeds and N images, the squared standard error is
+    With d[s, i] the difference of seed s on image i (of two models -1, 0 or 1), S seeds and N images, the squared
+    standard error is
 
         var_s(mean_i d) / S + var_i(mean_s d) / N,
 
@@ -46,7 +47,8 @@ def paired_difference(before: Sequence[np.ndarray], after: Sequence[np.ndarray])
     there are few seeds.
 
     Args:
-        before, after: per seed, in the same order, whether each image was classified right: bool (N,).
+        before, after: per seed, in the same order, whether each image was classified right: bool (N,), or int (N,), how
+            many models of several did so.
 
     Raises:
         BinaryViTError: the two were not evaluated on the same seeds and images.

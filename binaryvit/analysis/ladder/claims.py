@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from binaryvit.analysis.ladder.headline import put_into
-from binaryvit.analysis.ladder.steps import difference
+from binaryvit.analysis.ladder.steps import difference, extra_gain
 from binaryvit.analysis.ladder.tables import accuracy
 from binaryvit.analysis.measurements import measurement_path
 from binaryvit.analysis.paired import PairedDifference
@@ -25,11 +25,15 @@ CLAIMS_FILE = "claims.yaml"
 
 
 class Claim(BaseModel, extra="forbid"):
-    """A statement that the second of two models, named by their ids in the study, is better than the first."""
+    """A statement that the second of two models, named by their ids in the study, is better than the first.
+
+    With `more_than`, two other models: that it gains more over the first than the second of these over their first.
+    """
 
     claim: str
     test: str
     models: tuple[str, str]
+    more_than: tuple[str, str] | None = None
 
 
 def read_claims(study: Study) -> dict[str, list[Claim]]:
@@ -43,8 +47,8 @@ def read_claims(study: Study) -> dict[str, list[Claim]]:
     except ValidationError as error:
         raise BinaryViTError(f"{path} does not list claims under titles: {error}") from None
     known = {run.model_id for run in study.runs}
-    unknown = {name for listed in titled.values() for claim in listed for name in claim.models} - known
-    if unknown:
+    named = {name for listed in titled.values() for claim in listed for name in claim.models + (claim.more_than or ())}
+    if unknown := named - known:
         raise BinaryViTError(f"{path} names {', '.join(sorted(unknown))}, which the study {study.name} has not.")
     return titled
 
@@ -72,7 +76,8 @@ def outcome(step: PairedDifference | None) -> str:
 def _table(title: str, listed: Sequence[Claim], rows: Mapping[str, Row]) -> str:
     lines = [f"| {title} | tested by | difference | seeds | outcome |", "| --- | --- | ---: | ---: | --- |"]
     for claim in listed:
-        step = difference(*(rows[name] for name in claim.models))
+        models, others = (tuple(rows[name] for name in names or ()) for names in (claim.models, claim.more_than))
+        step = extra_gain(models, others) if others else difference(*models)
         seeds = step.seeds if step else NOTHING
         lines.append(f"| {claim.claim} | {claim.test} | {step or NOTHING} | {seeds} | {outcome(step)} |")
     return "\n".join(lines)

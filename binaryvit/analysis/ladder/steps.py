@@ -17,11 +17,12 @@ def difference(before: Row, after: Row) -> PairedDifference | None:
     A teacher has one seed and is compared with every seed of a student. None when they share no seed, or a run stored
     no predictions. Raises BinaryViTError when stored predictions cannot be used.
     """
-    first, second = _right_answers(before), _right_answers(after)
-    if before.is_teacher:
-        first = dict.fromkeys(second, *first.values()) if len(first) == 1 else first
-    seeds = sorted(first.keys() & second.keys())
-    return paired_difference([first[seed] for seed in seeds], [second[seed] for seed in seeds]) if seeds else None
+    return _difference([before], [after])
+
+
+def extra_gain(step: tuple[Row, Row], other: tuple[Row, Row]) -> PairedDifference | None:
+    """How many points more one `step`, from a model to another, gains than the `other` step; see `difference`."""
+    return _difference([step[0], other[1]], [step[1], other[0]])
 
 
 def steps(rows: Sequence[Row]) -> dict[str, PairedDifference]:
@@ -29,6 +30,17 @@ def steps(rows: Sequence[Row]) -> dict[str, PairedDifference]:
     binary = [row for row in rows if not row.is_teacher]
     found = {after.label: difference(before, after) for before, after in pairwise(binary)}
     return {label: step for label, step in found.items() if step is not None}
+
+
+def _difference(before: Sequence[Row], after: Sequence[Row]) -> PairedDifference | None:
+    """How many more right answers the models in `after` give together than those in `before`."""
+    answers = [(row, _right_answers(row)) for row in (*before, *after)]
+    seeds = sorted(set.intersection(*(set(right) for row, right in answers if not row.is_teacher)))
+    if not seeds or not all(right for _, right in answers):
+        return None
+    right = [[right[row.runs[0].config.seed if row.is_teacher else seed] for row, right in answers] for seed in seeds]
+    sums = [(np.sum(each[: len(before)], axis=0), np.sum(each[len(before) :], axis=0)) for each in right]
+    return paired_difference(*zip(*sums, strict=True))
 
 
 def _right_answers(row: Row) -> dict[int, np.ndarray]:

@@ -14,13 +14,14 @@ Claim: [{{claim: It helps, test: one against the other, models: [{0}, {1}]}}]
 Control:
   - {{claim: This too, test: the same, models: [{2}, {3}]}}
   - {{claim: And this, test: as well, models: [{4}, {5}]}}
+  - {{claim: Twice as much, test: of both, models: [{0}, {1}], more_than: [{3}, {4}]}}
 """
 
 
 def test_each_outcome_follows_its_interval(tmp_path):
     (tmp_path / "claims.yaml").write_text(CLAIMS.format(*MICRO[1:]))
     study = write_study(tmp_path, seeds=(0, 1))
-    assert claims(study).count("| - | - | not run yet |") == 3
+    assert claims(study).count("| - | - | not run yet |") == 4
     finish(study, dict(zip(MICRO, (80, 50, 60, 60, 60.25, 61, 40), strict=True)))
     measured = measurement_path(study, "distinct_values_from_one_bit", f"{MICRO[1]}-seed0")
     measured.parent.mkdir(parents=True)
@@ -28,9 +29,10 @@ def test_each_outcome_follows_its_interval(tmp_path):
     lines = claims(load_study(tmp_path)).splitlines()
     assert "seeds 0, 1" in lines[0]
     assert "| It helps | one against the other | +10.00 (+7.13 to +12.87) | 2 | holds |" in lines
-    this, and_this = lines[-11:-9]
+    this, and_this, twice = lines[-12:-9]
     assert this.startswith("| This too | the same | +0.25 (-0.") and this.endswith("| 2 | not resolved |")
     assert and_this.endswith("| 2 | fails |")
+    assert twice.startswith("| Twice as much | of both | +9.25 (+") and twice.endswith("| 2 | holds |")
     assert lines[-6].startswith(f"| {variant_style(MICRO[1]).label} | 14.5 | 50.50 ± ")
     assert lines[-1].startswith(f"| {variant_style(MICRO[6]).label} | - | 40.50 ± ")
 
