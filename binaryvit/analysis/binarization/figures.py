@@ -132,18 +132,18 @@ def attention_at(probabilities: Tensor, levels: Sequence[float]) -> Figure:
 
 @styled
 def attended(
-    levels: Tensor, on: Tensor, learning: Tensor, off_below: float, off_above: float, initial: float
+    levels: Tensor, on: Tensor, learning: Tensor, all_on_below: float, none_on_above: float, initial: float
 ) -> Figure:
     """Over the level a: the shares of the probabilities that are on, and of those that pass a gradient to q and k.
 
-    Below `off_below` all are on, above `off_above` none is: attention says the same whatever the tokens are.
+    Below `all_on_below` all are on, above `none_on_above` none is: attention says the same whatever the tokens are.
     """
     figure = Figure(figsize=(DOUBLE_COLUMN, 2.3))
     axes = figure.subplots()
     first, last = float(levels[0]), float(levels[-1])
     axes.plot(levels, on, color=BLUE, label="on: P > a / 2")
     axes.plot(levels, learning, color=ORANGE, label="pass a gradient: P ≤ a")
-    for left, right, text in ((first, off_below, "off:\nall on"), (off_above, last, "off:\nnone on")):
+    for left, right, text in ((first, all_on_below, "all on"), (none_on_above, last, "none on")):
         axes.axvspan(left, right, color=_LIGHT, zorder=0)
         middle = (left * right) ** 0.5  # on the logarithmic axis
         axes.text(middle, 0.5, text, ha="center", va="center", backgroundcolor=_LIGHT)
@@ -153,7 +153,7 @@ def attended(
         xlabel="level a",
         ylabel="share of the probabilities",
         xlim=(first, last),
-        title="Too small a level or too large a one, and attention is off",
+        title="Too small a level or too large a one, and all queries get the same",
     )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -32,9 +32,14 @@ def top1(row: Row) -> float:
 def price(teacher: Row, best: Row) -> str:
     """What one bit costs in accuracy, and saves in size and operations."""
     gap, small, large = difference(teacher, best), best.model_cost, teacher.model_cost
-    accuracy = f"differs from its full-precision teacher by {gap} points" if gap else f"reaches {top1(best):.2f}%"
-    if gap and not gap.is_resolved:
+    if gap is None:
+        accuracy = f"reaches {top1(best):.2f}%"
+    elif not gap.is_resolved:
         accuracy = f"is as accurate as its full-precision teacher within what this study resolves, {gap} points"
+    elif gap.points > 0:
+        accuracy = f"is above its full-precision teacher, which is no ceiling here, by {gap} points"
+    else:
+        accuracy = f"is below its full-precision teacher by {gap} points"
     return (
         f"The best binary model, {best.label}, {accuracy}, with {large.bytes / small.bytes:.0f} times fewer bytes and "
         f"{large.ops / small.ops:.0f} times fewer operations."
