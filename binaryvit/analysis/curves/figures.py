@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, styled
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.ladder import variant_style
+from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.palette import BLACK, BLUE, GREY, SKY, VERMILION
 
 _OTHERS = "thin lines: evaluation of the best other run of each variant"
@@ -80,14 +80,21 @@ def _draw_others(figure: Figure, axes: Axes, others: pd.DataFrame) -> None:
 def all_curves(table: pd.DataFrame, claim: str) -> Figure:
     """Top-1 and loss on the evaluation images over the epochs, one line per model.
 
+    A teacher that trains longer than the binary models is a dashed line at what it reaches, so that they get the room.
+
     `table`: columns label, variant, seed, epoch, top1 (percent), eval_loss, evaluated_on ("10,000 images of CIFAR-10").
     """
+    longest = table.loc[~table["variant"].isin(teacher for teacher, *_ in LADDER.values()), "epoch"].max()
     figure = Figure(figsize=(DOUBLE_COLUMN, 3.3))
     panels = figure.subplots(1, 2)
     for axes, (column, name) in zip(panels, {"top1": "top-1 accuracy (%)", "eval_loss": "loss"}.items(), strict=True):
         for (label, variant), model in table.groupby(["label", "variant"], sort=False):
             look = variant_style(variant)
-            _draw_seeds(axes, model, column, look.colour, label, look.marker)
+            if (epochs := model["epoch"].max()) > longest:  # never, if no other model is drawn and `longest` is NaN
+                reached = model.loc[model["epoch"] == epochs, column].mean()
+                axes.axhline(reached, color=look.colour, linestyle="--", label=f"{label}, after {epochs} epochs")
+            else:
+                _draw_seeds(axes, model, column, look.colour, label, look.marker)
         axes.set_ylabel(name)
         _along_epochs(axes)
     title = f"{table['evaluated_on'].iloc[0]}; {_about_seeds(table)}"

@@ -78,6 +78,15 @@ def test_curves_are_the_runs_own(study):
     assert drawing.finding.startswith("Accuracy still rose in the last epoch in 3 of 3 models, most in ReActNet")
 
 
+def test_a_teacher_that_trains_longer_is_a_line_at_what_it_reaches(study):
+    table = curves.accuracy(OpenStudy(study)).inputs["curves"]
+    longer = table[table["run"] == TEACHER].tail(1).assign(epoch=60, top1=76.5)
+    panel = figures.all_curves(pd.concat([table, longer], ignore_index=True), "A claim").axes[0]
+    reached, *others = panel.lines
+    assert reached.get_label().endswith(", after 60 epochs") and set(reached.get_ydata()) == {76.5}
+    assert [max(line.get_xdata()) for line in others] == [3, 3]
+
+
 def test_seeds_are_a_mean_and_a_band_also_those_that_kept_no_weights(tmp_path):
     study = stored_study(tmp_path / "seeds", STUDY + "seeds: [0, 4]\n")
     note_epochs(study)
