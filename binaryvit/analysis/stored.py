@@ -195,12 +195,13 @@ def stored_runs(study: Study, ids: Sequence[str] | None = None, weights: bool = 
 
 
 def openable(study: Study) -> list[str]:
-    """The ids of the study's finished runs; further seeds of a model may have kept no weights and are then left out."""
+    """The ids of the study's finished runs. Further seeds of a model, and controls, are left out without weights."""
     return [
         run.id
         for _, runs in labelled_runs(study)
         for place, run in enumerate(runs)
-        if run.state is State.DONE and (place == 0 or (run.folder / record_of(run).weights.file).is_file())
+        if run.state is State.DONE
+        and ((place == 0 and not run.is_control) or (run.folder / record_of(run).weights.file).is_file())
     ]
 
 

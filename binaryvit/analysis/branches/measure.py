@@ -46,7 +46,7 @@ def norms(opened: OpenStudy, images: int = IMAGES) -> Drawing:
     """How large branches are against the shortcuts they are added to.
 
     Args:
-        opened: its chosen runs, or all finished ones of the ladder's binary variants, at any precision.
+        opened: its chosen runs, or the finished ones of the ladder's binary variants and of their other precisions.
         images: how many evaluation images are measured.
 
     Raises BinaryViTError when a selection is wrong or empty, a chosen run's model has no such branches, or a
@@ -205,12 +205,17 @@ def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
 
 
 def _runs_with_branches(opened: OpenStudy) -> list[StoredRun]:
+    """The chosen runs; without a choice, those of the ladder's binary variants and of their other precisions."""
+    steps = {run.id for run in opened.study.ladder}
     finished = openable(opened.study) or None
     runs = stored_runs(opened.study, finished if opened.ids is None else opened.ids)
+    if opened.ids is None:
+        runs = [run for run in runs if run.id in steps or bits_of(run) != "W1A1"]
     suitable = [run for run in runs if any(run.variant in binary for _, *binary in LADDER.values())]
     others = [run.id for run in runs if run not in suitable]
     if not suitable or (opened.ids is not None and others):
         raise BinaryViTError(
-            f"{', '.join(others)} has none of the branches measured here: choose runs of the ladder's binary variants."
+            f"{', '.join(others) or 'What is finished'} has none of the branches measured here: choose runs of the "
+            "ladder's binary variants."
         )
     return suitable

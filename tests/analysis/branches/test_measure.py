@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.pictures import assert_readable
-from helpers.stored_study import BASELINE, PYRAMID, TEACHER, stored_study
+from helpers.stored_study import BASELINE, PYRAMID, TEACHER, store, stored_study
 
 from binaryvit.analysis import images
 from binaryvit.analysis.branches import figures
@@ -17,6 +17,7 @@ from binaryvit.analysis.branches.recalibration import reestimated_statistics
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
 from binaryvit.analysis.stored import OpenStudy, stored_runs
+from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.weights_file import save_inference_weights
 from binaryvit.studies.study import load_study
@@ -110,6 +111,20 @@ def test_drawings_hold_all_runs_with_branches_and_are_made_again_without_the_dat
     none = {removed for removed, text in drawn["ReActNet-DeiT\n(baseline)"].items() if text == "none"}
     assert none == {"merges", "pooling branches"}
     assert {f"BinaryViT\n(+ pyramid), stage {stage}" for stage in range(3)} == set(cells(by_stage.draw()))
+
+
+def test_of_the_controls_other_precisions_are_drawn_where_they_have_weights(study):
+    with (study.output / "study.yaml").open("a") as file:
+        file.write("controls:\n")
+        for name, bits in (("one_bit", 1), ("real", 32), ("real_without_weights", 32)):
+            arguments = f"{{embed_dims: [8, 16, 32], weight_bits: {bits}}}"
+            recipe = f"{{model_args: {arguments}}}"
+            file.write(f"  - {{id: {name}, variant: binaryvit_micro_patch2_32, recipe: {recipe}}}\n")
+    study = load_study(study.output)
+    for run in study.runs[3:]:
+        store(study, run, load_data(study.data_config).fingerprint)
+    (study.runs[-1].folder / "weights.safetensors").unlink()
+    assert branches.norms(OpenStudy(study), images=40).runs == (BASELINE, PYRAMID, "real-seed0")
 
 
 def cells(figure):
