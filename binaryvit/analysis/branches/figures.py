@@ -56,7 +56,7 @@ def accuracy_without(accuracies: pd.DataFrame, chance: float, evaluated_on: str,
 
     Args:
         accuracies: columns column (its name), removed, accuracy, low and high (percent, ends of the 95% interval);
-            several seeds of a model are averaged.
+            of several seeds of a model the mean is drawn, also of the intervals' ends.
         chance: accuracy of guessing, in percent.
         evaluated_on, claim: as in `branch_norms`.
     """

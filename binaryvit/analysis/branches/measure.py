@@ -55,7 +55,7 @@ def norms(opened: OpenStudy, images: int = IMAGES) -> Drawing:
     table = branch_ratios(opened, images)
     claim, finding = findings.of_norms(table)
     data = _runs_with_branches(opened)[0].record.data
-    evaluated_on = f"{min(images, data.eval_images):,} evaluation images of {data.label}"
+    evaluated_on = f"{min(images, data.eval_images):,} evaluation images of {data.label}{_about_seeds(table)}"
     return Drawing(
         opened,
         "branch_norms",
@@ -134,7 +134,7 @@ def _drawing(
     data = _runs_with_branches(opened)[0].record.data
     chance = 100 / data.num_classes
     table = table.assign(column=columns, above_chance=table["low"] > chance).reset_index(drop=True)
-    evaluated_on = f"{table['images'].iloc[0]:,} evaluation images of {data.label}"
+    evaluated_on = f"{table['images'].iloc[0]:,} evaluation images of {data.label}{_about_seeds(table)}"
     claim, finding = say(table)
     finding += (
         f" Batch-norm statistics are re-estimated on {min(statistics_images, data.train_images):,} training images; "
@@ -148,6 +148,11 @@ def _drawing(
         tuple(table["run"].unique()),
         finding,
     )
+
+
+def _about_seeds(table: pd.DataFrame) -> str:
+    seeds = table.groupby("label")["seed"].nunique().max()
+    return f", up to {seeds} seeds of a model" if seeds > 1 else ""
 
 
 def branch_ratios(opened: OpenStudy, images: int = IMAGES) -> pd.DataFrame:

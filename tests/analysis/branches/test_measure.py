@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.pictures import assert_readable
-from helpers.stored_study import BASELINE, PYRAMID, TEACHER, store, stored_study
+from helpers.stored_study import BASELINE, PYRAMID, STUDY, TEACHER, store, stored_study
 
 from binaryvit.analysis import images
 from binaryvit.analysis.branches import figures
@@ -125,6 +125,19 @@ def test_of_the_controls_other_precisions_are_drawn_where_they_have_weights(stud
         store(study, run, load_data(study.data_config).fingerprint)
     (study.runs[-1].folder / "weights.safetensors").unlink()
     assert branches.norms(OpenStudy(study), images=40).runs == (BASELINE, PYRAMID, "real-seed0")
+
+
+def test_several_seeds_of_a_model_share_its_column(tmp_path):
+    file = STUDY.replace("recipe: {image_size", "seeds: [0, 1]\nrecipe: {image_size", 1)
+    opened = OpenStudy(stored_study(tmp_path / "small", file))
+    accuracy = branches.accuracy(opened, **SETTINGS)
+    table = accuracy.inputs["accuracies"]
+    mean = table[(table["variant"] == "binaryvit_micro_patch2_32") & (table["removed"] == "nothing")]["accuracy"].mean()
+    drawn = cells(accuracy.draw())
+    assert set(drawn) == {"ReActNet-DeiT\n(baseline)", "BinaryViT\n(+ pyramid)"} and len(accuracy.runs) == 4
+    assert drawn["BinaryViT\n(+ pyramid)"]["nothing"] == f"{mean:.0f}"
+    for drawing in (accuracy, branches.norms(opened, images=40)):
+        assert "digits, up to 2 seeds of a model" in drawing.draw().axes[0].get_xlabel()
 
 
 def cells(figure):
