@@ -27,7 +27,7 @@ _STATE_WORDS = {State.MISSING: NOT_RUN, State.STALE: "stale", State.FAILED: "fai
 
 # What rows and seeds of a table may differ in. Everything else in a configuration belongs to the recipe, which must be
 # the same for all binary variants (the teacher has its own).
-_MAY_DIFFER = (NOT_IN_KEY - {"init_from"}) | {
+MAY_DIFFER = (NOT_IN_KEY - {"init_from"}) | {
     "variant",
     "model_args",
     "seed",
@@ -186,7 +186,7 @@ def scale_of(record: RunRecord) -> dict[str, Any]:
 
 
 def _recipe(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in _MAY_DIFFER}
+    return {name: value for name, value in config.items() if name not in MAY_DIFFER}
 
 
 def _plan(run: PlannedRun) -> dict[str, Any]:

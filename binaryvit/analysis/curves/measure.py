@@ -11,7 +11,8 @@ from binaryvit.analysis.levels import initial_levels
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.errors import BinaryViTError
-from binaryvit.records.run_record import METRICS_FILE, RECORD_FILE, read_metrics, read_record, read_table
+from binaryvit.records.run_record import METRICS_FILE, RECORD_FILE, RunRecord, read_metrics, read_record, read_table
+from binaryvit.studies.rows import MAY_DIFFER
 from binaryvit.training.build import create_model
 from binaryvit.training.tables import FLIPS_FILE, LEVELS_FILE, SHIFTS_FILE
 from binaryvit.training.train import LATENT_LAYERS_FILE
@@ -90,20 +91,26 @@ def shifts(opened: OpenStudy) -> Drawing | None:
 
 
 def metrics_of_others(run_dir: str | Path) -> pd.DataFrame:
-    """The metrics of other finished runs on the same data, whose folders lie next to a run's: the best of each variant.
+    """The metrics of other finished runs, whose folders lie next to a run's: the best of each variant.
 
-    The columns of metrics.csv, and variant. Without such a run the table is empty.
+    Only of runs on the same data that were trained alike: by the same recipe and teacher, and with the same arguments
+    of the model. The columns of metrics.csv, and variant. Without such a run the table is empty.
     """
     own, folder = read_record(run_dir), Path(run_dir).resolve()
     best: dict[str, tuple[float, Path]] = {}
     for path in sorted(folder.parent.glob(f"*/{RECORD_FILE}")):
         with suppress(BinaryViTError):  # another version's, or damaged: no business of this run
             record = read_record(path.parent)
-            if path.parent != folder and own and record.key.data == own.key.data:
+            if path.parent != folder and own and _trained_alike(own, record):
                 variant = record.config["variant"]
                 best[variant] = max(best.get(variant, (-1.0, folder)), (record.result.top1, path.parent))
     tables = [read_metrics(other).assign(variant=variant) for variant, (_, other) in best.items()]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["variant"])
+
+
+def _trained_alike(one: RunRecord, other: RunRecord) -> bool:
+    settings = (one.config.keys() | other.config.keys()) - MAY_DIFFER | {"model_args", "teacher"}
+    return one.key.data == other.key.data and all(one.config.get(name) == other.config.get(name) for name in settings)
 
 
 def _tables(opened: OpenStudy, file: str) -> pd.DataFrame:

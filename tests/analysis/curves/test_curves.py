@@ -167,19 +167,35 @@ def test_a_trend_is_claimed_from_four_epochs_on(study):
     assert claim == "Not all models flip fewer binary weights as the learning rate falls"
 
 
-def test_a_run_is_drawn_before_the_best_others_of_each_variant(study):
-    folder = study.runs[2].folder
-    others = curves.metrics_of_others(folder)
-    assert others["variant"].unique().tolist() == sorted(run.config.variant for run in study.runs[:2])
-    own = pd.read_csv(folder / "metrics.csv")
+def test_a_run_is_drawn_before_the_best_others_of_each_variant(tmp_path):
+    """Of those trained alike: no teacher, no control of other epochs or of other bits, no other data."""
+    study = stored_study(
+        tmp_path / "small",
+        """
+name: small
+title: A small study
+recipe: {image_size: 16, epochs: 6}
+teacher: {variant: deit_micro_patch4_32}
+variants: [reactdeit_micro_patch4_32, reactdeit_micro_patch4_32_avg_pool, binaryvit_micro_patch2_32]
+controls:
+  - {id: longer, variant: binaryvit_micro_patch2_32, recipe: {epochs: 9}}
+  - {id: real, variant: binaryvit_micro_patch2_32, recipe: {model_args: {weight_bits: 32, activation_bits: 32}}}
+  - {id: labels, variant: binaryvit_micro_patch2_32, teacher: none}
+""",
+    )
+    note_epochs(study)
+    _, baseline, pooled, pyramid, *_ = study.runs
+    others = curves.metrics_of_others(pyramid.folder)
+    assert others["variant"].unique().tolist() == [baseline.config.variant, pooled.config.variant]
+    own = pd.read_csv(pyramid.folder / "metrics.csv")
     figure = figures.training_curves(own, others)
     thin = [line.get_ydata().tolist() for line in figure.axes[1].lines if line.get_zorder() == 1]
-    assert sorted(thin) == [[30.0, 40.0, 50.0], [30.0, 45.0, 60.0]]
+    assert sorted(thin) == [[30.0, 45.0, 60.0], [31.0, 43.0, 55.0]]
     assert len(figure.legends[0].texts) == 2
 
-    record = read_record(study.runs[0].folder)
+    record = read_record(baseline.folder)
     key = record.key.model_copy(update={"data": "0" * 64})
-    record.model_copy(update={"key": key}).write(study.runs[0].folder)
-    (study.runs[1].folder / "run.json").write_text("{")
-    assert curves.metrics_of_others(folder).empty, "other data, and a damaged record"
-    assert not figures.training_curves(own, curves.metrics_of_others(folder)).legends
+    record.model_copy(update={"key": key}).write(baseline.folder)
+    (pooled.folder / "run.json").write_text("{")
+    assert curves.metrics_of_others(pyramid.folder).empty, "other data, and a damaged record"
+    assert not figures.training_curves(own, curves.metrics_of_others(pyramid.folder)).legends
