@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from binaryvit.analysis.stored import StoredRun
+from binaryvit.analysis.stored import OpenStudy, StoredRun
+from binaryvit.studies.rows import Row, read_rows
 
+PRECISIONS = {(1, 1): "W1A1", (1, 32): "W1A32", (32, 1): "W32A1", (32, 32): "W32A32"}
 _BLOCK = re.compile(r"(?:(?:stages|layers)\.(\d+)\.)?(?:blocks\.(\d+)|embed)\b")
 
 
@@ -22,6 +24,11 @@ def block_of(layer: str) -> str | None:
 def model_label(run: StoredRun) -> str:
     """What the run's model is called, whatever the seed."""
     return run.label.removesuffix(f", seed {run.record.seed}")
+
+
+def first_seeds(runs: Sequence[StoredRun]) -> list[StoredRun]:
+    """Of each model the first of its runs, in their order."""
+    return list({model_label(run): run for run in reversed(runs)}.values())[::-1]
 
 
 def labelled(table: pd.DataFrame, runs: Sequence[StoredRun]) -> pd.DataFrame:
@@ -43,3 +50,13 @@ def bits_of(run: StoredRun) -> str:
         return "W32A32"
     arguments = run.record.config["model_args"]
     return f"W{arguments.get('weight_bits', 1)}A{arguments.get('activation_bits', 1)}"
+
+
+def precision_rows(opened: OpenStudy) -> list[Row]:
+    """The rows of the variant that the study trains at most precisions, in the order of PRECISIONS."""
+    variants: dict[str, dict[tuple[int, int], Row]] = {}
+    for row in read_rows(opened.study):
+        if not row.is_teacher and (opened.ids is None or any(run.id in opened.ids for run in row.runs)):
+            variants.setdefault(row.variant, {}).setdefault(row.runs[0].bits, row)
+    most = max(variants.values(), key=len, default={})
+    return [most[bits] for bits in PRECISIONS if bits in most]

@@ -162,8 +162,7 @@ def _teacher_among(records: dict[Path, RunRecord], student: RunRecord, config: T
 def stored_runs(study: Study, ids: Sequence[str] | None = None, weights: bool = True) -> list[StoredRun]:
     """The finished, current runs of a study in the study's order: those of the ladder (`Study.ladder`), or of `ids`.
 
-    Without `ids`, further seeds of a model are left out where they have no weights. With `weights=False` no run needs
-    any: enough for what training noted in the runs' tables.
+    With `weights=False` no run needs weights: enough for what training noted in the runs' tables.
 
     Raises BinaryViTError for an empty selection, an id the study does not have (it says so when another study has), a
     chosen run that is not done, no finished run at all, and a finished run without its weights.
@@ -172,7 +171,7 @@ def stored_runs(study: Study, ids: Sequence[str] | None = None, weights: bool = 
     planned = {run.id: run for _, runs in models for run in runs}
     if ids is None:
         done = (name for name, run in planned.items() if run.state is State.DONE)
-        ids = {run.id for run in study.ladder}.intersection(openable(study) if weights else done)
+        ids = {run.id for run in study.ladder}.intersection(done)
     else:
         _check_selection(study, ids, planned)
     found = []
@@ -192,17 +191,6 @@ def stored_runs(study: Study, ids: Sequence[str] | None = None, weights: bool = 
                 f"move the run's folder away and train it again with `binaryvit reproduce {study.path}`."
             )
     return found
-
-
-def openable(study: Study) -> list[str]:
-    """The ids of the study's finished runs. Further seeds of a model, and controls, are left out without weights."""
-    return [
-        run.id
-        for _, runs in labelled_runs(study)
-        for place, run in enumerate(runs)
-        if run.state is State.DONE
-        and ((place == 0 and not run.is_control) or (run.folder / record_of(run).weights.file).is_file())
-    ]
 
 
 def _check_selection(study: Study, ids: Sequence[str], planned: dict[str, PlannedRun]) -> None:

@@ -174,4 +174,5 @@ _VARIANT_STYLES = {
 
 def variant_style(variant: str) -> VariantStyle:
     """Label, colour and marker of a variant by its timm name; a model outside the ladder is grey and keeps its name."""
-    return _VARIANT_STYLES.get(variant, VariantStyle(variant, GREY, "h"))
+    outside = VariantStyle(variant, GREY, "X" if variant.endswith("_shortcuts") else "h")
+    return _VARIANT_STYLES.get(variant, outside)

@@ -23,7 +23,8 @@ from binaryvit.studies.study import PlannedRun, State, Study, plan
 from binaryvit.training.build import create_model
 
 NOT_RUN, NOTHING = "not run", "-"
-_STATE_WORDS = {State.MISSING: NOT_RUN, State.STALE: "stale", State.FAILED: "failed", State.RUNNING: "running"}
+# What a table says of a run without a number. One that is training has none yet: a table is the same before and while.
+_STATE_WORDS = {State.MISSING: NOT_RUN, State.RUNNING: NOT_RUN, State.STALE: "stale", State.FAILED: "failed"}
 
 # What rows and seeds of a table may differ in. Everything else in a configuration belongs to the recipe, which must be
 # the same for all binary variants (the teacher has its own).
@@ -215,10 +216,19 @@ def describe_scale(rows: Sequence[Row]) -> str:
     else:
         size = config.image_size or timm.get_pretrained_cfg(config.variant).input_size[-1]
         label, images = config.data_label or config.data, "no run finished yet"
-    epochs = {row.is_teacher: f"{row.config.epochs} epochs" for row in rows}
-    training = epochs.get(False, epochs.get(True))
-    if len(set(epochs.values())) > 1:
-        training += f" (teacher {epochs[True]})"
-    seeds = sorted({run.config.seed for row in rows for run in row.runs if not row.is_teacher} or {config.seed})
-    seed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    return f"{label}, {size}x{size} pixels, {rows[0].num_classes:,} classes, {images}, {training}, {seed}"
+    training = {row.is_teacher: f"{row.config.epochs} epochs, {_seeds(row)}" for row in _fullest_last(rows)}
+    own = training.get(False, training.get(True))
+    of_teacher = f" (teacher: {training[True]})" if len(set(training.values())) > 1 else ""
+    return f"{label}, {size}x{size} pixels, {rows[0].num_classes:,} classes, {images}, {own}{of_teacher}"
+
+
+def _fullest_last(rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: len(row.values))
+
+
+def _seeds(row: Row) -> str:
+    """The seeds that are finished, and of how many; those that are planned when none is."""
+    planned = [run.config.seed for run in row.runs]
+    finished = sorted(record.seed for record in row.values) or planned
+    of_all = f" of {len(planned)}" if len(finished) < len(planned) else ""
+    return f"seed{'s' * (len(finished) > 1)} {', '.join(map(str, finished))}{of_all}"

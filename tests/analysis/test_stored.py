@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.stored_study import BASELINE, PYRAMID, STUDY, TEACHER, store, stored_study
+from helpers.stored_study import BASELINE, PYRAMID, TEACHER, store, stored_study
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
@@ -235,17 +235,3 @@ def test_images_of_ones_own_are_brought_to_the_models_size(original, tmp_path):
     for nothing in (0, -1, []):
         with pytest.raises(BinaryViTError, match="choose at least one"):
             example_images(run, nothing)
-
-
-def test_further_seeds_without_weights_are_left_out(tmp_path):
-    study = stored_study(
-        tmp_path / "small", STUDY.replace("recipe: {image_size", "seeds: [0, 1]\nrecipe: {image_size", 1)
-    )
-    second = f"{BASELINE.removesuffix('0')}1"
-    assert second in [run.id for run in stored_runs(study)]
-    (study.output / "runs" / second / "weights.safetensors").unlink()
-    assert {BASELINE, PYRAMID} < {run.id for run in stored_runs(study)} and second not in {
-        run.id for run in stored_runs(study)
-    }
-    with pytest.raises(BinaryViTError, match=f"{second} has no weights"):
-        stored_runs(study, [second])

@@ -6,6 +6,7 @@ from helpers.units import randomized
 
 import binaryvit  # noqa: F401 - registers the models
 from binaryvit.models.cost import cost
+from binaryvit.models.ladder import variant_style
 from binaryvit.models.layers import BinaryActivation, BinaryLinear, binary_layers
 from binaryvit.models.weights_file import load_inference_weights, save_inference_weights
 
@@ -46,3 +47,8 @@ def test_nothing_binary_is_left_and_every_parameter_learns(tmp_path) -> None:
     control.eval()
     save_inference_weights(control, tmp_path / "w.safetensors", f"{NAME}_shortcuts", {"num_classes": 7})
     assert torch.equal(load_inference_weights(tmp_path / "w.safetensors")(images), control(images))
+
+
+def test_it_can_be_told_from_the_convolutional_network_in_figures():
+    names = ("binaryvit_micro_patch2_32_shortcuts", "reactresnet_micro_patch2_32")
+    assert len({variant_style(name).marker for name in names}) == 2

@@ -8,7 +8,7 @@ from torch import Tensor
 from binaryvit.analysis.activations import distinct_values, figures, findings, signs, weight_changes
 from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import evaluation_batches
-from binaryvit.analysis.labels import bits_of, labelled
+from binaryvit.analysis.labels import bits_of, first_seeds, labelled
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun
@@ -41,7 +41,7 @@ def histograms(opened: OpenStudy, images: int = IMAGES) -> Drawing:
     """What signs are taken of, in each kind of layer of the runs whose weights and activations are one bit.
 
     Args:
-        opened: whose runs. Those of other bits are left out.
+        opened: whose runs, or the first seed of each model. Those of other bits are left out.
         images: of the evaluation split, that signs are counted on (all where there are fewer).
 
     Raises BinaryViTError for what `stored_runs` and `measured` refuse, where no run is of one bit, and for a number
@@ -104,7 +104,7 @@ def _tokens_read(values: pd.DataFrame, opened: OpenStudy) -> pd.Series:
 
 
 def _one_bit_runs(opened: OpenStudy) -> list[StoredRun]:
-    chosen = opened.runs()
+    chosen = opened.runs() if opened.ids else first_seeds(opened.runs())
     runs = [run for run in chosen if bits_of(run) == "W1A1"]
     if not runs:
         raise BinaryViTError(

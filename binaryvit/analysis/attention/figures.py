@@ -142,8 +142,8 @@ def by_block(
     names = top.secondary_xaxis("top")
     names.spines[:].set_visible(False)
     _label_columns(names, titles, 14)
-    seeds = statistics["seed"].nunique()
-    about = "one seed" if seeds == 1 else f"bar: range of {seeds} seeds"
+    seeds = statistics.groupby("label")["seed"].nunique().max()
+    about = "one seed" if seeds == 1 else f"bar: range of up to {seeds} seeds"
     bottom.set_xlabel(
         f"block (point: a head; line and number: mean of the heads that are on; {about})\n"
         f"{statistics['images'].max():,} evaluation images"
@@ -155,9 +155,9 @@ def by_block(
 def _heads_of(axes: Axes, of_model: pd.DataFrame, column: str, left: float, blocks: int) -> float:
     """Draws one model's heads, its block 0 at `left`; returns their mean."""
     off = is_off(of_model["level"])
-    for block, is_off_there in off.groupby(of_model["block"]):
-        if is_off_there.any():
-            part = "off" if is_off_there.all() else f"{is_off_there.sum()} of\n{len(is_off_there)} off"
+    for block, seeds_off in off.groupby([of_model["block"], of_model["seed"]]).all().groupby("block"):
+        if seeds_off.any():
+            part = "off" if seeds_off.all() else f"off in {seeds_off.sum()}\nof {len(seeds_off)}"
             axes.text(left + block, 0.5, part, ha="center", va="center", color=GREY, fontsize=7)
     look = variant_style(of_model["variant"].iloc[0])
     on = of_model[~off].groupby(["block", "head"])[column].agg(["mean", "min", "max"]).reset_index()
@@ -165,7 +165,7 @@ def _heads_of(axes: Axes, of_model: pd.DataFrame, column: str, left: float, bloc
     places = left + on["block"] + (on["head"] - last / 2) * (0.6 / last.clip(lower=1))
     axes.vlines(places, on["min"], on["max"], color=look.colour, linewidth=0.6)
     axes.plot(places, on["mean"], color=look.colour, marker=look.marker, markersize=2.8, linestyle="none")
-    mean = on["mean"].mean()
+    mean = of_model.loc[~off, column].mean()
     if len(on):
         axes.hlines(mean, left - 0.45, left + blocks - 0.55, color=look.colour, linewidth=0.8)
         axes.text(left + (blocks - 1) / 2, 1.16, f"{mean:.0%}", ha="center", va="center", fontsize=7)

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from binaryvit.analysis.display import listed
 from binaryvit.analysis.labels import block_of
 from binaryvit.analysis.levels import is_off
 
@@ -23,7 +24,7 @@ def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
     """How selective a model's blocks are for the patch that is shown."""
     off = maps[maps["off"]]
     maps = maps[~maps["off"]]
-    silent = f" Attention is off in block {_listed(off['layer'].drop_duplicates().map(block_of))}." if len(off) else ""
+    silent = f" Attention is off in block {listed(off['layer'].drop_duplicates().map(block_of))}." if len(off) else ""
     if maps.empty:
         return f"{label}: the marked patch attends to nothing", silent.strip()
     of_map = maps.groupby(["image", "layer", "head"], sort=False)
@@ -73,8 +74,10 @@ def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
     if on.empty:
         return "Binary attention is off in every head", silent.strip()
     keys, probability = (_span(on.groupby("label")[column].mean()) for column in ("density", "kept"))
-    averaging = (on["density"] > _NEARLY_ALL).sum()
-    heads = f"{averaging} of {len(on)} heads keep" if averaging else f"None of {len(on)} heads keeps"
+    averaging = int((on["density"] > _NEARLY_ALL).sum())
+    several = statistics["run"].nunique() if statistics["seed"].nunique() > 1 else 0
+    number = f"{len(on)} heads" + f" in {several} runs" * bool(several)
+    heads = f"{averaging} of {number} keep{'s' * (averaging == 1)}" if averaging else f"None of {number} keeps"
     return f"Binary attention keeps {keys} of the keys and {probability} of the probability", (
         f"{heads} nearly all keys; such a head averages over the image, whatever a query says.{silent}"
     )
@@ -106,10 +109,10 @@ def _of_off(off: pd.DataFrame, with_seed: bool) -> str:
     if off.empty:
         return ""
     places = [
-        f"block {_listed(layers.drop_duplicates().map(block_of))} of {label}" + (f", seed {seed}" if with_seed else "")
+        f"block {listed(layers.drop_duplicates().map(block_of))} of {label}" + (f", seed {seed}" if with_seed else "")
         for (label, seed), layers in off.groupby(["label", "seed"], sort=False)["layer"]
     ]
-    return f" Attention is off in {_listed(places)}."
+    return f" Attention is off in {listed(places)}."
 
 
 def _span(numbers: pd.Series) -> str:
@@ -120,8 +123,3 @@ def _span(numbers: pd.Series) -> str:
 def _between(numbers: pd.Series, form: str) -> str:
     """The range of numbers."""
     return " to ".join(dict.fromkeys(form.format(number) for number in (numbers.min(), numbers.max())))
-
-
-def _listed(words) -> str:
-    *first, last = map(str, words)
-    return f"{', '.join(first)} and {last}" if first else last

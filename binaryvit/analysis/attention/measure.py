@@ -16,7 +16,7 @@ from binaryvit.analysis.attention.capture import AttentionCapture, attention_sta
 from binaryvit.analysis.attention.rollout import output_by_place
 from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import ExampleImages, Images, evaluation_batches, example_images, images_for
-from binaryvit.analysis.labels import labelled, model_label
+from binaryvit.analysis.labels import first_seeds, labelled, model_label
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun
@@ -225,8 +225,7 @@ def _pixels(images: ExampleImages) -> pd.DataFrame:
 def _shown(opened: OpenStudy) -> list[StoredRun]:
     """The teacher, then the first seed of each other model."""
     teacher = opened.teacher()
-    first = {model_label(run): run for run in reversed(opened.runs())}
-    others = [run for run in reversed(first.values()) if teacher is None or run.id != teacher.id]
+    others = [run for run in first_seeds(opened.runs()) if teacher is None or run.id != teacher.id]
     return [teacher, *others] if teacher else others
 
 

@@ -1,4 +1,7 @@
-"""What the numbers on branches say: for each figure its claim, which is its title, and a finding of two sentences."""
+"""What the numbers on branches say: for each figure its claim, which is its title, and a finding of two sentences.
+
+They are about models of one bit where there are any; those of other precisions are drawn beside them.
+"""
 
 import pandas as pd
 
@@ -6,7 +9,8 @@ _ALL = ("all products", "all shortcuts and poolings")
 
 
 def of_norms(norms: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: which branches are small against their shortcuts, over all models."""
+    """Claim and finding: which branches are small against their shortcuts, over all models of one bit."""
+    norms = _of_one_bit(norms)
     medians = norms.groupby("kind", sort=False)["ratio"].median().sort_values()
     claim = f"Against their shortcuts, the {medians.index[0]} are smallest, the {medians.index[-1]} largest"
     finding = (
@@ -19,10 +23,11 @@ def of_norms(norms: pd.DataFrame) -> tuple[str, str]:
 
 def of_accuracies(table: pd.DataFrame) -> tuple[str, str]:
     """Claim and finding: whether products or shortcuts alone keep a model above chance, and which group costs most."""
+    table = _of_one_bit(table)
     above, accuracy = (table.pivot_table(value, "removed", "column") for value in ("above_chance", "accuracy"))
     products, shortcuts = (int((above.loc[name] > 0.5).sum()) for name in _ALL)
     claim = (
-        f"{products} of {above.shape[1]} models beat chance without their products, "
+        f"{products} of {above.shape[1]} binary models beat chance without their products, "
         f"{shortcuts or 'none'} without shortcuts and poolings"
     )
     single = accuracy.drop(index=["nothing", *_ALL]).sub(accuracy.loc["nothing"]).median(axis=1)
@@ -43,3 +48,8 @@ def of_stages(table: pd.DataFrame) -> tuple[str, str]:
     return f"Of single groups, the {group} of {stage} cost most", (
         f"They cost {median.loc[group, stage]:+.0f} points in the median model; all products cost {products}."
     )
+
+
+def _of_one_bit(table: pd.DataFrame) -> pd.DataFrame:
+    one_bit = table["bits"] == "W1A1"
+    return table[one_bit] if one_bit.any() else table

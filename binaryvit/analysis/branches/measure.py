@@ -13,15 +13,16 @@ from binaryvit.analysis.branches.recalibration import reestimated_statistics
 from binaryvit.analysis.device import device_of, on_best_device
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
-from binaryvit.analysis.labels import bits_of, labelled
+from binaryvit.analysis.labels import bits_of, labelled, precision_rows
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
-from binaryvit.analysis.stored import OpenStudy, StoredRun, openable, stored_runs
+from binaryvit.analysis.stored import OpenStudy, StoredRun, stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.layers import attention_levels
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
+from binaryvit.studies.study import State, plan
 
 _VERSION = 2  # of the measuring code in this file
 IMAGES, STATISTICS_IMAGES = 200, 100
@@ -46,7 +47,8 @@ def norms(opened: OpenStudy, images: int = IMAGES) -> Drawing:
     """How large branches are against the shortcuts they are added to.
 
     Args:
-        opened: its chosen runs, or the finished ones of the ladder's binary variants and of their other precisions.
+        opened: its chosen runs, or the finished ones of the ladder's binary variants and, where one is trained at
+            other precisions, their first ones.
         images: how many evaluation images are measured.
 
     Raises BinaryViTError when a selection is wrong or empty, a chosen run's model has no such branches, or a
@@ -210,17 +212,16 @@ def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
 
 
 def _runs_with_branches(opened: OpenStudy) -> list[StoredRun]:
-    """The chosen runs; without a choice, those of the ladder's binary variants and of their other precisions."""
-    steps = {run.id for run in opened.study.ladder}
-    finished = openable(opened.study) or None
-    runs = stored_runs(opened.study, finished if opened.ids is None else opened.ids)
-    if opened.ids is None:
-        runs = [run for run in runs if run.id in steps or bits_of(run) != "W1A1"]
+    """The chosen runs; without a choice, the ladder's binary ones and the first of each other precision."""
+    ids = opened.ids
+    if ids is None:
+        known = {run.id for run in (*opened.study.ladder, *(row.runs[0] for row in precision_rows(opened)))}
+        ids = [run.id for run in plan(opened.study) if run.id in known and run.state is State.DONE] or None
+    runs = stored_runs(opened.study, ids)
     suitable = [run for run in runs if any(run.variant in binary for _, *binary in LADDER.values())]
     others = [run.id for run in runs if run not in suitable]
     if not suitable or (opened.ids is not None and others):
         raise BinaryViTError(
-            f"{', '.join(others) or 'What is finished'} has none of the branches measured here: choose runs of the "
-            "ladder's binary variants."
+            f"{', '.join(others)} has none of the branches measured here: choose runs of the ladder's binary variants."
         )
     return suitable

@@ -125,13 +125,15 @@ def flips_by_block(table: pd.DataFrame, claim: str) -> Figure:
 def levels_by_block(table: pd.DataFrame, claim: str) -> Figure:
     """The learned level a of each block over the epochs, as a multiple of its start; crosses where attention is off.
 
+    Of several seeds a line is the mean of those whose attention is on.
+
     `table`: columns run, label, variant, seed, block, epoch, level, initial.
     """
     off = is_off(table["level"])
     ratio = table["level"] / table["initial"]
     floor = ratio[~off].min() / 2
     cross = Line2D([], [], color=VERMILION, marker="x", linestyle="", label="a ≤ 0: attention is off")
-    table, legend = table.assign(ratio=ratio.clip(lower=floor)), [cross] if off.any() else []
+    table, legend = table.assign(ratio=ratio.mask(off)), [cross] if off.any() else []
     figure, panels = _panels_by_block(
         table, "ratio", "attention level a\n/ its start", claim, *legend, about=_ABOUT_LEVELS
     )

@@ -12,7 +12,8 @@ _SMALL = 0.1  # against the gradient's window, which reaches 1 to either side
 
 def of_curves(table: pd.DataFrame) -> tuple[str, str]:
     """Which binary model ends highest and from when on it leads; which models still rose at the end."""
-    means = table.groupby(["label", "epoch"], sort=False)["top1"].mean()
+    binary = table[~table["variant"].isin(_TEACHERS)]
+    means = (binary if len(binary) else table).groupby(["label", "epoch"], sort=False)["top1"].mean()
     gains = means.groupby("label", sort=False).diff().groupby("label", sort=False).last().dropna()
     rising = gains[gains > 0]
     finding = "No model's accuracy rose in its last epoch."
@@ -21,7 +22,6 @@ def of_curves(table: pd.DataFrame) -> tuple[str, str]:
             f"Accuracy still rose in the last epoch in {len(rising)} of {len(gains)} models, most in "
             f"{rising.idxmax()} ({rising.max():+.2f} points): more epochs may change the order."
         )
-    binary = table[~table["variant"].isin(_TEACHERS)]
     if binary["label"].nunique() < 2:
         return "Accuracy and loss over training", finding
     leaders = binary.groupby(["epoch", "label"], sort=False)["top1"].mean().unstack().dropna().idxmax(axis=1)
@@ -64,7 +64,8 @@ def of_levels(table: pd.DataFrame) -> tuple[str, str]:
     if not off.any():
         return _of_ratios(last.assign(ratio=ratio)), f"All {len(last)} levels {span}"
     models = last["label"]
-    claim = f"Training switches attention off in {models[off].nunique()} of {models.nunique()} models"
+    seeds = ", in some seeds" * bool(set(last["run"][off]) != set(last["run"][models.isin(models[off])]))
+    claim = f"Training switches attention off in {models[off].nunique()} of {models.nunique()} models{seeds}"
     finding = f"{off.sum()} of {len(last)} levels end at zero or below, where attention is off."
     return claim, finding + (f" The others {span}" if len(ratio) else "")
 

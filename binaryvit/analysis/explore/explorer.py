@@ -17,6 +17,7 @@ from binaryvit.analysis.attention.rollout import output_by_place
 from binaryvit.analysis.display import show_figure
 from binaryvit.analysis.explore.figures import Panels, head_and_channel
 from binaryvit.analysis.images import Images, example_images
+from binaryvit.analysis.labels import first_seeds
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.config import suggestion
 from binaryvit.errors import BinaryViTError
@@ -154,8 +155,8 @@ class Explorer:
         return Panels(title, pixels, *arrays), f"{sentence}."
 
     def views(self) -> list[tuple[Image, Markdown]]:
-        """The first image in every run's first block, head, layer and channel."""
-        return [self.view(Selection(run, self.images[0])) for run in self._runs]
+        """The first image in the first block, head, layer and channel of every model, in its first seed."""
+        return [self.view(Selection(run.id, self.images[0])) for run in first_seeds([*self._runs.values()])]
 
     def _see(self, selection: Selection) -> _Seen:
         for name, known in ((selection.run, [*self._runs]), (selection.image, [*self.images])):

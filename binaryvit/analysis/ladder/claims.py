@@ -11,10 +11,10 @@ import pandas as pd
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from binaryvit.analysis.ladder.headline import put_into
-from binaryvit.analysis.ladder.steps import difference, extra_gain
 from binaryvit.analysis.ladder.tables import accuracy
 from binaryvit.analysis.measurements import measurement_path
 from binaryvit.analysis.paired import PairedDifference
+from binaryvit.analysis.steps import difference, extra_gain
 from binaryvit.config import read_yaml
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
@@ -85,13 +85,13 @@ def _table(title: str, listed: Sequence[Claim], rows: Mapping[str, Row]) -> str:
 
 def _values_read(study: Study, ladder: Sequence[Row]) -> str:
     """The values that the classifier reads from one bit a channel, as measured on the first seed, beside top-1."""
-    lines = ["| Model | values in the median channel | top-1 (%) |", "| --- | ---: | ---: |"]
+    lines = ["| Model | values in the median channel (first seed) | top-1 (%) |", "| --- | ---: | ---: |"]
     for row in ladder:
         path = measurement_path(study, "distinct_values_from_one_bit", row.runs[0].id)
         if row.is_teacher:
             continue
-        steps = pd.read_csv(path).set_index("step")["median"] if path.is_file() else {"head: pooled": NOTHING}
-        lines.append(f"| {row.label} | {steps['head: pooled']} | {accuracy(row, 'top1')} |")
+        values = f"{pd.read_csv(path).set_index('step')['median']['head: pooled']:g}" if path.is_file() else NOTHING
+        lines.append(f"| {row.label} | {values} | {accuracy(row, 'top1')} |")
     return "\n".join(lines)
 
 

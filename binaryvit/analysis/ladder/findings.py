@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from binaryvit.analysis.ladder.steps import difference, steps
 from binaryvit.analysis.paired import PairedDifference
+from binaryvit.analysis.steps import difference, steps
 from binaryvit.studies.rows import Row, describe_scale
 
 
@@ -95,4 +95,7 @@ def of_accuracy_against_operations(points: pd.DataFrame) -> str:
     ]
     best.sort(key=lambda point: point.ops)
     named = ", ".join(f"{point.label} ({point.top1:.2f}%, {point.ops / 1e6:,.2f} M OPs)" for point in best)
-    return f"Of {len(points)} models, {len(best)} are beaten by no other in both accuracy and operations: {named}."
+    if len(points) == 1:
+        return f"Only one model is finished: {named}."
+    are = "is" if len(best) == 1 else "are"
+    return f"Of {len(points)} models, {len(best)} {are} beaten by no other in both accuracy and operations: {named}."

@@ -10,9 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from binaryvit.analysis.ladder.findings import of_steps, price, top1
-from binaryvit.analysis.ladder.steps import difference, steps
 from binaryvit.analysis.ladder.tables import accuracy, step_text
 from binaryvit.analysis.paired import PairedDifference
+from binaryvit.analysis.steps import difference, steps
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
@@ -50,7 +50,7 @@ def _table(rows: Sequence[Row]) -> str:
     lines = ["| variant | top-1 (%) | difference | size (MB) | OPs (M) |", "| --- | ---: | ---: | ---: | ---: |"]
     for before, row in pairwise([None, *rows]):
         cost = row.model_cost
-        step = step_text(difference(before, row) if before else None)
+        step = step_text(row, difference(before, row) if before else None)
         lines.append(
             f"| {row.label} | {accuracy(row, 'top1')} | {step} | {cost.bytes / 1e6:.2f} | {cost.ops / 1e6:.2f} |"
         )

@@ -13,8 +13,8 @@ from IPython.display import HTML, Markdown
 
 from binaryvit.analysis.display import show_table
 from binaryvit.analysis.ladder import findings
-from binaryvit.analysis.ladder.steps import difference
 from binaryvit.analysis.paired import PairedDifference
+from binaryvit.analysis.steps import difference
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
@@ -24,7 +24,7 @@ from binaryvit.records.notes import Note
 from binaryvit.records.predictions import PREDICTIONS_FILE
 from binaryvit.records.run_record import RECORD_FILE
 from binaryvit.studies.rows import NOT_RUN, NOTHING, Row, describe_scale, model_cost, read_ladder, record_of, scale_of
-from binaryvit.studies.study import PlannedRun, Study, plan
+from binaryvit.studies.study import PlannedRun, State, Study, plan
 
 TABLES_FOLDER = "tables"
 NOT_AVAILABLE = "not available"
@@ -122,25 +122,29 @@ def ablation(opened: OpenStudy) -> Table:
     gains = [None, *(difference(before, after) for before, after in pairwise(rows))]
     numbers = pd.DataFrame([numbers_of(row, gain) for row, gain in zip(rows, gains, strict=True)])
     text = pd.DataFrame([_text(row, gain) for row, gain in zip(rows, gains, strict=True)])
-    several = any(row.runs[1:] for row in rows)
+    several = any(gain and gain.seeds > 1 for gain in gains)
     caption = (
         f"Ablation on {describe_scale(rows)}. Difference: top-1 against the row before, in points, with its 95% "
         f"interval over images{' and seeds' * several}. M = 1e6; MB = 1e6 bytes, 1 bit per binary weight; operations "
         "per image, OPs = BOPs / 64 + FLOPs. "
     )
     caption += (
-        "Mean ± sample standard deviation over n seeds."
+        "Mean ± sample standard deviation over n seeds; a difference is over as many, or over the n it names."
         if several
         else "One seed, so nothing is said about chance in training."
     )
     return Table(opened, "ablation", caption, numbers, text, _sources(rows), findings.of_ablation(rows))
 
 
-def step_text(step: PairedDifference | None) -> str:
-    """A difference as a table shows it: "+1.20 (+0.40 to +2.00)", and "not resolved" when its interval holds zero."""
+def step_text(row: Row, step: PairedDifference | None) -> str:
+    """The difference of a row to the one before as a table shows it: "+1.20 (+0.40 to +2.00)".
+
+    It says "not resolved" when the interval holds zero, and over how many seeds it is where the row has more.
+    """
     if step is None:
         return NOTHING
-    return str(step) if step.is_resolved else f"{step}, not resolved"
+    seeds = f", n = {step.seeds}" * (step.seeds < len(row.values))
+    return f"{step}{seeds}{', not resolved' * (not step.is_resolved)}"
 
 
 def numbers_of(row: Row, step: PairedDifference | None = None) -> dict[str, Any]:
@@ -156,6 +160,7 @@ def numbers_of(row: Row, step: PairedDifference | None = None) -> dict[str, Any]
         "top1_difference": step.points if step else math.nan,
         "top1_difference_low": step.low if step else math.nan,
         "top1_difference_high": step.high if step else math.nan,
+        "top1_difference_seeds": step.seeds if step else 0,
         "top5": top5.mean,
         "top5_std": top5.std,
         **{name: getattr(row.model_cost, name) for name in _COSTS},
@@ -168,7 +173,7 @@ def _text(row: Row, step: PairedDifference | None) -> dict[str, str]:
     return {
         "variant": row.label,
         "top-1 (%)": accuracy(row, "top1"),
-        "difference": step_text(step),
+        "difference": step_text(row, step),
         "top-5 (%)": accuracy(row, "top5"),
         "parameters (M)": f"{costs.parameters / 1e6:,.3f}",
         "size (MB)": _digits(costs.bytes / 1e6),
@@ -219,7 +224,8 @@ def _source(row: Row, column: str, run: PlannedRun, read: str) -> dict[str, Any]
     if record is not None:
         key = record.key
         identity = [record.git.commit, record.git.dirty, key.config, key.data, key.training_version]
-    return dict(zip(_SOURCE_COLUMNS, [row.label, column, run.id, str(run.state), *identity, read], strict=True))
+    state = State.MISSING if run.state is State.RUNNING else run.state
+    return dict(zip(_SOURCE_COLUMNS, [row.label, column, run.id, str(state), *identity, read], strict=True))
 
 
 def find_published(start: str | Path) -> Path:

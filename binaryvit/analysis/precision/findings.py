@@ -1,7 +1,5 @@
 """What the numbers on precision say: for each figure its claim, which is its title, and a finding of two sentences."""
 
-import math
-
 import pandas as pd
 
 
@@ -18,13 +16,16 @@ def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
         f"{_pair(binary, real, 'bytes')} MB and {_pair(binary, real, 'ops')} M OPs (with elementwise work "
         f"{_pair(binary, real, 'ops_elementwise')} M)"
     )
-    changes = ", ".join(f"{name} {accuracy - real['top1']:+.1f}" for name, accuracy in top1.drop("W32A32").items())
-    share = real["top1"] / 100
-    bound = 100 * 1.96 * math.sqrt(2 * share * (1 - share) / real["images"])
-    return claim, (
-        f"Top-1 against W32A32 in points: {changes}. The choice of images alone makes two models differ by up to "
-        f"{bound:.1f} points (95%)" + ("; chance in training is not measured." if rows["seeds"].max() == 1 else ".")
+    compared = rows.dropna(subset="difference")
+    if compared.empty:
+        return claim, "Without stored predictions of the same seeds, nothing is said about chance."
+    changes = ", ".join(
+        f"{row.Index} {row.difference:+.1f} ({row.difference_low:+.1f} to {row.difference_high:+.1f})"
+        for row in compared.itertuples()
     )
+    seeds = compared["difference_seeds"].min()
+    over = "the seed that all have, so chance in training is not in it" if seeds == 1 else f"{seeds} seeds or more"
+    return claim, f"Top-1 against W32A32 in points, with its 95% interval over images and {over}: {changes}."
 
 
 def _pair(binary: pd.Series, real: pd.Series, cost: str) -> str:

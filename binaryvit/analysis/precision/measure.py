@@ -8,20 +8,20 @@ import pandas as pd
 from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
-from binaryvit.analysis.labels import bits_of
+from binaryvit.analysis.labels import PRECISIONS, bits_of, precision_rows
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.precision import figures, findings
 from binaryvit.analysis.precision.capture import layer_agreement
 from binaryvit.analysis.product import Drawing
+from binaryvit.analysis.steps import difference
 from binaryvit.analysis.stored import OpenStudy, StoredRun, stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import variant_style
 from binaryvit.records.notes import sha256_of
-from binaryvit.studies.rows import Row, read_rows, record_of
+from binaryvit.studies.rows import Row
 from binaryvit.studies.study import State
 
 _VERSION = 1  # of the measuring code in this file
-PRECISIONS = {(1, 1): "W1A1", (1, 32): "W1A32", (32, 1): "W32A1", (32, 32): "W32A32"}
 REFERENCE = "W32A32"
 
 
@@ -55,8 +55,8 @@ def accuracy(opened: OpenStudy) -> Drawing | None:
 def agreement(opened: OpenStudy, images: int = 500) -> Drawing | None:
     """Features against those of full precision; None where the runs are not finished.
 
-    The other precisions are of the reference's seed. Full precision has a line for each further seed with weights,
-    which says how far two trainings agree.
+    The other precisions are of the reference's seed. Full precision has a line for its second seed, which says how far
+    two trainings agree.
 
     Args:
         opened: a study that trains a model at several precisions.
@@ -86,16 +86,21 @@ def precisions(opened: OpenStudy) -> pd.DataFrame:
 
     One row per precision: precision ("W1A32": 1-bit weights, 32-bit activations), label, state, seeds, images (of the
     evaluation), top1 (percent, mean over seeds; NaN where no run is finished), low and high (ends of its 95% interval
-    for the choice of images), bytes, bops, flops, ops, ops_elementwise (of one image), and runs (their ids).
+    for the choice of images), difference (to W32A32 in points, over the seeds that both have), difference_low and
+    difference_high (ends of its 95% interval), difference_seeds,
+    bytes, bops, flops, ops, ops_elementwise (of one image), and runs (their ids).
 
     Raises BinaryViTError when the study has no model at several precisions.
     """
     lines = []
-    for row in _rows(opened):
+    rows = _rows(opened)
+    reference = next((row for row in rows if _precision(row) == REFERENCE), None)
+    for row in rows:
         records = [] if row.stale else row.values
         images = records[0].data.eval_images if records else math.nan
         top1 = row.measured("top1").mean if records else math.nan
         low, high = wilson_interval(top1 / 100 * images, images) if records else (math.nan, math.nan)
+        change = difference(reference, row) if reference not in (None, row) else None
         costs = ("bytes", "bops", "flops", "ops", "ops_elementwise")
         lines.append(
             {
@@ -107,6 +112,10 @@ def precisions(opened: OpenStudy) -> pd.DataFrame:
                 "top1": top1,
                 "low": low,
                 "high": high,
+                "difference": change.points if change else math.nan,
+                "difference_low": change.low if change else math.nan,
+                "difference_high": change.high if change else math.nan,
+                "difference_seeds": change.seeds if change else 0,
                 **{name: getattr(row.model_cost, name) for name in costs},
                 "runs": " ".join(run.id for run in row.runs),
             }
@@ -151,27 +160,22 @@ def _precision(row: Row) -> str:
 
 
 def _rows(opened: OpenStudy) -> list[Row]:
-    """The rows of the variant that the study trains at most precisions, in the order of PRECISIONS."""
-    variants: dict[str, dict[tuple[int, int], Row]] = {}
-    for row in read_rows(opened.study):
-        if not row.is_teacher and (opened.ids is None or any(run.id in opened.ids for run in row.runs)):
-            variants.setdefault(row.variant, {}).setdefault(row.runs[0].bits, row)
-    most = max(variants.values(), key=len, default={})
-    if len(most) < 2:
+    rows = precision_rows(opened)
+    if len(rows) < 2:
         raise BinaryViTError(
             f"The study {opened.study.name} trains no model at several precisions: give {opened.study.path} rows of "
             "one variant with model_args weight_bits and activation_bits."
         )
-    return [most[bits] for bits in PRECISIONS if bits in most]
+    return rows
 
 
 def _compared_runs(opened: OpenStudy) -> tuple[list[StoredRun], StoredRun | None]:
-    """The finished runs to compare with the reference, its other seeds last, and the reference."""
+    """The finished runs to compare with the reference, its second seed last, and the reference."""
     done = {_precision(row): [run for run in row.runs if run.state is State.DONE] for row in _rows(opened)}
     if not done.get(REFERENCE):
         return [], None
     first, *others = done.pop(REFERENCE)
     chosen = [run.id for runs in done.values() for run in runs if run.config.seed == first.config.seed]
-    chosen += [run.id for run in others if (run.folder / record_of(run).weights.file).is_file()]
+    chosen += [run.id for run in others[:1]]
     runs = {run.id: run for run in stored_runs(opened.study, [*chosen, first.id])}
     return [runs[name] for name in chosen], runs[first.id]

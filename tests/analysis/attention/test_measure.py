@@ -218,9 +218,9 @@ def test_seeds_that_differ_by_rounding_or_in_what_is_off_are_drawn(drawn):
     seeds = [table.assign(seed=seed, run=f"seed{seed}") for seed in range(3)]
     seeds[2]["level"] = -1.0
     [axes, *_] = figures.by_block(pd.concat(seeds, ignore_index=True), {"density": "density"}, "A claim").axes
-    heads = (table.groupby(["label", "block"], sort=False).size() * 3).tolist()
+    blocks = len(table.groupby(["label", "block"]))
     counted = [text.get_text() for text in axes.texts if "off" in text.get_text()]
-    assert counted == [f"{heads_in // 3} of\n{heads_in} off" for heads_in in heads]
+    assert counted == ["off in 1\nof 3"] * blocks
 
 
 def places(ratios):
@@ -287,17 +287,21 @@ def test_sentences_on_heads_follow_the_numbers():
 
 
 def test_sentences_on_statistics_follow_the_numbers():
-    table = pd.DataFrame({"label": ["a", "a", "b"], "seed": 0, "layer": [f"blocks.{n}.attn" for n in (0, 1, 0)]})
+    table = pd.DataFrame(
+        {"run": ["a", "a", "b"], "label": ["a", "a", "b"], "seed": 0, "layer": [f"blocks.{n}.attn" for n in (0, 1, 0)]}
+    )
     table = table.assign(evenness=[0.5, 0.5, 0.75], level=[0.5, 0.25, 0.1], density=[1.0, 0.5, 0.25])
     table = table.assign(kept=[1.0, 0.8, 0.6])
     claim, finding = attention_findings.of_density(table)
     assert claim == "Binary attention keeps 25% to 75% of the keys and 60% to 90% of the probability"
-    assert finding.startswith("1 of 3 heads keep nearly all keys") and finding.endswith("says.")
+    assert finding.startswith("1 of 3 heads keeps nearly all keys") and finding.endswith("says.")
     off = table.assign(level=[-0.5, 0.25, 0.1])
     claim, finding = attention_findings.of_density(off)
     assert "25% to 50%" in claim and finding.endswith("Attention is off in block 0.0 of a.")
     two = pd.concat([off, off.assign(seed=1, level=0.1)])
     assert attention_findings.of_density(two)[1].endswith("Attention is off in block 0.0 of a, seed 0.")
+    alike = pd.concat([table, table.assign(seed=1, run=table["run"] + "1")])
+    assert attention_findings.of_density(alike)[1].startswith("2 of 6 heads in 4 runs keep nearly all keys")
     assert attention_findings.of_density(table.assign(level=0))[0] == "Binary attention is off in every head"
 
     claim, finding = attention_findings.of_evenness(table, "a")

@@ -113,18 +113,26 @@ def test_drawings_hold_all_runs_with_branches_and_are_made_again_without_the_dat
     assert {f"BinaryViT\n(+ pyramid), stage {stage}" for stage in range(3)} == set(cells(by_stage.draw()))
 
 
-def test_of_the_controls_other_precisions_are_drawn_where_they_have_weights(study):
+def test_of_the_controls_the_first_of_each_other_precision_is_drawn_beside_the_ladder(study):
     with (study.output / "study.yaml").open("a") as file:
         file.write("controls:\n")
-        for name, bits in (("one_bit", 1), ("real", 32), ("real_without_weights", 32)):
-            arguments = f"{{embed_dims: [8, 16, 32], weight_bits: {bits}}}"
-            recipe = f"{{model_args: {arguments}}}"
-            file.write(f"  - {{id: {name}, variant: binaryvit_micro_patch2_32, recipe: {recipe}}}\n")
+        for name, variant, bits in (
+            ("one_bit", "binaryvit_micro_patch2_32", 1),
+            ("real", "binaryvit_micro_patch2_32", 32),
+            ("real_baseline", "reactdeit_micro_patch4_32_avg_pool", 32),
+        ):
+            arguments = f"{{embed_dims: {[8, 16, 32] if name != 'real_baseline' else 24}, weight_bits: {bits}}}"
+            file.write(f"  - {{id: {name}, variant: {variant}, seeds: [0, 1], recipe: {{model_args: {arguments}}}}}\n")
     study = load_study(study.output)
     for run in study.runs[3:]:
         store(study, run, load_data(study.data_config).fingerprint)
-    (study.runs[-1].folder / "weights.safetensors").unlink()
-    assert branches.norms(OpenStudy(study), images=40).runs == (BASELINE, PYRAMID, "real-seed0")
+    for run in study.runs[3:]:
+        if run.id != "real-seed0":  # the study keeps no other control's
+            (run.folder / "weights.safetensors").unlink()
+    norms = branches.norms(OpenStudy(study), images=40)
+    assert norms.runs == (BASELINE, PYRAMID, "real-seed0")
+    one_bit = norms.inputs["norms"].query("bits == 'W1A1'")
+    assert norms.finding == branch_findings.of_norms(one_bit)[1], "said of models of one bit alone"
 
 
 def test_several_seeds_of_a_model_share_its_column(tmp_path):
@@ -166,7 +174,7 @@ def test_products_of_attention_that_is_off_have_no_ratio(study):
 def table_of(label, accuracies, part="whole model"):
     """A table of one model from removal to re-estimated accuracy in percent, of an interval of 14 points."""
     rows = pd.DataFrame({"removed": list(accuracies), "accuracy": list(accuracies.values())})
-    rows = rows.assign(column=label, part=part, low=rows["accuracy"] - 7, high=rows["accuracy"] + 7)
+    rows = rows.assign(column=label, part=part, bits="W1A1", low=rows["accuracy"] - 7, high=rows["accuracy"] + 7)
     return rows.assign(above_chance=rows["low"] > 10)
 
 
@@ -174,14 +182,14 @@ def test_sentences_on_accuracies_follow_the_numbers():
     first = {"nothing": 80, "merges": 70, "FFN linears": 50, "all products": 40, "all shortcuts and poolings": 12}
     second = first | {"all products": 11, "all shortcuts and poolings": 10}
     claim, finding = branch_findings.of_accuracies(pd.concat([table_of("A", first), table_of("B", second)]))
-    assert claim == "1 of 2 models beat chance without their products, none without shortcuts and poolings"
+    assert claim == "1 of 2 binary models beat chance without their products, none without shortcuts and poolings"
     assert finding == (
         "Of single groups, the FFN linears cost most (-30.0 points in the median model) and the merges least (-10.0)."
     )
 
 
 def test_sentences_on_norms_follow_the_numbers():
-    norms = pd.DataFrame({"kind": ["x", "x", "y", "y"], "ratio": [0.5, 1.5, 0.25, float("nan")]})
+    norms = pd.DataFrame({"bits": "W1A1", "kind": ["x", "x", "y", "y"], "ratio": [0.5, 1.5, 0.25, float("nan")]})
     claim, finding = branch_findings.of_norms(norms)
     assert claim == "Against their shortcuts, the y are smallest, the x largest"
     assert "y have 0.25 times" in finding and "x 1.00 times" in finding and "off, 1 of its products" in finding

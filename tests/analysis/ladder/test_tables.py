@@ -20,11 +20,12 @@ from binaryvit.analysis.ladder import findings, tables
 from binaryvit.analysis.ladder import measure as ladder
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.errors import BinaryViTError
+from binaryvit.locks import hold
 from binaryvit.models.cost import cost
 from binaryvit.models.ladder import LADDER
 from binaryvit.records.run_record import Failure, RunResult
 from binaryvit.studies.rows import read_rows
-from binaryvit.studies.study import load_study
+from binaryvit.studies.study import State, load_study, plan
 
 MICRO, SMALL = LADDER["micro"], LADDER["small"]
 ACCURACY, STEP = "top-1 (%)", "difference"
@@ -119,9 +120,28 @@ def test_several_seeds_give_mean_deviation_and_number(make_study):
     accuracy = column(table, ACCURACY)
     assert accuracy[MICRO[0]] == "79.00"  # one teacher serves all seeds
     assert accuracy[MICRO[1]] == "47.33 ± 1.53 (n = 3)"  # 46, 47, 49
-    assert "seeds 0, 1, 3" in table.caption and "standard deviation" in table.caption
+    assert "6 epochs, seeds 0, 1, 3 (teacher: 6 epochs, seed 0)" in table.caption
+    assert "standard deviation" in table.caption and "interval over images and seeds" in table.caption
     shutil.rmtree(study.output / "runs" / f"{MICRO[1]}-seed3")
-    assert column(ablation(study), ACCURACY)[MICRO[1]] == "46.50 ± 0.71 (n = 2) (1 not run)"
+    table = ablation(study)
+    assert column(table, ACCURACY)[MICRO[1]] == "46.50 ± 0.71 (n = 2) (1 not run)"
+    assert column(table, STEP)[MICRO[2]].endswith(", n = 2") and ", n =" not in column(table, STEP)[MICRO[3]]
+    assert table.numbers["top1_difference_seeds"].tolist() == [0, 2, 2, 3, 3, 3, 3]
+
+
+def test_of_planned_seeds_only_the_finished_ones_count(make_study):
+    """Whether nobody trains the others or somebody does now: the same table."""
+    study = make_study(seeds=(0, 1, 3))
+    finish(study)
+    for run in study.runs:
+        if run.config.seed:
+            shutil.rmtree(run.folder)
+    table = ablation(study)
+    assert "6 epochs, seed 0 of 3 (teacher: 6 epochs, seed 0)" in table.caption
+    assert "interval over images." in table.caption and "One seed" in table.caption
+    with hold(study.runs[-1].lock) as descriptor:
+        assert descriptor is not None and plan(study)[-1].state is State.RUNNING
+        assert ablation(study).contents() == table.contents()
 
 
 def test_what_was_not_run_failed_or_is_stale_says_so(study, published):

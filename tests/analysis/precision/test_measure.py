@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import timm
@@ -11,6 +12,7 @@ from helpers.stored_study import store, stored_study
 
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
+from binaryvit.analysis.paired import paired_difference
 from binaryvit.analysis.precision import findings as precision_findings
 from binaryvit.analysis.precision import measure as precision
 from binaryvit.analysis.precision.capture import layer_agreement
@@ -18,6 +20,7 @@ from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import cost
+from binaryvit.records.predictions import write_predictions
 from binaryvit.records.run_record import RunResult
 from binaryvit.studies.study import load_study
 
@@ -42,7 +45,8 @@ def study(tmp_path_factory):
     for run, top1 in zip(study.runs, (50.0, 80.0, 70.0), strict=True):
         fingerprint = load_data(study.data_config).fingerprint
         result = RunResult(top1=top1, top5=99.0, eval_loss=1.0, epochs=6, images_per_second=1.0)
-        record_of(study, run, fingerprint, result=result).write(run.folder)
+        predictions = write_predictions(run.folder, np.arange(360) >= 3.6 * top1, np.zeros(360))
+        record_of(study, run, fingerprint, result=result, predictions=predictions).write(run.folder)
     return study
 
 
@@ -78,7 +82,12 @@ def test_drawings_show_every_precision(study):
     assert title.startswith("BinaryViT (+ pyramid) with one bit: 50.0% top-1 instead of 80.0%, for ")
     costs = numbers.inputs["precisions"].set_index("precision")["ops_elementwise"] / 1e6
     assert title.endswith(f"with elementwise work {costs['W1A1']:.2f} instead of {costs['W32A32']:.2f} M)")
-    assert "in points: W1A1 -30.0, W1A32 -10.0." in numbers.finding
+    differences = [difference(row, 80) for row in (50, 70)]
+    assert [f"{text:+.1f}" for text in differences[0]] == ["-30.0", "-34.8", "-25.2"]
+    assert numbers.finding == (
+        "Top-1 against W32A32 in points, with its 95% interval over images and the seed that all have, so chance in "
+        f"training is not in it: W1A1 {said(differences[0])}, W1A32 {said(differences[1])}."
+    )
     assert {"50.0", "70.0", "80.0"} == {text.get_text() for text in numbers.draw().axes[0].texts}
     for drawing in (numbers, agreement):
         figure = drawing.draw()
@@ -94,6 +103,17 @@ def test_drawings_show_every_precision(study):
     assert "With one seed of W32A32" in agreement.finding
     assert all(path.is_file() for drawing in (numbers, agreement) for path in drawing.write())
     assert precision.missing(OpenStudy(study)) == ""
+
+
+def difference(top1, reference):
+    """The difference of two models of which the better one is right wherever the other is, and its interval."""
+    right = [np.arange(360) < 3.6 * each for each in (reference, top1)]
+    step = paired_difference([right[0]], [right[1]])
+    return step.points, step.low, step.high
+
+
+def said(numbers):
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*numbers)
 
 
 def test_what_is_missing_is_said_and_drawn_as_not_run(tmp_path):
@@ -128,7 +148,7 @@ def test_of_several_variants_the_one_at_most_precisions_is_compared(tmp_path):
 
 
 def test_a_second_seed_of_full_precision_says_what_agreement_can_be_expected(tmp_path):
-    file = _FILE.replace("    id: real\n", "    id: real\n    seeds: [0, 1]\n")
+    file = _FILE.replace("    id: real\n", "    id: real\n    seeds: [0, 1, 2]\n")
     study = stored_study(tmp_path / "two", file)
     agreement = precision.agreement(OpenStudy(study), images=20)
     second = agreement.inputs["agreement"].query("seed == 1")
@@ -136,9 +156,6 @@ def test_a_second_seed_of_full_precision_says_what_agreement_can_be_expected(tmp
     labels = [line.get_label() for line in agreement.draw().axes[0].lines]
     assert any(label.startswith("another seed of W32A32 (1)") for label in labels)
     assert "Two seeds of W32A32 agree to" in agreement.finding
-    (study.output / "runs" / "real-seed1" / "weights.safetensors").unlink()  # the first seed's may be all that is kept
-    alone = precision.agreement(OpenStudy(study), images=20)
-    assert "With one seed of W32A32" in alone.finding
 
 
 def test_sentences_on_agreement_follow_the_numbers():
