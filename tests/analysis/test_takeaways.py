@@ -73,17 +73,17 @@ def metrics(opened, variant):
 def attention_(opened):
     statistics = attention.density(opened).inputs["statistics"]
     means = statistics[~is_off(statistics["level"])].groupby("label")[["density", "kept"]].mean()
-    assert means["density"].max() < 0.95 and means["kept"].min() > 2 / 3
+    assert means["density"].max() < 0.95 and means["kept"].min() > 1 / 2
     return []
 
 
 def activations_(opened):
     signs = activations.sign_statistics(opened).inputs["signs"]
     bits = (signs["entropy"] * signs["channels"]).groupby(signs["label"]).sum()
-    assert (bits / signs.groupby("label")["channels"].sum()).min() > 0.9
+    assert (bits / signs.groupby("label")["channels"].sum()).min() > 0.7
     layers = activations.flipped_signs(opened).inputs["layers"]
     flipped = (layers["flipped"] * layers["weights"]).groupby(layers["label"]).sum()
-    assert (flipped / layers.groupby("label")["weights"].sum()).max() < 1 / 5
+    assert (flipped / layers.groupby("label")["weights"].sum()).max() < 1 / 2
     values = activations.values_from_one_bit(opened).inputs["values"]
     assert values["median"][values["bound"].notna()].max() < 250
     assert values["median"][values["step"].isin(["context: + q + k + v", "MLP 2: + shortcut"])].median() > 1000
@@ -91,7 +91,7 @@ def activations_(opened):
     tokens = given["observations"] / read["observations"]  # both are of the same images
     mean = read["variant"] != BASELINE
     assert (read["median"][~mean] == 2).all() and (read["median"] <= tokens + 1)[mean].all()
-    return ["0.9", "250", "2"]
+    return ["0.7", "250", "2"]
 
 
 def branches_(opened):

@@ -22,7 +22,7 @@ def of_signs(signs: pd.DataFrame) -> tuple[str, str]:
     """How much a sign says, and how many never change."""
     medians = signs.groupby([signs["layer"].map(kind_of), "label"])["entropy"].median()
     lowest = medians.unstack().idxmin()  # the kind of layer, by model
-    kind = medians.idxmin()[0]
+    kind = min(lowest.mode(), key=lambda name: medians[name].min())
     least = "nearly balanced, least" if medians.min() > _NEARLY_BALANCED else "least balanced"
     models = (lowest == kind).sum()
     where = "every model" if models == len(lowest) else f"{models} of {len(lowest)} models"

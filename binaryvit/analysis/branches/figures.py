@@ -37,12 +37,12 @@ def branch_norms(norms: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
     for axes, (shape, own) in zip(panels, shapes.items(), strict=True):
         table = own.assign(row=own["kind"], series=own["label"])
         strips(axes, table, "ratio", KINDS, {name: looks[name] for name in own["label"].unique()}, absent="none")
-        axes.set(xscale="log", xlabel=f"norm of the branch / norm of its shortcut\n({shape}; {evaluated_on})")
+        axes.set(xscale="log", xlabel=f"norm of the branch / norm of its shortcut\n({shape})")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter("{x:g}")
         reference(axes, 1, "equal")
-    explained = "marker: median of a model's additions of one kind; bar: smallest to largest"
+    explained = f"{evaluated_on}\nmarker: median of a model's additions of one kind; bar: smallest to largest"
     figure.legend(handles=handles(looks.items()), loc="outside lower center", ncols=3, title=explained)
     headline(figure, claim)
     return figure

@@ -12,10 +12,11 @@ def of_norms(norms: pd.DataFrame) -> tuple[str, str]:
     """Claim and finding: which branches are small against their shortcuts, over all models of one bit."""
     norms = _of_one_bit(norms)
     medians = norms.groupby("kind", sort=False)["ratio"].median().sort_values()
-    claim = f"Against their shortcuts, the {medians.index[0]} are smallest, the {medians.index[-1]} largest"
+    smallest, largest = (name if name.endswith("s") else f"{name}es" for name in medians.index[[0, -1]])
+    claim = f"Against their shortcuts, the {smallest} are smallest, the {largest} largest"
     finding = (
-        f"The {medians.index[0]} have {medians.iloc[0]:.2f} times the norm of their shortcut in the median, the "
-        f"{medians.index[-1]} {medians.iloc[-1]:.2f} times."
+        f"The {smallest} have {medians.iloc[0]:.2f} times the norm of their shortcut in the median, the {largest} "
+        f"{medians.iloc[-1]:.2f} times."
     )
     off = int(norms["ratio"].isna().sum())
     return claim, finding + (f" Attention that is off, {off} of its products, is left out." if off else "")
@@ -46,7 +47,8 @@ def of_stages(table: pd.DataFrame) -> tuple[str, str]:
     group, stage = median.drop(index=["nothing", *_ALL]).stack().idxmin()
     products = ", ".join(f"{value:+.0f} in {name}" for name, value in median.loc["all products"].items())
     return f"Of single groups, the {group} of {stage} cost most", (
-        f"They cost {median.loc[group, stage]:+.0f} points in the median model; all products cost {products}."
+        f"Without them accuracy changes by {median.loc[group, stage]:+.0f} points in the median model, without all "
+        f"products by {products}."
     )
 
 

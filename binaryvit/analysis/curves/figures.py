@@ -14,7 +14,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.palette import BLACK, BLUE, GREY, SKY, VERMILION
 
-_OTHERS = "thin lines: evaluation of the best other run of each variant"
+_OTHERS = "thin lines: evaluation of the best other run of each variant, trained alike"
 _SHADES = LinearSegmentedColormap.from_list("depth", [SKY, BLUE, BLACK])
 _ABOUT_LEVELS = "binarized attention takes the values 0 and a, with a learned level a per block; at a ≤ 0 it is off"
 _ABOUT_SHIFTS = "mean over the channels of a block's layers; a sign passes a gradient where |x + b| < 1"

@@ -52,8 +52,8 @@ def accuracy_against_operations(
         axes.margins(x=0.12, y=0.1)
     few, many = points["seeds"].min(), points["seeds"].max()
     spread = "one seed each" if many == 1 else f"mean and standard deviation of {_range(few, many)} seeds"
-    panels[0].set_ylabel(f"top-1 accuracy (%)\n{evaluated_on}")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", title=spread)
+    panels[0].set_ylabel("top-1 accuracy (%)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", title=f"{evaluated_on}\n{spread}")
     return figure
 
 

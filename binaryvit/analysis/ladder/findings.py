@@ -39,7 +39,8 @@ def price(teacher: Row, best: Row) -> str:
     elif gap.points > 0:
         accuracy = f"is above its full-precision teacher, which is no ceiling here, by {gap} points"
     else:
-        accuracy = f"is below its full-precision teacher by {gap} points"
+        less = f"{-gap.points:.2f} ({-gap.high:.2f} to {-gap.low:.2f})"
+        accuracy = f"is below its full-precision teacher by {less} points"
     return (
         f"The best binary model, {best.label}, {accuracy}, with {large.bytes / small.bytes:.0f} times fewer bytes and "
         f"{large.ops / small.ops:.0f} times fewer operations."

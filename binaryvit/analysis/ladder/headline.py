@@ -1,6 +1,6 @@
 """What the README shows of a study: its ablation in five columns, and up to three sentences to take away.
 
-python -m binaryvit.analysis.ladder.headline results/smoke README.md
+python -m binaryvit.analysis.ladder.headline results/cifar10 README.md
 """
 
 import re

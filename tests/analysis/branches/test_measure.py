@@ -144,8 +144,9 @@ def test_several_seeds_of_a_model_share_its_column(tmp_path):
     drawn = cells(accuracy.draw())
     assert set(drawn) == {"ReActNet-DeiT\n(baseline)", "BinaryViT\n(+ pyramid)"} and len(accuracy.runs) == 4
     assert drawn["BinaryViT\n(+ pyramid)"]["nothing"] == f"{mean:.0f}"
-    for drawing in (accuracy, branches.norms(opened, images=40)):
-        assert "digits, up to 2 seeds of a model" in drawing.draw().axes[0].get_xlabel()
+    assert "digits, up to 2 seeds of a model" in accuracy.draw().axes[0].get_xlabel()
+    norms = branches.norms(opened, images=40).draw()
+    assert "digits, up to 2 seeds of a model" in norms.legends[0].get_title().get_text()
 
 
 def cells(figure):
@@ -189,10 +190,14 @@ def test_sentences_on_accuracies_follow_the_numbers():
 
 
 def test_sentences_on_norms_follow_the_numbers():
-    norms = pd.DataFrame({"bits": "W1A1", "kind": ["x", "x", "y", "y"], "ratio": [0.5, 1.5, 0.25, float("nan")]})
+    norms = pd.DataFrame(
+        {"bits": "W1A1", "kind": ["xs", "xs", "y branch", "y branch"], "ratio": [0.5, 1.5, 0.25, float("nan")]}
+    )
     claim, finding = branch_findings.of_norms(norms)
-    assert claim == "Against their shortcuts, the y are smallest, the x largest"
-    assert "y have 0.25 times" in finding and "x 1.00 times" in finding and "off, 1 of its products" in finding
+    assert claim == "Against their shortcuts, the y branches are smallest, the xs largest"
+    assert (
+        "y branches have 0.25 times" in finding and "xs 1.00 times" in finding and "off, 1 of its products" in finding
+    )
 
 
 def test_sentences_on_stages_follow_the_numbers():
@@ -203,7 +208,7 @@ def test_sentences_on_stages_follow_the_numbers():
     )
     claim, finding = branch_findings.of_stages(table)
     assert claim == "Of single groups, the merges of stage 1 cost most"
-    assert "cost -50 points" in finding and "cost -55 in stage 1, -15 in stage 2." in finding
+    assert "changes by -50 points" in finding and "products by -55 in stage 1, -15 in stage 2." in finding
 
 
 def test_a_cell_is_coloured_where_the_interval_leaves_the_intact_accuracy_and_dark_at_chance():

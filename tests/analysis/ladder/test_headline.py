@@ -17,7 +17,7 @@ def headline_of(folder, *top1, **study):
 def test_the_sentences_name_price_best_step_and_last_step(tmp_path):
     text = headline_of(tmp_path, 50, 60, 60.25, 61, 65, 64)
     assert "| + average pooling | 60.00 | +10.00 (+7.05 to +12.95) | 0.41 | 1.99 |" in text
-    assert "- The best binary model, BinaryViT (+ pyramid), is below its full-precision teacher by -15.00 (" in text
+    assert "- The best binary model, BinaryViT (+ pyramid), is below its full-precision teacher by 15.00 (" in text
     assert "- The step that gains most is + average pooling, by +10.00 (+7.05 to +12.95) points; not resolved: " in text
     assert "not resolved: + pooling branches, +0.25 (-0.24 to +0.74) and + affine, +0.75 (-0.10 to +1.60)." in text
     assert "- The last step, the pyramid, gains: +4.00 (+2.07 to +5.93) points, with 0.70 of the columnar" in text

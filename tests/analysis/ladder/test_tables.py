@@ -341,7 +341,7 @@ def test_foreign_or_missing_published_figures_are_refused(tmp_path):
 def test_findings_say_what_the_numbers_say(study):
     finish(study)
     text = ablation(study).finding
-    assert "BinaryViT, fp patch embeddings, is below its full-precision teacher by -16.00 (" in text
+    assert "BinaryViT, fp patch embeddings, is below its full-precision teacher by 16.00 (" in text
     assert "gains most is BinaryViT (+ pyramid), by +8.75 (+5.97 to +11.53) points" in text
     assert text.endswith("; not resolved: + affine, -0.25 (-0.74 to +0.24).")
     assert "loses" not in text, "one image of 400 says nothing"
@@ -358,7 +358,7 @@ def test_findings_of_one_or_no_run(study):
     assert "Nothing can be said yet" in ablation(study).finding
     finish(study, skip=MICRO[2:])
     text = ablation(study).finding
-    assert "gains" not in text and "ReActNet-DeiT (baseline), is below its full-precision teacher by -33.00 (" in text
+    assert "gains" not in text and "ReActNet-DeiT (baseline), is below its full-precision teacher by 33.00 (" in text
 
 
 def test_the_finding_of_the_figure_names_the_undominated():
