@@ -8,6 +8,7 @@ from binaryvit.analysis.activations.measure import (
     sign_statistics,
     values,
     values_from_one_bit,
+    values_read,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "sign_statistics",
     "values",
     "values_from_one_bit",
+    "values_read",
 ]

@@ -10,7 +10,7 @@ from binaryvit.analysis.activations.distinct_values import STEPS
 from binaryvit.analysis.activations.findings import shares_inside
 from binaryvit.analysis.activations.layer_kinds import KINDS, kind_of
 from binaryvit.analysis.strips import handles, reference, strips
-from binaryvit.analysis.style import DOUBLE_COLUMN, headline, in_lines, styled
+from binaryvit.analysis.style import DOUBLE_COLUMN, headline, styled
 from binaryvit.models.ladder import VariantStyle, variant_style
 from binaryvit.palette import BLACK, GREY
 
@@ -46,7 +46,7 @@ def pre_sign_histograms(histograms: pd.DataFrame, claim: str) -> Figure:
     for axes in grid.flat[len(kinds) :]:
         axes.remove()
     for axes in grid[:, 0]:
-        axes.set_ylabel(f"% of values per {edges[1] - edges[0]:g}")
+        axes.set_ylabel(f"% per {edges[1] - edges[0]:g}")
     grid[-1, columns // 2].set_xlabel(f"u = x + b, before its sign; shaded: the window\n{table['counted_on'].iloc[0]}")
     lines = [Line2D([], [], color=look.colour, label=name) for name, look in _looks(table).items()]
     title = "line: mean of the layers' shares; share inside: all models pooled"
@@ -80,13 +80,17 @@ def latent_weights(latent: pd.DataFrame, claim: str) -> Figure:
     inner = latent[np.isfinite(latent["bin_left"]) & np.isfinite(latent["bin_right"])]
     centres = (inner["bin_left"] + inner["bin_right"]) / 2
     shares = (100 * inner["share"]).groupby([inner["when"], centres]).agg(["min", "median", "max"])
-    initial, trained, runs = shares.loc["initial"], shares.loc["trained"], inner["run"].nunique()
+    initial, trained, runs = shares.loc["initial"], shares.loc["trained"], inner["label"].nunique()
     axes.fill_between(initial.index, initial["median"], color="#DDDDDD", label="before training")
     axes.fill_between(trained.index, trained["min"], trained["max"], color=GREY, alpha=0.5, linewidth=0)
-    axes.plot(trained["median"], color=BLACK, label=f"trained (line: median of {runs} runs, band: their range)")
+    axes.plot(trained["median"], color=BLACK, label=f"trained (line: median of {runs} models, band: their range)")
     reference(axes, 0, "sign flips")
     width = (inner["bin_right"] - inner["bin_left"]).iloc[0]
-    axes.set(xlabel="latent weight / scale s of its row", ylabel=f"binary weights (% per {width:g})", ylim=(0, None))
+    axes.set(
+        xlabel="latent weight / scale s of its row (their mean size)",
+        ylabel=f"binary weights (% per {width:g})",
+        ylim=(0, None),
+    )
     figure.legend(handles=axes.get_legend_handles_labels()[0], loc="outside lower center", ncols=2)
     headline(figure, claim)
     return figure
@@ -128,37 +132,47 @@ def distinct_values(values: pd.DataFrame, claim: str) -> Figure:
 
 @styled
 def distinct_values_from_one_bit(values: pd.DataFrame, claim: str) -> Figure:
-    """How many values each half of a block makes of one bit a channel, and how many the classifier reads.
+    """How many values each half of a block makes of one bit a channel.
 
-    `values`: as in `distinct_values`, and tokens (how many the classifier reads the mean of).
+    `values`: as in `distinct_values`.
     """
-    figure = Figure(figsize=(DOUBLE_COLUMN, 4.6))
-    inside, read = figure.subplots(1, 2, width_ratios=(2, 1.4))
-    inside.set_title("inputs forced to ±1: adding shortcuts and\nbranches builds many values again")
-    read.set_title("final tokens forced to ±1:\nthe mean of N tokens takes\nat most N + 1 values", loc="right")
-    fed = f"forced to ±1: what enters each half of a block, the final tokens; {values['counted_on'].iloc[0]}"
-    _steps(inside, values, "median", fed)
-    inside.set_xlabel("distinct values of a channel")
-    inside.xaxis.set_major_formatter("{x:,.0f}")
-    _read_by_classifier(read, values[values["step"] == "head: pooled"])
+    figure = Figure(figsize=(DOUBLE_COLUMN, 4.3))
+    axes = figure.subplots()
+    looked_at = values.loc[values["step"] == "MLP: input", "observations"]
+    most = f"{looked_at.min():,.0f} to {looked_at.max():,.0f}" if looked_at.nunique() > 1 else f"{looked_at.max():,.0f}"
+    fed = f"replaced by its sign: what enters each half of a block; {values['counted_on'].iloc[0]}"
+    _steps(axes, values, "median", fed)
+    axes.set_xlabel(f"distinct values of a channel (at most as many as are looked at: {most}, by block)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     headline(figure, claim)
     return figure
 
 
-def _read_by_classifier(axes: Axes, pooled: pd.DataFrame) -> None:
-    """One bar per model: the distinct values in a channel of what the classifier is given."""
+@styled
+def values_read(pooled: pd.DataFrame, claim: str) -> Figure:
+    """How many distinct values a channel takes of what the classifier is given, where final tokens are signs.
+
+    `pooled`: the rows of `distinct_values_from_one_bit` of the step "head: pooled".
+    """
     models = pooled.groupby("label", sort=False)
+    figure = Figure(figsize=(DOUBLE_COLUMN, 1.0 + 0.38 * len(models)))
+    axes = figure.subplots()
     for place, (_, own) in enumerate(models):
         count, look = own["median"].median(), variant_style(own["variant"].iloc[0])
         axes.barh(place, count, color=look.colour, height=0.6)
         tokens = own["tokens"].iloc[0]
-        possible = f" {count:,g} of {tokens + 1:,.0f}\n possible"
-        axes.text(count, place, possible + ("\n (one CLS token)" if tokens == 1 else ""), va="center", fontsize=6.5)
-    axes.set_yticks(range(len(models)), [in_lines(name, 16) for name in models.groups])
+        of_tokens = "one CLS token" if tokens == 1 else f"mean of {tokens:,.0f} tokens"
+        axes.text(count, place, f" {count:,g} of {tokens + 1:,.0f} possible ({of_tokens})", va="center", fontsize=7)
+    axes.set_yticks(range(len(models)), list(models.groups))
     axes.set(xlim=(0, 1.5 * pooled["median"].max()), ylim=(len(models) - 0.5, -0.5))
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("distinct values of a channel\nthat the classifier reads")
+    axes.set_xlabel(
+        f"distinct values of a channel that the classifier reads; final tokens replaced by their signs\n"
+        f"{pooled['counted_on'].iloc[0]}"
+    )
+    headline(figure, claim)
+    return figure
 
 
 def _strips_of_kinds(table: pd.DataFrame, value: str, claim: str) -> tuple[Figure, Axes]:
@@ -166,7 +180,7 @@ def _strips_of_kinds(table: pd.DataFrame, value: str, claim: str) -> tuple[Figur
     kinds, looks = _kinds_in(table), _looks(table)
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.5 + 0.45 * len(kinds)))
     axes = figure.subplots()
-    strips(axes, table, value, kinds, looks, absent="none")
+    strips(axes, table, value, kinds, looks, absent="has none")
     figure.legend(handles=handles(looks.items()), loc="outside lower center", ncols=3, title=_LAYERS)
     headline(figure, claim)
     return figure, axes

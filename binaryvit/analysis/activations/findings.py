@@ -28,7 +28,8 @@ def of_signs(signs: pd.DataFrame) -> tuple[str, str]:
     where = "every model" if models == len(lowest) else f"{models} of {len(lowest)} models"
     sums = (signs["entropy"] * signs["channels"]).groupby(signs["label"]).sum()
     bits = sums / signs.groupby("label")["channels"].sum()
-    claim = f"In {where} signs are {least} in the {kind}: {_span(medians[kind], '{:.2f}')} bits in the median layer"
+    bits_there = _span(medians[kind][lowest == kind], "{:.2f}")
+    claim = f"In {where} signs are {least} in the {kind}: {bits_there} bits in the median layer"
     return claim, (
         f"On average over a model's channels, a sign carries {_span(bits, '{:.2f}')} bits. {signs['dead'].sum():,} of "
         f"{signs['channels'].sum():,} channels are dead: their sign is the same for every token of every image."
@@ -50,7 +51,7 @@ def of_flipped_signs(layers: pd.DataFrame) -> tuple[str, str]:
     weighted = (layers["flipped"] * layers["weights"]).groupby(layers["label"], sort=False).sum()
     runs = weighted / layers.groupby("label", sort=False)["weights"].sum()
     kinds = layers.groupby(layers["layer"].map(kind_of))["flipped"].median()
-    claim = "In every layer most weights keep the sign they were initialized with"
+    claim = "In every layer fewer than half of the weights end with another sign than they started with"
     if layers["flipped"].max() >= 0.5:
         claim = "In some layers half of the weights or more end with another sign than they started with"
     return claim, (
@@ -64,9 +65,10 @@ def of_distinct_values(values: pd.DataFrame) -> tuple[str, str]:
     products, sums = (values[values["step"].str.endswith(end)] for end in ("binary product", "+ shortcut"))
     share = (sums["median"] / sums["observations"]).groupby(sums["label"], sort=False).median()
     used = (products["median"] / products["bound"]).median()
-    claim = f"With its shortcut, {_span(share, '{:.0%}')} of a layer's values differ"
+    alone = f"{(products['median'] / products['observations']).median():.1%} of a channel's values are distinct"
+    claim = f"After a binary product {alone}, after its shortcut {_span(share, '{:.0%}')}"
     if share.min() > _NEARLY_ALL:
-        claim = "With their shortcuts, nearly all values of a channel differ"
+        claim = f"After a binary product {alone}, after its shortcut nearly all"
     return claim, (
         f"A binary product takes {_span(products['median'], '{:,.0f}')} values in the median channel, {used:.0%} of "
         "what its length allows. Real-valued shortcuts from the full-precision stem hide this; the next figure counts "
@@ -75,14 +77,30 @@ def of_distinct_values(values: pd.DataFrame) -> tuple[str, str]:
 
 
 def of_one_bit(values: pd.DataFrame) -> tuple[str, str]:
-    """What a block makes of one bit a channel, and what the classifier is left with."""
+    """What a block makes of one bit a channel."""
     steps = values.pivot_table("median", "label", "step", aggfunc="median", sort=False)
-    read = steps["head: pooled"]
     products = values.loc[values["bound"].notna(), "median"]
     ratio = steps["MLP 2: + shortcut"] / steps["MLP 2: batch norm"]
-    return f"From one bit a channel, the classifier reads {_span(read, '{:,g}')} values", (
-        f"It reads {_ends(read, '{:,g}')}. Inside a block a binary product makes {_span(products, '{:,.0f}')} "
-        f"values; the MLP's shortcut, which averages channels, multiplies them by {_span(ratio, '{:.0f}')}."
+    built = steps["MLP 2: + shortcut"].median()
+    claim = f"Fed one bit a channel, a binary product makes {products.median():,.0f} values, an MLP with shortcut "
+    return f"{claim}{built:,.0f}", (
+        f"A binary product makes {_span(products, '{:,.0f}')} values; the second shortcut of the MLP, which averages "
+        f"channels, multiplies them by {_span(ratio, '{:.0f}')}."
+    )
+
+
+def of_values_read(pooled: pd.DataFrame) -> tuple[str, str]:
+    """What the classifier is left with where the final tokens are signs."""
+    read = pooled.groupby("label", sort=False)["median"].median()
+    cls = pooled.groupby("label", sort=False)["tokens"].first() == 1
+    claim = f"If final tokens are signs, the classifier reads {_span(read[~cls], '{:,g}')} values from a mean of tokens"
+    if cls.any() and not cls.all():
+        claim += f", {_span(read[cls], '{:,g}')} from a CLS token"
+    elif cls.all():
+        claim = f"If final tokens are signs, the classifier reads {_span(read, '{:,g}')} values from a CLS token"
+    return claim, (
+        f"It reads {_ends(read, '{:,g}')}. A mean of N tokens takes at most N + 1 values, so a pyramid, which ends "
+        "with fewer tokens, has fewer."
     )
 
 

@@ -34,6 +34,7 @@ def drawings(
         latent_weights(opened),
         values(opened, counted_images, channels),
         values_from_one_bit(opened, counted_images, channels),
+        values_read(opened, counted_images, channels),
     ]
 
 
@@ -93,6 +94,14 @@ def values_from_one_bit(opened: OpenStudy, images: int = COUNTED_IMAGES, channel
     table["tokens"] = table["run"].map(_tokens_read(table, opened))
     said, draw = findings.of_one_bit(table), figures.distinct_values_from_one_bit
     return Drawing.of(opened, name, {"values": table}, said, lambda claim: draw(table, claim))
+
+
+def values_read(opened: OpenStudy, images: int = COUNTED_IMAGES, channels: int = COUNTED_CHANNELS) -> Drawing:
+    """How many of these values the classifier reads; see `values_from_one_bit`."""
+    table = values_from_one_bit(opened, images, channels).inputs["values"]
+    pooled = table[table["step"] == "head: pooled"]
+    said = findings.of_values_read(pooled)
+    return Drawing.of(opened, "values_read", {"values": pooled}, said, lambda claim: figures.values_read(pooled, claim))
 
 
 def _tokens_read(values: pd.DataFrame, opened: OpenStudy) -> pd.Series:

@@ -87,7 +87,7 @@ def heads(maps: pd.DataFrame, images: ExampleImages, patch: tuple[float, float, 
             end = (right if binary else left) + (own["head"].max() + 1) * _STEP
             _note(axes, "" if own["off"].any() else number, end, down + 0.5, ha="left")
     titles = {side / 2: "image", left - 0.35: "block", left + most / 2: "probabilities"}
-    titles |= {right + most / 2: "attended after the threshold"} if binary else {}
+    titles |= {right + most / 2: "attended: above the learned threshold"} if binary else {}
     _label_columns(axes, titles, 20)
     axes.set_yticks([])
     _fit(figure, axes, claim, (right if binary else left) + most + 0.8, len(images.names) * height)
@@ -144,9 +144,11 @@ def by_block(
     _label_columns(names, titles, 14)
     seeds = statistics.groupby("label")["seed"].nunique().max()
     about = "one seed" if seeds == 1 else f"bar: range of up to {seeds} seeds"
+    on = " that are on" * bool(is_off(statistics["level"]).any())
+    dashed = f"; dashed: mean of {yardstick}" if yardstick else ""
     bottom.set_xlabel(
-        f"block (point: a head; line and number: mean of the heads that are on; {about})\n"
-        f"{statistics['images'].max():,} evaluation images"
+        f"block (point: a head; line and number: mean of the heads{on}; {about})\n"
+        f"{statistics['images'].max():,} evaluation images{dashed}"
     )
     headline(figure, claim)
     return figure

@@ -11,13 +11,20 @@ _NEARLY_ALL = 0.99  # the share of attended keys from which a head is said to av
 
 def of_rollouts(places: pd.DataFrame, teacher: str | None) -> tuple[str, str]:
     """How selective each model's rollout is, against the teacher's."""
-    peaks = places.groupby(["label", "image"], sort=False)["ratio"].max().groupby("label", sort=False).mean()
-    images = places["image"].nunique()
+    by_image = places.groupby(["image", "label"], sort=False)["ratio"].max().unstack("label")[places["label"].unique()]
+    peaks, images = by_image.mean(), len(by_image)
     finding = (
         f"The most attended place gets {peaks.max():.2f} times its even share in {peaks.idxmax()} and "
         f"{peaks.min():.2f} times in {peaks.idxmin()} (mean of {images} image{'s' * (images > 1)})."
     )
-    return f"Rolled out over all blocks, with shortcuts: {_against(peaks, teacher)}", finding
+    if teacher not in by_image or by_image.shape[1] < 2:
+        return f"Rolled out over all blocks, with shortcuts: {_against(peaks, teacher)}", finding
+    lower = by_image.drop(columns=teacher).lt(by_image[teacher], axis=0).all()
+    flat = (
+        listed(lower.index[lower]) if 0 < lower.sum() < 3 else f"{lower.sum() or 'none'} of {len(lower)} binary models"
+    )
+    verb = "peaks" if lower.sum() < 2 else "peak"
+    return f"Rolled out over all blocks, {flat} {verb} lower than the teacher in every image", finding
 
 
 def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
@@ -30,8 +37,9 @@ def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
     of_map = maps.groupby(["image", "layer", "head"], sort=False)
     if maps["attended"].isna().all():
         peak = of_map["ratio"].max()
-        claim = f"{label}: the highest probability of a head is {_between(peak, '{:.1f}')} times the even one"
-        block = _everywhere_first(-peak.groupby(["image", "layer"], sort=False).max())
+        highest = peak.groupby(["image", "layer"], sort=False).max()
+        claim = f"{label}: the highest probability of a block is {_between(highest, '{:.1f}')} times the even one"
+        block = _everywhere_first(-highest)
         if block:
             claim = f"{label}: in each image the patch singles out keys most in block {block}"
         return claim, (

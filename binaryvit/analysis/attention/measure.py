@@ -117,7 +117,7 @@ def evenness(opened: OpenStudy, images: int = 200) -> Drawing:
     """How even attention is before its binarization; see `density`."""
     statistics, teacher = head_statistics(opened, images), opened.teacher()
     label = teacher and model_label(teacher)
-    shares, said = {"evenness": "entropy / ln(keys)"}, findings.of_evenness(statistics, label)
+    shares, said = {"evenness": "entropy / ln(keys)\n(lower: more selective)"}, findings.of_evenness(statistics, label)
     return Drawing.of(
         opened, "attention_evenness", {"statistics": statistics}, said,
         lambda claim: figures.by_block(statistics, shares, claim, label),

@@ -36,7 +36,7 @@ def branch_norms(norms: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
     panels = figure.subplots(1, len(shapes), squeeze=False, sharex=True, sharey=True)[0]
     for axes, (shape, own) in zip(panels, shapes.items(), strict=True):
         table = own.assign(row=own["kind"], series=own["label"])
-        strips(axes, table, "ratio", KINDS, {name: looks[name] for name in own["label"].unique()}, absent="none")
+        strips(axes, table, "ratio", KINDS, {name: looks[name] for name in own["label"].unique()}, absent="has none")
         axes.set(xscale="log", xlabel=f"norm of the branch / norm of its shortcut\n({shape})")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_minor_formatter(NullFormatter())

@@ -5,13 +5,16 @@ They are about models of one bit where there are any; those of other precisions 
 
 import pandas as pd
 
+from binaryvit.analysis.display import listed
+
 _ALL = ("all products", "all shortcuts and poolings")
 
 
 def of_norms(norms: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: which branches are small against their shortcuts, over all models of one bit."""
+    """Claim and finding: which branches are small against their shortcuts, of those that all models of one bit have."""
     norms = _of_one_bit(norms)
-    medians = norms.groupby("kind", sort=False)["ratio"].median().sort_values()
+    in_all = norms.groupby("kind")["label"].nunique() == norms["label"].nunique()
+    medians = norms[norms["kind"].map(in_all)].groupby("kind", sort=False)["ratio"].median().sort_values()
     smallest, largest = (name if name.endswith("s") else f"{name}es" for name in medians.index[[0, -1]])
     claim = f"Against their shortcuts, the {smallest} are smallest, the {largest} largest"
     finding = (
@@ -44,9 +47,12 @@ def of_stages(table: pd.DataFrame) -> tuple[str, str]:
     change = table.assign(change=table["accuracy"] - table["column"].map(intact))
     median = change.pivot_table("change", "removed", "part", aggfunc="median")
     median.columns = median.columns.str.replace("stages.", "stage ")
-    group, stage = median.drop(index=["nothing", *_ALL]).stack().idxmin()
+    single = median.drop(index=["nothing", *_ALL]).stack()
+    group, stage = single.idxmin()
+    unresolved = (table["high"] - table["low"]).max() / 2
+    alike = [name for name, cost in single[group].items() if cost < single.min() + unresolved]
     products = ", ".join(f"{value:+.0f} in {name}" for name, value in median.loc["all products"].items())
-    return f"Of single groups, the {group} of {stage} cost most", (
+    return f"Of single groups, the {group} of {listed(alike)} cost most", (
         f"Without them accuracy changes by {median.loc[group, stage]:+.0f} points in the median model, without all "
         f"products by {products}."
     )

@@ -87,7 +87,9 @@ def all_curves(table: pd.DataFrame, claim: str) -> Figure:
     longest = table.loc[~table["variant"].isin(teacher for teacher, *_ in LADDER.values()), "epoch"].max()
     figure = Figure(figsize=(DOUBLE_COLUMN, 3.3))
     panels = figure.subplots(1, 2)
-    for axes, (column, name) in zip(panels, {"top1": "top-1 accuracy (%)", "eval_loss": "loss"}.items(), strict=True):
+    for axes, (column, name) in zip(
+        panels, {"top1": "top-1 accuracy (%)", "eval_loss": "evaluation loss"}.items(), strict=True
+    ):
         for (label, variant), model in table.groupby(["label", "variant"], sort=False):
             look = variant_style(variant)
             if (epochs := model["epoch"].max()) > longest:  # never, if no other model is drawn and `longest` is NaN
@@ -172,14 +174,16 @@ def _panels_by_block(
         axes.set_title(label)
         _along_epochs(axes)
         axes.label_outer()
+        axes.tick_params(labelbottom=True)
     for axes in grid.flat[len(models) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
         axes.set_ylabel(name)
     first, last = (" or ".join(table.groupby("label", sort=False)["block"].nth(end).unique()) for end in (0, -1))
-    shades = {f"first block ({first})": 0.0, "between, in order": 0.5, f"last block ({last})": 1.0}
+    between = "between, and merges" if table["block"].str.startswith("merge").any() else "between, in order"
+    shades = {f"first block ({first})": 0.0, between: 0.5, f"last block ({last})": 1.0}
     lines = [Line2D([], [], color=_SHADES(share), label=name) for name, share in shades.items()]
-    title = "\n".join(filter(None, [about, _about_seeds(table)]))
+    title = "\n".join(filter(None, [about, f"blocks: stage.block, from 0; {_about_seeds(table)}"]))
     figure.legend(handles=[*lines, *further], loc="outside lower center", ncols=4, title=title)
     headline(figure, claim)
     return figure, panels

@@ -7,7 +7,6 @@ from binaryvit.models.ladder import LADDER
 
 _TEACHERS = {teacher for teacher, *_ in LADDER.values()}
 _FEWEST = 4  # epochs that make a trend
-_SMALL = 0.1  # against the gradient's window, which reaches 1 to either side
 
 
 def of_curves(table: pd.DataFrame) -> tuple[str, str]:
@@ -82,16 +81,14 @@ def _of_ratios(last: pd.DataFrame) -> str:
             f"In columnar models attention levels end at {_span(later)} times their start in all blocks but the "
             f"first, in pyramids at {_span(pyramids)} times"
         )
-    return f"Attention levels end at {_span(last['ratio'])} times their start: attention is on in all blocks"
+    return f"Attention stays on in every block, at a level of {_span(last['ratio'])} times its start"
 
 
 def of_shifts(table: pd.DataFrame) -> tuple[str, str]:
     """How far shifts move, against the window of the gradient, and where most."""
     last = _last(table)
     most = last.loc[last["mean_absolute_shift"].idxmax()]
-    claim = "Learned shifts move away from 0"
-    if table["mean_absolute_shift"].max() < _SMALL:
-        claim += f", by less than {_SMALL:g}; the gradient's window is 1 to either side"
+    claim = f"Learned shifts end {_span(last['mean_absolute_shift'])} from 0; a sign passes a gradient up to 1"
     return claim, (
         f"At the end a shift is {last['mean_absolute_shift'].mean():.3f} in size on average, most in block "
         f"{most['block']} of {most['label']} ({most['mean_absolute_shift']:.3f})."

@@ -31,15 +31,15 @@ def drawings(opened: OpenStudy, images: int = 500) -> list[Drawing]:
 
 
 def accuracy(opened: OpenStudy) -> Drawing | None:
-    """Accuracy, size and operations at each precision; None where no run is finished.
+    """Accuracy, size and operations at each precision; None where fewer than two are finished.
 
     Raises BinaryViTError when the study trains no model at several precisions.
     """
     table = precisions(opened)
     rows = _rows(opened)
-    records = [record for row in rows if not row.stale for record in row.values]
-    if not records:
+    if table["top1"].count() < 2:
         return None
+    records = [record for row in rows if not row.stale for record in row.values]
     evaluated_on = f"{table['images'].max():,.0f} evaluation images of {records[0].data.label}"
     claim, finding = findings.of_precisions(table, variant_style(rows[0].variant).label)
     return Drawing(

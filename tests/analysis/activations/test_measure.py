@@ -33,6 +33,7 @@ NAMES = [
     "latent_weights",
     "distinct_values",
     "distinct_values_from_one_bit",
+    "values_read",
 ]
 FEW = dict(images=20, counted_images=10, channels=3)
 NOTEBOOK = ROOT / "notebooks" / "activations.ipynb"
@@ -133,16 +134,14 @@ def test_sentences_follow_the_numbers():
     claim, finding = findings.of_signs(table)
     assert claim == "In every model signs are least balanced in the MLP 2: 0.50 bits in the median layer"
     other = pd.concat([table, table.assign(label="other", entropy=[0.6, 0.7])])
-    assert findings.of_signs(other)[0].startswith(
-        "In 1 of 2 models signs are least balanced in the MLP 2: 0.50 to 0.70"
-    )
+    assert findings.of_signs(other)[0].startswith("In 1 of 2 models signs are least balanced in the MLP 2: 0.50 bits")
     assert "carries 0.80 bits. 4 of 40 channels are dead" in finding
     nearly = findings.of_signs(table.assign(entropy=[0.95, 0.96]))[0]
     assert nearly.startswith("In every model signs are nearly balanced, least in the MLP 1: 0.95")
 
     layers = labelled(pd.DataFrame({"layer": table["layer"], "flipped": [0.4, 0.0], "weights": [10, 30]}))
     claim, finding = findings.of_flipped_signs(layers)
-    assert claim == "In every layer most weights keep the sign they were initialized with"
+    assert claim == "In every layer fewer than half of the weights end with another sign than they started with"
     assert finding.startswith("Of a model's weights 10% end with another sign.") and "0% (MLP 2) to 40%" in finding
     assert findings.of_flipped_signs(layers.assign(flipped=[0.5, 0]))[0].startswith("In some layers half")
 
@@ -164,14 +163,22 @@ def test_sentences_on_distinct_values_follow_the_numbers():
     medians |= {"MLP 1: RPReLU": 30, "MLP 2: binary product": 40, "MLP 2: batch norm": 40, "MLP 2: + shortcut": 100}
     medians |= {"pooling branches": 60, "head: input": 2, "head: pooled": 17}
     claim, finding = findings.of_one_bit(values_of(medians))
-    assert claim == "From one bit a channel, the classifier reads 17 values"
-    assert "makes 20 to 40 values; the MLP's shortcut" in finding and finding.endswith("multiplies them by 2.")
+    assert claim == "Fed one bit a channel, a binary product makes 30 values, an MLP with shortcut 100"
+    assert "makes 20 to 40 values; the second shortcut" in finding and finding.endswith("multiplies them by 2.")
+
+    mean = labelled(pd.DataFrame({"median": [17.0], "tokens": [64]}))
+    cls = mean.assign(label="a", median=2.0, tokens=1)
+    claim, finding = findings.of_values_read(mean)
+    assert claim == "If final tokens are signs, the classifier reads 17 values from a mean of tokens"
+    assert finding.startswith("It reads 17. ")
+    assert findings.of_values_read(pd.concat([cls, mean]))[0] == f"{claim}, 2 from a CLS token"
+    assert findings.of_values_read(cls)[0].endswith("reads 2 values from a CLS token")
 
     claim, finding = findings.of_distinct_values(values_of(medians, observations=100))
-    assert claim == "With its shortcut, 65% of a layer's values differ"
+    assert claim == "After a binary product 30.0% of a channel's values are distinct, after its shortcut 65%"
     assert "takes 20 to 40 values in the median channel, 30% of what its length allows" in finding
     alike = findings.of_distinct_values(values_of(medians | {"MLP 1: + shortcut": 100}, observations=100))[0]
-    assert alike == "With their shortcuts, nearly all values of a channel differ"
+    assert alike == "After a binary product 30.0% of a channel's values are distinct, after its shortcut nearly all"
 
 
 def test_figures_draw_the_numbers(drawings):
@@ -192,7 +199,7 @@ def test_figures_draw_the_numbers(drawings):
     line = next(line for line in drawn("sign_statistics").lines if line.get_label() == "BinaryViT (+ pyramid)")
     assert line.get_xdata().tolist() == pytest.approx(kinds["entropy"].median().reindex(KINDS).tolist())
     texts = [text.get_text() for text in drawn("sign_statistics").texts]
-    assert texts.count("none") == 2  # the baseline has neither merges nor a spatial reduction
+    assert texts.count("has none") == 2  # the baseline has neither merges nor a spatial reduction
 
     figure = drawings["flipped_signs"].draw()
     layers = drawings["flipped_signs"].inputs["layers"].query("run == @PYRAMID and layer.str.contains('reduce')")
@@ -200,7 +207,7 @@ def test_figures_draw_the_numbers(drawings):
     assert line.get_xdata()[1] == pytest.approx(100 * layers["flipped"].median())
     assert "bar: their range" in figure.legends[0].get_title().get_text()
     names = [text.get_text() for text in drawings["latent_weights"].draw().legends[0].texts]
-    assert names[0] == "before training" and "2 runs" in names[1]
+    assert names[0] == "before training" and "2 models" in names[1]
 
     values = drawings["distinct_values"].inputs["values"].query("step == 'MLP 1: binary product' and run == @BASELINE")
     panel = drawn("distinct_values")
@@ -208,11 +215,14 @@ def test_figures_draw_the_numbers(drawings):
     columnar = next(line for line in panel.lines if line.get_label() == "columnar")
     share = 100 * (values["median"] / values["observations"]).median()
     assert columnar.get_xdata()[row] == pytest.approx(share)
-    bars = drawn("distinct_values_from_one_bit", 1).patches
-    read = drawings["distinct_values_from_one_bit"].inputs["values"].query("step == 'head: pooled'")["median"]
+    built = drawings["distinct_values_from_one_bit"]
+    looked_at = built.inputs["values"].query("step == 'MLP: input'")["observations"]
+    assert f"{looked_at.min():,.0f} to {looked_at.max():,.0f}" in built.draw().axes[0].get_xlabel()
+    bars = drawn("values_read").patches
+    read = built.inputs["values"].query("step == 'head: pooled'")["median"]
     assert [bar.get_width() for bar in bars] == read.tolist() and read.iloc[0] <= 2  # a CLS token is one bit
-    cls, mean = (text.get_text() for text in drawn("distinct_values_from_one_bit", 1).texts)
-    assert "of 2\n possible\n (one CLS token)" in cls and "of 5\n possible" in mean and "CLS" not in mean
+    cls, mean = (text.get_text() for text in drawn("values_read").texts)
+    assert "of 2 possible (one CLS token)" in cls and "of 5 possible (mean of 4 tokens)" in mean
 
 
 def test_what_cannot_be_shown_is_refused(original, tmp_path):
@@ -236,6 +246,6 @@ def test_the_notebook_shows_and_stores_every_figure(original, drawings, tmp_path
     outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
     shown = [output["data"]["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {})]
     assert shown == [drawing.finding for drawing in drawings.values()]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 6
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 7
     stored = {path.name for path in (original.output / "figures").iterdir()}
     assert stored == {f"{name}.{ending}" for name in NAMES for ending in ("pdf", "png", "json")}

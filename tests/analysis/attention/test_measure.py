@@ -235,17 +235,16 @@ def places(ratios):
 def test_sentences_on_places_follow_the_numbers():
     grids = {"teacher": [[2.0, 0.0], [1.0, 1.0]], "unlike": [[0.0, 1.0], [0.0, 3.0]], "even": np.ones((2, 2))}
     claim, finding = attention_findings.of_rollouts(places(grids), "teacher")
-    assert (
-        claim == "Rolled out over all blocks, with shortcuts: 1 of 2 binary models attend more evenly than the teacher"
-    )
+    assert claim == "Rolled out over all blocks, even peaks lower than the teacher in every image"
     assert finding == (
         "The most attended place gets 3.00 times its even share in unlike and 1.00 times in even (mean of 1 image)."
     )
     claim = attention_findings.of_rollouts(places(grids), None)[0]
     assert claim.endswith("attention is most selective in unlike and most even in even")
     del grids["unlike"]
-    claim = attention_findings.of_rollouts(places(grids), "teacher")[0]
-    assert claim.endswith("every binary model attends more evenly than the teacher")
+    two = pd.concat([places(grids), places(grids | {"even": [[2.0, 0.0], [2.0, 0.0]]}).assign(image="two")])
+    claim = attention_findings.of_rollouts(two, "teacher")[0]
+    assert claim.endswith("none of 1 binary models peaks lower than the teacher in every image")
 
 
 def maps_of(rows):
@@ -281,7 +280,7 @@ def test_sentences_on_heads_follow_the_numbers():
     assert "3.5 times" in finding
     other = maps_of([(0, 0, [1, 1], *flat), (1, 0, [1, 2], *flat)]).assign(image="two")
     claim = attention_findings.of_heads(pd.concat([peaked, other]), "t")[0]
-    assert claim == "t: the highest probability of a head is 1.0 to 3.5 times the even one"
+    assert claim == "t: the highest probability of a block is 1.0 to 3.5 times the even one"
     claim, finding = attention_findings.of_heads(maps_of([(0, 0, [1, 1], [0, 0], True)]), "b")
     assert (claim, finding) == ("b: the marked patch attends to nothing", "Attention is off in block 1.0.")
 

@@ -191,7 +191,12 @@ def test_sentences_on_accuracies_follow_the_numbers():
 
 def test_sentences_on_norms_follow_the_numbers():
     norms = pd.DataFrame(
-        {"bits": "W1A1", "kind": ["xs", "xs", "y branch", "y branch"], "ratio": [0.5, 1.5, 0.25, float("nan")]}
+        {
+            "bits": "W1A1",
+            "label": "a",
+            "kind": ["xs", "xs", "y branch", "y branch"],
+            "ratio": [0.5, 1.5, 0.25, float("nan")],
+        }
     )
     claim, finding = branch_findings.of_norms(norms)
     assert claim == "Against their shortcuts, the y branches are smallest, the xs largest"
@@ -208,6 +213,10 @@ def test_sentences_on_stages_follow_the_numbers():
     )
     claim, finding = branch_findings.of_stages(table)
     assert claim == "Of single groups, the merges of stage 1 cost most"
+    near = table.assign(
+        accuracy=table["accuracy"].mask((table["removed"] == "merges") & (table["part"] == "stages.2"), 36)
+    )
+    assert branch_findings.of_stages(near)[0] == "Of single groups, the merges of stage 1 and stage 2 cost most"
     assert "changes by -50 points" in finding and "products by -55 in stage 1, -15 in stage 2." in finding
 
 

@@ -118,7 +118,7 @@ def test_flips_of_a_block_are_weighted_by_its_weights(study):
     assert table.loc[(PYRAMID, "merge 1", 1), ["flip_rate", "lr"]].tolist() == pytest.approx([0.1, 3e-3])
     figure = drawing.draw()
     named = [text.get_text() for text in figure.legends[0].texts]
-    assert named[:3] == ["first block (0.0)", "between, in order", "last block (merge 1)"]
+    assert named[:3] == ["first block (0.0)", "between, and merges", "last block (merge 1)"]
     assert figure.axes[-1].get_ylim()[1] == pytest.approx(3e-3) and "top of the panel" in named[3]
     assert figure.get_suptitle() == "Which share of the binary weights flips, epoch by epoch", "three make no trend"
     assert [axes.get_title() for axes in figure.axes[:2]] == ["ReActNet-DeiT (baseline)", "BinaryViT (+ pyramid)"]
@@ -169,7 +169,7 @@ def test_levels_are_claimed_by_shape_only_where_it_tells_them_apart():
         "In columnar models attention levels end at 0.2 times their start in all blocks but the first, in pyramids "
         "at 0.6 to 1.2 times"
     )
-    plain = "Attention levels end at 0.2 to 1.2 times their start: attention is on in all blocks"
+    plain = "Attention stays on in every block, at a level of 0.2 to 1.2 times its start"
     assert findings.of_levels(table.assign(level=[0.1, 0.2, 0.3, 0.6]))[0] == plain, "the first block falls further"
     assert findings.of_levels(table.assign(level=[0.4, 0.1, 0.1, 0.6]))[0] == plain, "so does one of the pyramid's"
 

@@ -124,12 +124,14 @@ def test_what_is_missing_is_said_and_drawn_as_not_run(tmp_path):
     table = precision.precisions(OpenStudy(study)).set_index("precision")
     assert table["state"].to_dict() == {"W1A1": "done", "W1A32": "not run", "W32A32": "not run"}
     assert math.isnan(table.loc["W32A32", "top1"])
+    assert precision.drawings(OpenStudy(study)) == [], "one precision is nothing to compare"
+    store(study, study.runs[2], load_data(study.data_config).fingerprint)
     (drawing,) = precision.drawings(OpenStudy(study))
     texts = [text.get_text() for text in drawing.draw().axes[0].texts]
-    assert drawing.runs == (ONE,) and texts[1:] == ["not run", "not run"]
+    assert drawing.runs == (ONE, WEIGHTS) and texts[2:] == ["not run"]
     assert "Against" not in drawing.finding
     sentence = precision.missing(OpenStudy(study))
-    assert f"--only {WEIGHTS} {REAL}" in sentence and f"{REAL} (missing)" in sentence
+    assert f"--only {REAL}" in sentence and f"{REAL} (missing)" in sentence
     assert "Without W32A32 there is nothing to compare features with" in sentence
 
 
