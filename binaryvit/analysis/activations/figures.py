@@ -164,7 +164,7 @@ def values_read(pooled: pd.DataFrame, claim: str) -> Figure:
         of_tokens = "one CLS token" if tokens == 1 else f"mean of {tokens:,.0f} tokens"
         axes.text(count, place, f" {count:,g} of {tokens + 1:,.0f} possible ({of_tokens})", va="center", fontsize=7)
     axes.set_yticks(range(len(models)), list(models.groups))
-    axes.set(xlim=(0, 1.5 * pooled["median"].max()), ylim=(len(models) - 0.5, -0.5))
+    axes.set(xlim=(0, 1.6 * pooled["median"].max()), ylim=(len(models) - 0.5, -0.5))
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(
