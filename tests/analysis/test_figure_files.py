@@ -116,8 +116,7 @@ def test_accuracy_against_operations_shows_and_names_every_point():
             assert (line.get_color(), line.get_marker()) == (style.colour, style.marker)
         ladder = next(line for line in axes.lines if line.get_linestyle() == ":")
         assert ladder.get_ydata().tolist() == table["top1"].tolist()[1:] and axes.get_xscale() == "log"
-    assert legend_texts(figure) == ["one seed each", *drawn]
-    assert IMAGES in figure.axes[0].get_ylabel()
+    assert legend_texts(figure) == [f"{IMAGES}\none seed each", *drawn]
     texts_inside(figure)
 
 
@@ -133,7 +132,7 @@ def test_its_title_says_what_one_bit_costs():
 
 def test_seeds_get_error_bars():
     figure = accuracy_against_operations(points(seeds=3), IMAGES)
-    assert legend_texts(figure)[0] == "mean and standard deviation of 3 seeds"
+    assert legend_texts(figure)[0] == f"{IMAGES}\nmean and standard deviation of 3 seeds"
     assert all(container.has_yerr for axes in figure.axes for container in axes.containers)
     texts_inside(figure)
 

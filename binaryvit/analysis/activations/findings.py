@@ -65,7 +65,7 @@ def of_distinct_values(values: pd.DataFrame) -> tuple[str, str]:
     products, sums = (values[values["step"].str.endswith(end)] for end in ("binary product", "+ shortcut"))
     share = (sums["median"] / sums["observations"]).groupby(sums["label"], sort=False).median()
     used = (products["median"] / products["bound"]).median()
-    alone = f"{(products['median'] / products['observations']).median():.1%} of a channel's values are distinct"
+    alone = f"{_span(products['median'] / products['observations'], '{:.2%}')} of a channel's values are distinct"
     claim = f"After a binary product {alone}, after its shortcut {_span(share, '{:.0%}')}"
     if share.min() > _NEARLY_ALL:
         claim = f"After a binary product {alone}, after its shortcut nearly all"
@@ -81,9 +81,11 @@ def of_one_bit(values: pd.DataFrame) -> tuple[str, str]:
     steps = values.pivot_table("median", "label", "step", aggfunc="median", sort=False)
     products = values.loc[values["bound"].notna(), "median"]
     ratio = steps["MLP 2: + shortcut"] / steps["MLP 2: batch norm"]
-    built = steps["MLP 2: + shortcut"].median()
-    claim = f"Fed one bit a channel, a binary product makes {products.median():,.0f} values, an MLP with shortcut "
-    return f"{claim}{built:,.0f}", (
+    built = values[values["step"] == "MLP 2: + shortcut"]
+    share = (built["median"] / built["observations"]).min()
+    distinct = "makes nearly all distinct" if share > _NEARLY_ALL else f"{_span(built['median'], '{:,.0f}')}"
+    claim = f"Fed one bit a channel, a binary product makes {_span(products, '{:,.0f}')} values, the shortcut of MLP 2"
+    return f"{claim} {distinct}", (
         f"A binary product makes {_span(products, '{:,.0f}')} values; the second shortcut of the MLP, which averages "
         f"channels, multiplies them by {_span(ratio, '{:.0f}')}."
     )

@@ -53,7 +53,8 @@ def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
     elif block:
         claim = f"{label}: in each image the threshold leaves the patch the fewest keys in block {block}"
     else:
-        claim = f"{label}: for the patch a head keeps {_kept_of(of_map['attended'])} keys"
+        kept = share.groupby(["image", "layer"], sort=False).mean()
+        claim = f"{label}: for the patch the heads of a block keep {_span(kept)} of the keys"
     return claim, (
         f"It attends to {share.mean():.0%} of the keys: to every key in {(share == 1).sum()} of {len(share)} maps, to "
         f"none in {(share == 0).sum()}.{silent}"
@@ -67,14 +68,6 @@ def _everywhere_first(values: pd.Series) -> str | None:
     return block_of(lowest["layer"].iloc[0]) if once and lowest["layer"].nunique() == 1 else None
 
 
-def _kept_of(attended) -> str:
-    """How many keys the maps keep, "1 to 4 of the image's 4"; as shares where some maps have more keys than others."""
-    keys = attended.size()
-    if keys.nunique() == 1:
-        return f"{_between(attended.sum(), '{:.0f}')} of the image's {keys.iloc[0]}"
-    return f"{_span(attended.mean())} of the image's"
-
-
 def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
     """How many keys binary attention keeps, and how much of the probability is on them."""
     off = is_off(statistics["level"])
@@ -86,7 +79,7 @@ def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
     several = statistics["run"].nunique() if statistics["seed"].nunique() > 1 else 0
     number = f"{len(on)} heads" + f" in {several} runs" * bool(several)
     heads = f"{averaging} of {number} keep{'s' * (averaging == 1)}" if averaging else f"None of {number} keeps"
-    return f"Binary attention keeps {keys} of the keys and {probability} of the probability", (
+    return f"In a model's mean head, binary attention keeps {keys} of the keys and {probability} of the probability", (
         f"{heads} nearly all keys; such a head averages over the image, whatever a query says.{silent}"
     )
 
@@ -95,7 +88,7 @@ def of_evenness(statistics: pd.DataFrame, teacher: str | None) -> tuple[str, str
     """How selective attention is before binarization, against the teacher's."""
     on = statistics[~is_off(statistics["level"])]
     mean = on.groupby("label", sort=False)["evenness"].mean()
-    return f"Per head, before the threshold: {_against(-mean, teacher)}", (
+    return f"In the mean head, before the threshold, {_against(-mean, teacher)}", (
         f"The entropy of a row is {mean.min():.0%} of its maximum in {mean.idxmin()} and {mean.max():.0%} in "
         f"{mean.idxmax()}; 100% would be all keys alike."
     )

@@ -11,16 +11,18 @@ _ALL = ("all products", "all shortcuts and poolings")
 
 
 def of_norms(norms: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: which branches are small against their shortcuts, of those that all models of one bit have."""
+    """Claim and finding: which branches are small, and which large, against their shortcuts, in how many models."""
     norms = _of_one_bit(norms)
-    in_all = norms.groupby("kind")["label"].nunique() == norms["label"].nunique()
-    medians = norms[norms["kind"].map(in_all)].groupby("kind", sort=False)["ratio"].median().sort_values()
-    smallest, largest = (name if name.endswith("s") else f"{name}es" for name in medians.index[[0, -1]])
-    claim = f"Against their shortcuts, the {smallest} are smallest, the {largest} largest"
-    finding = (
-        f"The {smallest} have {medians.iloc[0]:.2f} times the norm of their shortcut in the median, the {largest} "
-        f"{medians.iloc[-1]:.2f} times."
-    )
+    medians = norms.groupby(["label", "kind"], sort=False)["ratio"].median().unstack()
+    parts, sizes = [], []
+    for which, kinds in (("smallest", medians.idxmin(axis=1)), ("largest", medians.idxmax(axis=1))):
+        kind = kinds.mode()[0]
+        plural = kind if kind.endswith("s") else f"{kind}es"
+        parts.append(f"the {plural} are {which} in {(kinds == kind).sum()} of {len(kinds)} models")
+        sizes.append((plural, f"{medians[kind].median():.2f} times"))
+    claim = f"Against their shortcuts, {', '.join(parts)}"
+    (small, least), (large, most) = sizes
+    finding = f"In the median model the {small} have {least} the norm of their shortcuts, the {large} {most}."
     off = int(norms["ratio"].isna().sum())
     return claim, finding + (f" Attention that is off, {off} of its products, is left out." if off else "")
 

@@ -81,15 +81,14 @@ def _of_ratios(last: pd.DataFrame) -> str:
             f"In columnar models attention levels end at {_span(later)} times their start in all blocks but the "
             f"first, in pyramids at {_span(pyramids)} times"
         )
-    return f"Attention stays on in every block, at a level of {_span(last['ratio'])} times its start"
+    return f"Attention stays on in every block; levels end at {_span(last['ratio'])} times their start"
 
 
 def of_shifts(table: pd.DataFrame) -> tuple[str, str]:
     """How far shifts move, against the window of the gradient, and where most."""
     last = _last(table)
     most = last.loc[last["mean_absolute_shift"].idxmax()]
-    claim = f"Learned shifts end {_span(last['mean_absolute_shift'])} from 0; a sign passes a gradient up to 1"
-    return claim, (
+    return f"Learned shifts end {_span(last['mean_absolute_shift'])} from 0, on average over a block", (
         f"At the end a shift is {last['mean_absolute_shift'].mean():.3f} in size on average, most in block "
         f"{most['block']} of {most['label']} ({most['mean_absolute_shift']:.3f})."
     )

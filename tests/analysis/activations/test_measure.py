@@ -163,7 +163,9 @@ def test_sentences_on_distinct_values_follow_the_numbers():
     medians |= {"MLP 1: RPReLU": 30, "MLP 2: binary product": 40, "MLP 2: batch norm": 40, "MLP 2: + shortcut": 100}
     medians |= {"pooling branches": 60, "head: input": 2, "head: pooled": 17}
     claim, finding = findings.of_one_bit(values_of(medians))
-    assert claim == "Fed one bit a channel, a binary product makes 30 values, an MLP with shortcut 100"
+    assert claim == "Fed one bit a channel, a binary product makes 20 to 40 values, the shortcut of MLP 2 100"
+    nearly = findings.of_one_bit(values_of(medians, observations=100))[0]
+    assert nearly.endswith("values, the shortcut of MLP 2 makes nearly all distinct")
     assert "makes 20 to 40 values; the second shortcut" in finding and finding.endswith("multiplies them by 2.")
 
     mean = labelled(pd.DataFrame({"median": [17.0], "tokens": [64]}))
@@ -175,10 +177,13 @@ def test_sentences_on_distinct_values_follow_the_numbers():
     assert findings.of_values_read(cls)[0].endswith("reads 2 values from a CLS token")
 
     claim, finding = findings.of_distinct_values(values_of(medians, observations=100))
-    assert claim == "After a binary product 30.0% of a channel's values are distinct, after its shortcut 65%"
+    assert claim == "After a binary product 20.00% to 40.00% of a channel's values are distinct, after its shortcut 65%"
     assert "takes 20 to 40 values in the median channel, 30% of what its length allows" in finding
     alike = findings.of_distinct_values(values_of(medians | {"MLP 1: + shortcut": 100}, observations=100))[0]
-    assert alike == "After a binary product 30.0% of a channel's values are distinct, after its shortcut nearly all"
+    assert (
+        alike
+        == "After a binary product 20.00% to 40.00% of a channel's values are distinct, after its shortcut nearly all"
+    )
 
 
 def test_figures_draw_the_numbers(drawings):

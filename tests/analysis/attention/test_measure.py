@@ -270,9 +270,9 @@ def test_sentences_on_heads_follow_the_numbers():
     )
     unlike = maps_of([(0, 0, [1, 1], [1, 0], False), (1, 1, [1, 1], [1, 1], False)]).assign(image="two")
     claim = attention_findings.of_heads(pd.concat([maps_of(rows), unlike]), "b")[0]
-    assert claim == "b: for the patch a head keeps 1 to 2 of the image's 2 keys", "no block is first in both"
+    assert claim == "b: for the patch the heads of a block keep 50% to 100% of the keys", "no block is first in both"
     tied = maps_of([(0, 0, [1, 1], [0, 1], False), (1, 1, [1] * 4, [1, 1, 0, 0], False)])
-    assert attention_findings.of_heads(tied, "b")[0] == "b: for the patch a head keeps 50% of the image's keys"
+    assert attention_findings.of_heads(tied, "b")[0] == "b: for the patch the heads of a block keep 50% of the keys"
     flat, peaked = [[math.nan] * 2, False], [(0, 0, [1, 3.5]), (1, 0, [1, 1])]
     peaked = maps_of([(*row, *flat) for row in peaked])
     claim, finding = attention_findings.of_heads(peaked, "t")
@@ -292,7 +292,10 @@ def test_sentences_on_statistics_follow_the_numbers():
     table = table.assign(evenness=[0.5, 0.5, 0.75], level=[0.5, 0.25, 0.1], density=[1.0, 0.5, 0.25])
     table = table.assign(kept=[1.0, 0.8, 0.6])
     claim, finding = attention_findings.of_density(table)
-    assert claim == "Binary attention keeps 25% to 75% of the keys and 60% to 90% of the probability"
+    assert (
+        claim
+        == "In a model's mean head, binary attention keeps 25% to 75% of the keys and 60% to 90% of the probability"
+    )
     assert finding.startswith("1 of 3 heads keeps nearly all keys") and finding.endswith("says.")
     off = table.assign(level=[-0.5, 0.25, 0.1])
     claim, finding = attention_findings.of_density(off)
@@ -304,7 +307,7 @@ def test_sentences_on_statistics_follow_the_numbers():
     assert attention_findings.of_density(table.assign(level=0))[0] == "Binary attention is off in every head"
 
     claim, finding = attention_findings.of_evenness(table, "a")
-    assert claim == "Per head, before the threshold: every binary model attends more evenly than the teacher"
+    assert claim == "In the mean head, before the threshold, every binary model attends more evenly than the teacher"
     assert "50% of its maximum in a and 75% in b" in finding
     assert attention_findings.of_evenness(table, "b")[0].endswith(
         "every binary model attends more selectively than the teacher"

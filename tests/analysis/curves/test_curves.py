@@ -169,7 +169,7 @@ def test_levels_are_claimed_by_shape_only_where_it_tells_them_apart():
         "In columnar models attention levels end at 0.2 times their start in all blocks but the first, in pyramids "
         "at 0.6 to 1.2 times"
     )
-    plain = "Attention stays on in every block, at a level of 0.2 to 1.2 times its start"
+    plain = "Attention stays on in every block; levels end at 0.2 to 1.2 times their start"
     assert findings.of_levels(table.assign(level=[0.1, 0.2, 0.3, 0.6]))[0] == plain, "the first block falls further"
     assert findings.of_levels(table.assign(level=[0.4, 0.1, 0.1, 0.6]))[0] == plain, "so does one of the pyramid's"
 
