@@ -82,8 +82,8 @@ def of_one_bit(values: pd.DataFrame) -> tuple[str, str]:
     products = values.loc[values["bound"].notna(), "median"]
     ratio = steps["MLP 2: + shortcut"] / steps["MLP 2: batch norm"]
     built = values[values["step"] == "MLP 2: + shortcut"]
-    share = (built["median"] / built["observations"]).min()
-    distinct = "makes nearly all distinct" if share > _NEARLY_ALL else f"{_span(built['median'], '{:,.0f}')}"
+    share = (built["median"] / built["observations"]).median()
+    distinct = "makes nearly all distinct" if share > _NEARLY_ALL else f"makes {_span(built['median'], '{:,.0f}')}"
     claim = f"Fed one bit a channel, a binary product makes {_span(products, '{:,.0f}')} values, the shortcut of MLP 2"
     return f"{claim} {distinct}", (
         f"A binary product makes {_span(products, '{:,.0f}')} values; the second shortcut of the MLP, which averages "

@@ -163,7 +163,7 @@ def test_sentences_on_distinct_values_follow_the_numbers():
     medians |= {"MLP 1: RPReLU": 30, "MLP 2: binary product": 40, "MLP 2: batch norm": 40, "MLP 2: + shortcut": 100}
     medians |= {"pooling branches": 60, "head: input": 2, "head: pooled": 17}
     claim, finding = findings.of_one_bit(values_of(medians))
-    assert claim == "Fed one bit a channel, a binary product makes 20 to 40 values, the shortcut of MLP 2 100"
+    assert claim == "Fed one bit a channel, a binary product makes 20 to 40 values, the shortcut of MLP 2 makes 100"
     nearly = findings.of_one_bit(values_of(medians, observations=100))[0]
     assert nearly.endswith("values, the shortcut of MLP 2 makes nearly all distinct")
     assert "makes 20 to 40 values; the second shortcut" in finding and finding.endswith("multiplies them by 2.")
