@@ -95,7 +95,7 @@ def heads(maps: pd.DataFrame, images: ExampleImages, patch: tuple[float, float, 
     number = "share of keys kept, mean of the row's heads" if binary else "the row's highest ratio"
     figure.legend(
         handles=[Patch(color=_VEIL, label="not attended")] if binary else [],
-        title=f"square: the patch (of the first block)\nrow: block, column: head\nnumber: {number}",
+        title=f"square: the patch whose query is taken; cells: keys\nrow: block, column: head\nnumber: {number}",
         loc="lower right",
         bbox_to_anchor=(1, 0.1 / figure.get_figheight()),
     )

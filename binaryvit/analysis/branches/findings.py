@@ -17,7 +17,7 @@ def of_norms(norms: pd.DataFrame) -> tuple[str, str]:
     parts, sizes = [], []
     for which, kinds in (("smallest", medians.idxmin(axis=1)), ("largest", medians.idxmax(axis=1))):
         kind = kinds.mode()[0]
-        plural = kind if kind.endswith("s") else f"{kind}es"
+        plural = kind if kind.endswith("s") else f"whole {kind}es"
         parts.append(f"the {plural} are {which} in {(kinds == kind).sum()} of {len(kinds)} models")
         sizes.append((plural, f"{medians[kind].median():.2f} times"))
     claim = f"Against their shortcuts, {', '.join(parts)}"

@@ -200,10 +200,11 @@ def test_sentences_on_norms_follow_the_numbers():
     )
     claim, finding = branch_findings.of_norms(norms)
     assert claim == (
-        "Against their shortcuts, the y branches are smallest in 1 of 1 models, the xs are largest in 1 of 1 models"
+        "Against their shortcuts, the whole y branches are smallest in 1 of 1 models, "
+        "the xs are largest in 1 of 1 models"
     )
     assert (
-        "y branches have 0.25 times" in finding
+        "whole y branches have 0.25 times" in finding
         and "the xs 1.00 times" in finding
         and "off, 1 of its products" in finding
     )
