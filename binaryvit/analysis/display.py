@@ -1,7 +1,6 @@
 """Tables and figures as a notebook shows them; equal ones give equal bytes."""
 
 import io
-from collections.abc import Iterable
 
 import pandas as pd
 from IPython.display import HTML, Image
@@ -25,9 +24,3 @@ def show_figure(figure: Figure) -> Image:
     with style():
         figure.savefig(content, format="png", dpi=150, metadata={"Software": "binaryvit"})
     return Image(content.getvalue(), width=int(figure.get_figwidth() * 96))
-
-
-def listed(words: Iterable[object]) -> str:
-    """The words as an enumeration: "a", "a and b", "a, b and c"."""
-    *first, last = map(str, words)
-    return f"{', '.join(first)} and {last}" if first else last

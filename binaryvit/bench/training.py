@@ -60,7 +60,7 @@ class Case:
 
 
 def cases(family: str, variants: Sequence[str] = (), modes: Sequence[str] = ()) -> list[Case]:
-    """The full-precision model of a family (of `model.LADDER`) in eager float32, which all are compared with, then each
+    """The full-precision model of a family (of `LADDER`) in eager float32, which all are compared with, then each
     of the variants in each of the modes; by default its BinaryViT and its largest columnar model, in all modes but
     fp16, which CPUs do not hurry.
 

@@ -1,6 +1,7 @@
 """Encoded images of one split, and how they become RGB pixels."""
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -98,11 +99,11 @@ class ImageSplit:
         if image and image["bytes"]:
             return image["bytes"]
         if image and self.folder and image["path"]:
-            file = Path(image["path"])
-            if file.is_absolute() and not file.is_relative_to(self.folder):
+            file = Path(os.path.normpath(self.folder / image["path"]))  # links inside of it may lead anywhere
+            if not file.is_relative_to(os.path.normpath(self.folder)):
                 raise BinaryViTError(f"{self._place(row)} lies outside the data set: replace or remove it.")
             try:
-                return (self.folder / image["path"]).read_bytes()
+                return file.read_bytes()
             except OSError as error:
                 raise BinaryViTError(
                     f"{self._place(row)} cannot be read ({error.strerror}): was the folder changed in the meantime?"

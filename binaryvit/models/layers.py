@@ -244,14 +244,24 @@ class BinaryUnit(nn.Module):
         self.act = RPReLU(out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        parameters = self.parameters_in_order()
-        step = step_of(self, parameters, x)
+        parameters = self.parameters_in_order() if self._has_its_own_parts() else None
+        step = parameters and step_of(self, parameters, x)
         if step is None:
             return self.act(add_shortcut(self.norm(self.linear(self.binarize(x))), x))
         tokens = at_least_float32(x).flatten(0, -2)
         y, mean, variance = step(tokens, parameters, self.norm.batch_norm.eps)
         track(self.norm.batch_norm, mean, variance, len(y))
         return y.unflatten(0, x.shape[:-1])
+
+    def _has_its_own_parts(self) -> bool:
+        """Whether no part was replaced, subclassed or parametrized: a step would compute as if it were not."""
+        parts = {
+            self.binarize: BinaryActivation,
+            self.linear: BinaryLinear,
+            self.norm: TokenBatchNorm,
+            self.act: RPReLU,
+        }
+        return all(type(part) is kind for part, kind in parts.items())
 
     def parameters_in_order(self) -> UnitParameters:
         """All of the unit's parameters, by role."""

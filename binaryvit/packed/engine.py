@@ -100,6 +100,10 @@ class _LoadedProgram:
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._lock = Lock()  # calls share the memory
 
+    def __reduce__(self) -> tuple:
+        """A copy, in this process or another, loads the library again and has memory and lock of its own."""
+        return _reloaded, (self._program, self._library.lanes())
+
     def run(self, tokens: Tensor, threads: int) -> Tensor:
         """Tokens (B, N, C) of the first stage to those of the last, (B, N', C')."""
         program, tokens = self._program, tokens.contiguous()
@@ -112,6 +116,13 @@ class _LoadedProgram:
                 self._memory = torch.empty(int(needed), dtype=torch.uint8)
             call(self._library.forward, *described, tokens, output, len(tokens), threads, self._memory)
         return output
+
+
+def _reloaded(program: Program, lanes: int) -> _LoadedProgram:
+    library = engine_library()
+    if library is None or library.lanes() != lanes:
+        raise BinaryViTError("This packed model was laid out for another processor: load it here from its file.")
+    return _LoadedProgram(library, program)
 
 
 def _programs(

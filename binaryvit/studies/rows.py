@@ -75,8 +75,8 @@ class Row:
         return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
 
     def measured(self, name: str) -> "Measured":
-        """Mean and spread of one of the results ("top1", "top5") over the seeds."""
-        numbers = [getattr(record.result, name) for record in self.values]
+        """Mean and spread over the seeds: of "top1" with the stored weights, or "top5" after the last epoch."""
+        numbers = [record.weights.top1 if name == "top1" else record.result.top5 for record in self.values]
         return Measured.of([number for number in numbers if number is not None])
 
 

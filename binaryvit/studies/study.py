@@ -25,7 +25,7 @@ from binaryvit.records.run_record import (
     read_record,
 )
 from binaryvit.training.checkpoint import CHECKPOINT_FILE, stored_identity
-from binaryvit.training.teacher import identity, run_identity
+from binaryvit.training.teacher import PRETRAINED, identity, run_identity
 
 STUDY_FILE = "study.yaml"
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # it becomes a file name
@@ -179,17 +179,14 @@ def load_study(path: str | Path, output: str | Path | None = None, **execution: 
     shared = {"data": file.data, "data_label": file.data_label} | file.recipe | execution
     if data_dir is not None:
         shared["data_dir"] = os.path.relpath(data_dir, output)
-    teacher = shared.get("teacher")
-    if teacher is not None and not teacher.startswith("timm:"):
-        shared["teacher"] = os.path.relpath(path.parent / teacher, output)
 
     def resolve(row: _Row, seed: int, kind: str, **facts: Any) -> PlannedRun:
         name = row.id or row.variant
         folder = output / RUNS_FOLDER / f"{name}-seed{seed}"
         fields = RECIPES[kind] | shared | row.recipe | {"variant": row.variant, "seed": seed}
-        initial = fields.get("init_from")
-        if isinstance(initial, str) and not initial.startswith("timm:"):
-            fields["init_from"] = os.path.relpath(path.parent / initial, output)
+        for place_of in ("teacher", "init_from"):  # paths in the file start at the file
+            if isinstance(place := fields.get(place_of), str) and not place.startswith(PRETRAINED):
+                fields[place_of] = os.path.relpath(path.parent / place, output)
         if isinstance(row, _Student) and row.teacher == "none":
             facts["teacher_id"] = fields["teacher"] = None
         elif facts["teacher_id"] is not None:
@@ -349,6 +346,8 @@ def _check_recipes(path: Path, file: _StudyFile) -> None:
         problems += [
             f"{name} in the {where} is misplaced: give it {places[name]}." for name in recipe if name in places
         ]
+    if file.data.startswith("."):
+        problems.append(f"data: {file.data} is a place on one machine: name the data, and give --data-dir their place.")
     problems += [f"The {name} appears twice among {ids}: give one of them another id." for name, ids in _doubles(file)]
     if problems:
         raise BinaryViTError("\n".join(f"{path}: {problem}" for problem in problems))

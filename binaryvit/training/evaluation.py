@@ -55,7 +55,8 @@ def evaluate(
         count = len(images)
         full = max(full, count)
         # The last batch is filled up, so that compiled blocks keep their one shape.
-        images = torch.cat([images, images[:1].expand(full - count, -1, -1, -1)])
+        if count < full:
+            images = torch.cat([images, images[:1].expand(full - count, -1, -1, -1)])
         with autocast(device, precision):
             logits = at_least_float32(model(images)[:count])
         classes = logits.shape[1]

@@ -1,8 +1,11 @@
 """Starting a training from existing weights: loads what fits, and says what does not."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from binaryvit.errors import BinaryViTError
@@ -17,7 +20,8 @@ from binaryvit.training.teacher import PRETRAINED, finished_run
 def initialize(model: nn.Module, place: str) -> str:
     """Loads into `model` each tensor of `place` that has the name and the shape of one of the model's.
 
-    Position embeddings of another image size are resampled. `place` is the folder of a finished run, a weights file or
+    Position embeddings of another image size are resampled, and lose or leave out those of extra tokens (CLS) that only
+    one of the two has. `place` is the folder of a finished run, a weights file or
     training checkpoint of ours, another checkpoint (with our names, the authors' or timm's), or "timm:NAME". Weights
     stored in one bit start as scale times sign; only a training checkpoint holds the latent ones.
 
@@ -29,7 +33,11 @@ def initialize(model: nn.Module, place: str) -> str:
     stored, own = _state_dict(place), model.state_dict()
     if has_authors_names(stored) and hasattr(model, "stages"):
         stored = from_authors_names(stored, [len(stage.blocks) for stage in model.stages])
-    fitting = {name: tensor for name, tensor in stored.items() if name in own and _fits(name, tensor, own[name])}
+    stored = {
+        name: _resampled(tensor, own[name]) if name.endswith("pos_embed") and name in own else tensor
+        for name, tensor in stored.items()
+    }
+    fitting = {name: tensor for name, tensor in stored.items() if name in own and tensor.shape == own[name].shape}
     if not fitting:
         raise BinaryViTError(
             f"init_from={place!r} holds no tensor with a name and shape of this {type(model).__name__}: give weights "
@@ -63,10 +71,25 @@ def _state_dict(place: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _fits(name: str, stored: Tensor, own: Tensor) -> bool:
-    if name.endswith("pos_embed"):  # resampled where the number of tokens differs
-        return stored.ndim == own.ndim and stored.shape[-1] == own.shape[-1]
-    return stored.shape == own.shape
+def _resampled(stored: Tensor, own: Tensor) -> Tensor:
+    """A position embedding (1, N, C) on the grid of another; as it is where one of them is of no square grid.
+
+    Tokens beyond a square, a CLS token, come first. Those that only the other one has start as there.
+    """
+    if stored.ndim != own.ndim or stored.shape[-1] != own.shape[-1]:
+        return stored
+    (extra, side), (own_extra, own_side) = (_square(tokens.shape[1]) for tokens in (stored, own))
+    if max(extra, own_extra) > 1:
+        return stored
+    grid = resample_abs_pos_embed(stored[:, extra:], [own_side] * 2, [side] * 2, num_prefix_tokens=0)
+    prefix = stored[:, :extra] if extra >= own_extra else own.detach()[:, :own_extra]
+    return torch.cat([prefix[:, :own_extra], grid], dim=1)
+
+
+def _square(tokens: int) -> tuple[int, int]:
+    """How many tokens are beyond the largest square, and its side."""
+    side = math.isqrt(tokens)
+    return tokens - side**2, side
 
 
 def _few(names: Sequence[str]) -> str:

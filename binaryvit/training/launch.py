@@ -16,7 +16,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import LIBRARY_PARENT
 from binaryvit.records.run_record import RunRecord, read_record
 from binaryvit.training.memory import HUGE_PAGES
-from binaryvit.training.train import train as train_in_process
+from binaryvit.training.train import train_in_process
 
 SENTENCE = "binaryvit: "  # how the command line begins the sentence of an error
 _GRACE_SECONDS = 30
@@ -24,7 +24,7 @@ _GRACE_SECONDS = 30
 
 @contextmanager
 def train_command(config: TrainingConfig, output: str | Path, study: str, run_id: str) -> Iterator[list[str]]:
-    """The arguments of `python -m` that train a configuration; see `train`. They are valid while entered."""
+    """The arguments of `python -m` that train a configuration; see `train_in_process`. They are valid while entered."""
     with tempfile.TemporaryDirectory(prefix="binaryvit-") as folder:
         fields = Path(folder) / "config.yaml"
         fields.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
@@ -33,7 +33,7 @@ def train_command(config: TrainingConfig, output: str | Path, study: str, run_id
 
 
 def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_id: str = "") -> RunRecord:
-    """`binaryvit.training.train.train`, in `config.processes` processes of this machine.
+    """Trains into a folder, as `train_in_process`, with `config.processes` processes of this machine.
 
     With one process, or inside a process that torchrun or `accelerate launch` started, it trains right here. Otherwise
     torchrun starts the processes, and what they print appears here. (accelerate starts

@@ -70,7 +70,7 @@ class Trainer:
         self.ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay else None
         self.teacher = None
         if config.teacher is not None:
-            teacher = load_teacher(config.teacher, config.teacher_variant, data.num_classes)
+            teacher = load_teacher(config.teacher, config.teacher_variant, data.class_names)
             self.teacher = Teacher(teacher, mean, std).to(self.device)
         self.mixup = create_mixup(config, data.num_classes)
         self.model = synchronize(model) if process.num_processes > 1 else model

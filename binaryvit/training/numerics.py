@@ -8,7 +8,7 @@ import torch
 # Where each setting lives, its name in the record, and the value that every run is trained with.
 #
 # float32 means float32: TensorFloat-32 keeps 10 of a factor's 23 bits, which in the stem alone would flip signs.
-# Sums of half-precision products end in float32: cut short on the way, a sum of signs would be no exact integer.
+# Sums of half-precision products end in float32: cut short on the way, those with a real factor would be rounded.
 # cuDNN computes little here (the stem), so it always takes the same algorithm rather than the fastest.
 _SETTINGS = (
     (torch.backends.cuda.matmul, "allow_tf32", "cuda_matmul_tf32", False),

@@ -11,11 +11,12 @@ from binaryvit.data.batches import ToDevice, eval_loader
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.shapes import image_size
-from binaryvit.models.weights_file import load_inference_weights
+from binaryvit.models.weights_file import model_of, read_weights_file
 from binaryvit.records.run_record import read_record
 from binaryvit.training.build import input_settings
 from binaryvit.training.evaluation import Evaluation, evaluate
 from binaryvit.training.numerics import chosen_numerics
+from binaryvit.training.teacher import check_classes
 
 # The fields of a run's record that its evaluation needs. The rest says how it was trained.
 _EVALUATION_FIELDS = (
@@ -32,7 +33,7 @@ def evaluate_stored(place: str | Path, **settings: Any) -> tuple[Evaluation, str
     Args:
         place: the folder of a finished run, or a weights file of ours.
         settings: fields of TrainingConfig that say which data, and how they are cut and dealt. Of a run's folder they
-            replace the run's own; a file needs at least `data`.
+            replace the run's own; a file needs at least `data`, and knows how its images are cut.
 
     Returns:
         The evaluation, and in words which images it is of: their number, split and data set, and whether the data are
@@ -46,18 +47,19 @@ def evaluate_stored(place: str | Path, **settings: Any) -> tuple[Evaluation, str
         if (record := read_record(path)) is None:
             raise BinaryViTError(f"{place} is not the folder of a finished run: give one, or a weights file.")
         own = {name: record.config[name] for name in _EVALUATION_FIELDS if name in record.config}
+        if "eval_split" in settings:
+            own.pop("holdout_images", None)  # the split that it is held out of is asked for by name
         settings, path = own | settings, path / record.weights.file
     elif "data" not in settings:
         raise BinaryViTError(f"A weights file does not say what to evaluate it on: give the data for {place}.")
     process = PartialState(cpu=not torch.cuda.is_available())
-    model = load_inference_weights(path).float().to(process.device)
+    file = read_weights_file(path)
+    model = model_of(file).float().to(process.device)
+    if record is None and file.description.preprocessing:
+        settings = {"eval_crop": file.description.preprocessing.crop_pct} | settings
     config = TrainingConfig(**_UNUSED | settings)
     data = load_data(config)
-    if model.num_classes != data.num_classes:
-        raise BinaryViTError(
-            f"{place} distinguishes {model.num_classes} classes and the data have {data.num_classes}: evaluate it on "
-            "the data it was trained on."
-        )
+    check_classes(str(place), model.num_classes, file.description.class_names, data.class_names)
     (_, mean, std), size = input_settings(model), (3, *image_size(model))
     loader = eval_loader(data, config, size, process.process_index, process.num_processes)
     with chosen_numerics():

@@ -1,6 +1,8 @@
 """The frozen teacher of a run: where it comes from, and what identifies its content."""
 
 import hashlib
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -13,7 +15,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.models.external_checkpoint import load_checkpoint
 from binaryvit.models.quantizers import at_least_float32
 from binaryvit.models.shapes import image_size
-from binaryvit.models.weights_file import load_inference_weights
+from binaryvit.models.weights_file import model_of, read_weights_file
 from binaryvit.records.run_record import RunKey, RunRecord, read_record
 from binaryvit.training.build import input_settings, pretrained_model
 
@@ -52,25 +54,45 @@ def key_of(config: TrainingConfig) -> str:
     return config.key(teacher and identity(teacher), initial and identity(initial, "init_from"))
 
 
-def load_teacher(place: str, variant: str | None, num_classes: int) -> nn.Module:
+def load_teacher(place: str, variant: str | None, class_names: Sequence[str]) -> nn.Module:
     """The teacher at `place`, in evaluation mode; `variant` names the model of a checkpoint that is not ours.
 
-    Raises `BinaryViTError` when it can't be loaded or has another number of classes.
+    Raises `BinaryViTError` when it can't be loaded or has other classes than the data, `class_names`.
     """
+    own_names = None
     if place.startswith(PRETRAINED):
         model = pretrained_model(place.removeprefix(PRETRAINED))
     elif variant is not None:
-        model = timm.create_model(variant, num_classes=num_classes)
+        model = timm.create_model(variant, num_classes=len(class_names))
         load_checkpoint(model, place)
     else:
         path = Path(place)
-        model = load_inference_weights(path / finished_run(path).weights.file if path.is_dir() else path)
-    if model.num_classes != num_classes:
-        raise BinaryViTError(
-            f"The teacher {place!r} distinguishes {model.num_classes} classes and the data have {num_classes}: "
-            "choose a teacher that was trained on these data."
-        )
+        file = read_weights_file(path / finished_run(path).weights.file if path.is_dir() else path)
+        model, own_names = model_of(file), file.description.class_names
+    check_classes(f"The teacher {place!r}", model.num_classes, own_names, class_names)
     return model.requires_grad_(False).float().eval()
+
+
+def check_classes(owner: str, num_classes: int, own_names: Sequence[str] | None, class_names: Sequence[str]) -> None:
+    """Refuses a model whose classes are not those of the data: in number, or the same ones in another order.
+
+    Classes of other names may be the same ones ("tench" for "n01440764"), so they are only warned of.
+
+    Raises `BinaryViTError`, which begins with `owner`.
+    """
+    choose = "choose one that was trained on these data, or the data it was trained on."
+    if num_classes != len(class_names):
+        raise BinaryViTError(
+            f"{owner} distinguishes {num_classes} classes and the data have {len(class_names)}: {choose}"
+        )
+    pairs = zip(own_names or class_names, class_names, strict=True)
+    unlike = [
+        f"class {index} {own!r} and the data call it {name!r}" for index, (own, name) in enumerate(pairs) if own != name
+    ]
+    if unlike and set(own_names) == set(class_names):
+        raise BinaryViTError(f"{owner} has the classes of the data in another order; it calls {unlike[0]}: {choose}")
+    if unlike:
+        warnings.warn(f"{owner} calls {unlike[0]}: are they the same, and in the same order?", stacklevel=3)
 
 
 class Teacher(nn.Module):

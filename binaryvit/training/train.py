@@ -46,7 +46,7 @@ HISTOGRAM_FILE = "latent_weights.csv"
 LATENT_LAYERS_FILE = "latent_layers.csv"
 
 
-def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_id: str = "") -> RunRecord:
+def train_in_process(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_id: str = "") -> RunRecord:
     """Trains what `config` describes into the folder `run_dir`, or goes on from the checkpoint there.
 
     A finished run is returned as it is. It trains on a CPU, on one GPU, or on several when started with `accelerate
@@ -77,7 +77,14 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
         if config.compile:
             require_compiler("compile: true on a CPU")
         keep_freed_memory()
-    with locked(run_dir, process), torch_threads(config.threads), scoped_random_state(), chosen_numerics():
+    gpus = [process.device] if process.device.type == "cuda" else []
+    with (
+        locked(run_dir, process),
+        torch_threads(config.threads),
+        scoped_random_state(),
+        torch.random.fork_rng(gpus),
+        chosen_numerics(),
+    ):
         identity = {"configuration": key.config, "data": key.data, "training version": key.training_version}
         identity[PROCESSES] = config.processes
         with closing(Trainer(config, data, run_dir, identity, process)) as trainer:

@@ -106,7 +106,7 @@ def test_a_deleted_figure_and_a_deleted_note(study):
 def test_a_replaced_record_makes_stale_what_was_made_from_it(study):
     run = study.runs[2]
     record = read_record(run.folder)
-    record.model_copy(update={"result": record.result.model_copy(update={"top1": 60.0})}).write(run.folder)
+    record.model_copy(update={"weights": record.weights.model_copy(update={"top1": 60.0})}).write(run.folder)
     found = wrong(study)
     assert found == {f"tables/ablation.{end}": "stale" for end in ("csv", "md", "tex")} | {
         f"{FIGURE}.{end}": "stale" for end in ("pdf", "png")

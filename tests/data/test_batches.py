@@ -1,5 +1,6 @@
 """Order, augmentation and sharding of batches: functions of (seed, epoch, position) and of nothing else."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -297,6 +298,15 @@ def test_a_corrupt_image_is_a_sentence_from_a_worker_too(tmp_path, monkeypatch, 
     assert str(caught.value) == (
         "Image 6 of split 'train' (train/dog/2.png) cannot be used (not an image file): replace or remove it."
     )
+
+
+def test_no_image_is_read_from_outside_of_the_folder(tmp_path, monkeypatch):
+    Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
+    data = damaged(tmp_path / "data", monkeypatch)
+    table = data.train.table.map(lambda row: {"image": row["image"] | {"path": "train/../../secret.png"}})
+    split = dataclasses.replace(data.train, table=table)
+    with pytest.raises(BinaryViTError, match=r"Image 0 of split 'train' \(train/../../secret.png\) lies outside"):
+        split.encoded([0])
 
 
 def test_a_worker_that_is_killed(digits, monkeypatch):

@@ -65,7 +65,7 @@ def main() -> None:
         process = os.fork()
         if process == 0:
             setattr(owner, name, on_call(count, then, getattr(owner, name)))
-            train.train(config, Path(sys.argv[2]) / moment)
+            train.train_in_process(config, Path(sys.argv[2]) / moment)
             os._exit(0)
         _, status = os.waitpid(process, 0)
         if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):

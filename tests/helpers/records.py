@@ -51,6 +51,7 @@ def record_of(study: Study, run: PlannedRun, fingerprint: str = FINGERPRINT, **c
         "started": datetime(2025, 1, 2, tzinfo=UTC),
         "duration_seconds": 10.0 * run.config.epochs,
         "result": RunResult(top1=55.5, top5=99.0, eval_loss=1.5, epochs=run.config.epochs, images_per_second=400.0),
-        "weights": WeightsRecord(file="weights.safetensors", bytes=1000, dtype="float32", top1=55.5),
     }
+    top1 = (fields | changes)["result"].top1
+    fields["weights"] = WeightsRecord(file="weights.safetensors", bytes=1000, dtype="float32", top1=top1)
     return RunRecord(**fields | changes)

@@ -30,7 +30,7 @@ from binaryvit.training.build import blocks_of, create_model
 from binaryvit.training.loop import Trainer
 from binaryvit.training.step_log import StepLog
 from binaryvit.training.teacher import load_teacher
-from binaryvit.training.train import train
+from binaryvit.training.train import train_in_process as train
 
 TOGETHER = student(processes=2, max_eval_images=51)
 # Tracing a block takes long: here is one, with all that a block may hold.

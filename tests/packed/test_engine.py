@@ -1,6 +1,8 @@
 """Packed inference against the evaluation mode of the models: the same bits, for every variant, width and reduction."""
 
+import copy
 import logging
+import pickle
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,21 @@ def test_a_packed_file_gives_the_same_bits(tmp_path) -> None:
     description = Description(variant=PYRAMID, model_args={})
     save_packed(model, tmp_path / "model.bvit", description)
     assert_same(model, load(tmp_path / "model.bvit", threads=2))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda packed: pickle.loads(pickle.dumps(packed))])
+def test_a_copy_gives_the_same_bits(copied) -> None:
+    model = scattered(PYRAMID)
+    packed, images = pack(model), images_for(model, 2)
+    assert torch.equal(copied(packed)(images), packed(images))
+
+
+@needs_compiler
+def test_a_copy_for_another_processor_is_refused(monkeypatch) -> None:
+    content = pickle.dumps(pack(scattered(PYRAMID)))
+    monkeypatch.setattr("binaryvit.packed.engine.engine_library", lambda: None)
+    with pytest.raises(BinaryViTError, match="load it here from its file"):
+        pickle.loads(content)
 
 
 def test_later_changes_of_the_model_do_not_reach_it() -> None:

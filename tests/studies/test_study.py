@@ -1,5 +1,6 @@
 """A study file resolves to exactly the configurations it says, and the state of each run has its reason."""
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -136,6 +137,7 @@ def test_the_command_line_changes_places_and_speed_but_no_numbers(write, tmp_pat
         (("epochs: 3", "data: x"), ["data in the recipe of binaryvit_micro_patch2_32", "once for the whole study"]),
         (("epochs: 2", "seed: 2"), ["seed in the recipe is misplaced", "in seeds"]),
         (("epochs: 2", "data_dir: x"), ["--data-dir"]),
+        (("name: tiny", "name: tiny\ndata: ./images"), ["data: ./images is a place on one machine", "--data-dir"]),
         (("epochs: 2", "teacher: x"), ["teacher in the recipe is misplaced"]),
         (("reactdeit_micro", "reactdeti_micro"), ["did you mean 'reactdeit_micro_patch4_32'"]),
         (("epochs: 2", "epochs: 2, epochs: 4"), ["twice"]),
@@ -163,6 +165,12 @@ def test_a_study_that_leaves_compile_open_takes_runs_of_either_kind(compiled, wr
     assert states(study) == states(load_study(write(TINY))) == [State.DONE] * len(study.runs)
     other = load_study(write(TINY.replace("{epochs: 2,", f"{{compile: {not compiled}, epochs: 2,", 1)))
     assert f"compile was {compiled} and is {not compiled}" in plan(other)[1].reason
+
+
+def test_a_rows_own_teacher_is_seen_from_the_study_file(write, tmp_path):
+    text = re.sub("teacher: .*\n", "", TINY).replace("{epochs: 3}", "{epochs: 3, teacher: old/teacher}")
+    study = load_study(write(text), output=tmp_path / "out")
+    assert [run.config.teacher for run in study.runs[:2]] == [None, "../old/teacher"]
 
 
 def test_starting_weights_are_seen_from_the_study_file_and_known_by_their_content(write, tmp_path):

@@ -11,7 +11,7 @@ from binaryvit.config import TrainingConfig
 from binaryvit.models.ops import native
 from binaryvit.models.ops.choice import step_of
 from binaryvit.records.run_record import TRAINING_VERSION, read_metrics
-from binaryvit.training.train import train
+from binaryvit.training.train import train_in_process as train
 
 LOSSES = TESTS / "training" / "losses.json"
 # Another order of sums moves these losses by a hundredth of it; a forward product in bfloat16 moves them by more.

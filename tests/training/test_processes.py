@@ -19,7 +19,7 @@ from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.run_record import read_record
 from binaryvit.training.checkpoint import CHECKPOINT_FILE, load_state
-from binaryvit.training.train import train
+from binaryvit.training.train import train_in_process as train
 
 pytestmark = pytest.mark.slow
 

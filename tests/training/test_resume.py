@@ -1,6 +1,7 @@
 """A run that was killed at any moment ends as if it had not been; a damaged or foreign checkpoint is refused."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.records.run_record import GitState
 from binaryvit.training.checkpoint import CHECKPOINT_FILE, load_state, save_state
 from binaryvit.training.loop import Trainer
-from binaryvit.training.train import train
+from binaryvit.training.train import train_in_process as train
 
 MOMENTS = [
     "first step", "mid-epoch", "second epoch", "first save", "mid-save", "save at the end of an epoch",
@@ -124,6 +125,29 @@ def test_interrupt_saves_the_step_it_came_in(number, uninterrupted, tmp_path, mo
     train(config, run)
     assert len(calls) == 12
     assert_same_outcome(expected, run)
+
+
+def test_a_signal_to_the_whole_group_ends_no_worker(uninterrupted, tmp_path, monkeypatch):
+    """Schedulers and torchrun send theirs to every process of a job."""
+    config, expected = uninterrupted
+    config = config.model_copy(update={"checkpoint_minutes": 60.0, "workers": 1})
+    backward = Trainer._backward
+    signalled = []
+
+    def with_signals(self, images, labels):
+        if not signalled:
+            workers = [process.pid for process in multiprocessing.active_children()]
+            for pid in (*workers, os.getpid()):
+                os.kill(pid, signal.SIGTERM)
+            signalled.extend(workers)
+        return backward(self, images, labels)
+
+    monkeypatch.setattr(Trainer, "_backward", with_signals)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    assert signalled
+    train(config, tmp_path / "run")
+    assert_same_outcome(expected, tmp_path / "run")
 
 
 def test_the_record_names_the_code_that_ran(uninterrupted, tmp_path, monkeypatch):

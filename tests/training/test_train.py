@@ -25,20 +25,21 @@ from binaryvit.data.batches import ToDevice, eval_loader
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers import binary_layers
-from binaryvit.models.weights_file import load_inference_weights, read_weights_file
+from binaryvit.models.weights_file import load_inference_weights, read_weights_file, save_inference_weights
 from binaryvit.records.predictions import read_predictions
 from binaryvit.records.run_record import TRAINING_VERSION, read_metrics, read_record, read_table
 from binaryvit.training import loop as trainer_module
 from binaryvit.training.build import blocks_of, create_model
 from binaryvit.training.checkpoint import CHECKPOINT_FILE, load_state, of_prefix
 from binaryvit.training.evaluation import evaluate
+from binaryvit.training.initialization import initialize
 from binaryvit.training.loop import Trainer
 from binaryvit.training.numerics import current_numerics
 from binaryvit.training.step_log import StepLog
 from binaryvit.training.stored import evaluate_stored
 from binaryvit.training.tables import METRICS
 from binaryvit.training.teacher import Teacher, identity, key_of, load_teacher, run_identity
-from binaryvit.training.train import train
+from binaryvit.training.train import train_in_process as train
 
 VERSIONS = TESTS / "training_version.json"
 
@@ -412,6 +413,30 @@ def test_a_run_starts_from_what_fits_of_other_weights(finished, tmp_path):
         make_trainer(teacher(init_from=str(tmp_path / "strange.pt")), tmp_path)
 
 
+@pytest.mark.parametrize(("first", "second"), [("_avg_pool", ""), ("", "_avg_pool")])
+def test_the_ladders_first_step_starts_from_its_neighbour(first, second, tmp_path):
+    """One of the two has a CLS token, and so a position embedding of one token more."""
+    shape = {"embed_dims": 16, "depths": 1, "num_heads": 2, "mlp_ratios": 2}
+    other, model = (timm.create_model(f"reactdeit_micro_patch4_32{name}", **shape) for name in (first, second))
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    own = model.stages[0].pos_embed.detach().clone()
+    said = initialize(model, str(tmp_path / "other.pt"))
+    theirs, now = other.stages[0].pos_embed, model.stages[0].pos_embed
+    assert torch.equal(now[:, -64:], theirs[:, -64:]) and now.shape == own.shape
+    assert torch.equal(now[:, :-64], own[:, :-64])
+    assert ("as initialized: cls_token" in said) == (second == "") and ("not used: cls_token" in said) == (first == "")
+
+
+def test_starting_weights_of_another_image_size_are_resampled(tmp_path):
+    small, large = (
+        timm.create_model("vit_tiny_patch16_224", img_size=size, depth=1, num_classes=2) for size in (32, 64)
+    )
+    torch.save(small.state_dict(), tmp_path / "small.pt")
+    assert "tensors loaded." in initialize(large, str(tmp_path / "small.pt"))
+    assert torch.equal(large.pos_embed[:, :1], small.pos_embed[:, :1])
+    torch.testing.assert_close(large.pos_embed[:, 1:].mean(1), small.pos_embed[:, 1:].mean(1), atol=1e-2, rtol=0)
+
+
 def test_starting_weights_are_part_of_the_key_by_their_content(finished, tmp_path):
     weights = finished / "student" / "weights.safetensors"
     copy = tmp_path / "copy.safetensors"
@@ -458,6 +483,34 @@ def test_stored_weights_are_evaluated_again(finished, capsys):
         evaluate_stored(finished / "student" / "weights.safetensors")
     with pytest.raises(BinaryViTError, match="not the folder of a finished run"):
         evaluate_stored(finished)
+
+
+def test_of_a_run_with_held_out_images_another_split_can_be_evaluated(finished, tmp_path):
+    shutil.copytree(finished / "student", tmp_path / "run")
+    record = read_record(tmp_path / "run")
+    held_out = record.config | {"holdout_images": 20, "max_eval_images": None}
+    record.model_copy(update={"config": held_out}).write(tmp_path / "run")
+    assert evaluate_stored(tmp_path / "run")[0].images == 20
+    assert evaluate_stored(tmp_path / "run", eval_split="test")[0].images == 360
+
+
+def test_a_weights_file_knows_how_its_images_are_cut(finished, tmp_path):
+    path = finished / "student" / "weights.safetensors"
+    said = read_weights_file(path).description
+    zoomed = said.preprocessing.model_copy(update={"crop_pct": 0.5})
+    other = tmp_path / "weights.safetensors"
+    save_inference_weights(
+        load_inference_weights(path),
+        other,
+        said.variant,
+        said.model_args,
+        class_names=said.class_names,
+        preprocessing=zoomed,
+    )
+    losses = [
+        evaluate_stored(other, data="digits", **crop)[0].loss for crop in ({}, {"eval_crop": 0.5}, {"eval_crop": 1.0})
+    ]
+    assert losses[0] == losses[1] != losses[2]
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
@@ -622,13 +675,40 @@ def test_unfinished_teacher_is_refused(tmp_path):
 def test_teacher_of_other_classes_is_refused(tmp_path):
     path = write_teacher(tmp_path / "teacher.safetensors")
     with pytest.raises(BinaryViTError, match="distinguishes 10 classes and the data have 7"):
-        load_teacher(str(path), None, 7)
+        load_teacher(str(path), None, list("abcdefg"))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("1023456789", "classes of the data in another order; it calls class 0 '1' and the data call it '0'"),
+        ("a123456789", None),
+        ("0123456789", None),
+    ],
+)
+def test_classes_are_compared_by_name(names, said, finished, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    description = read_weights_file(finished / "student" / "weights.safetensors").description
+    model = load_inference_weights(finished / "student" / "weights.safetensors")
+    save_inference_weights(model, path, description.variant, description.model_args, class_names=tuple(names))
+    for use in (
+        lambda: load_teacher(str(path), None, list("0123456789")),
+        lambda: evaluate_stored(path, data="digits"),
+    ):
+        if said:
+            with pytest.raises(BinaryViTError, match=said):
+                use()
+        elif names.startswith("a"):
+            with pytest.warns(UserWarning, match="calls class 0 'a' and the data call it '0': are they the same"):
+                use()
+        else:
+            use()
 
 
 def test_teacher_from_a_local_checkpoint(tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", num_classes=5)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    loaded = load_teacher(str(tmp_path / "weights.pt"), "vit_tiny_patch16_224", 5)
+    loaded = load_teacher(str(tmp_path / "weights.pt"), "vit_tiny_patch16_224", list("abcde"))
     images = torch.rand(1, 3, 224, 224)
     assert torch.equal(loaded(images), model.eval()(images))
     assert not any(parameter.requires_grad for parameter in loaded.parameters())

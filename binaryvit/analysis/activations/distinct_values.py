@@ -37,17 +37,17 @@ ATTENTION_STEPS: dict[str, Point] = {
     "projection: RPReLU": ("attn.proj.act", "output"),
     "attention: affine": ("affine1", "output"),
 }
-MLP_STEPS: dict[str, Point] = {
-    "MLP: input": ("norm2", "output"),
-    "MLP 1: binary product": ("mlp.fc1.linear", "output"),
-    "MLP 1: batch norm": ("mlp.fc1.norm", "output"),
-    "MLP 1: + shortcut": ("mlp.fc1.act", "input"),
-    "MLP 1: RPReLU": ("mlp.fc1.act", "output"),
-    "MLP 2: binary product": ("mlp.fc2.linear", "output"),
-    "MLP 2: batch norm": ("mlp.fc2.norm", "output"),
-    "MLP 2: + shortcut": ("mlp.fc2.act", "input"),
-    "MLP 2: RPReLU": ("mlp.fc2.act", "output"),
-    "MLP: affine": ("affine2", "output"),
+FFN_STEPS: dict[str, Point] = {
+    "FFN: input": ("norm2", "output"),
+    "FFN 1: binary product": ("mlp.fc1.linear", "output"),
+    "FFN 1: batch norm": ("mlp.fc1.norm", "output"),
+    "FFN 1: + shortcut": ("mlp.fc1.act", "input"),
+    "FFN 1: RPReLU": ("mlp.fc1.act", "output"),
+    "FFN 2: binary product": ("mlp.fc2.linear", "output"),
+    "FFN 2: batch norm": ("mlp.fc2.norm", "output"),
+    "FFN 2: + shortcut": ("mlp.fc2.act", "input"),
+    "FFN 2: RPReLU": ("mlp.fc2.act", "output"),
+    "FFN: affine": ("affine2", "output"),
     "pooling branches": ("pool", "output"),
 }
 # Only where the block's real-valued input is there to be added, and only where it is not.
@@ -55,12 +55,12 @@ RESIDUAL_STEPS: dict[str, Point] = {
     "attention: + residual": ("norm2", "input"),
     "block: output": ("", "output"),
 }
-ADDED = "MLP + pooling branches"
+ADDED = "FFN + pooling branches"
 # After the blocks: the final batch norm, and what the classifier reads (one token, or the mean of all).
 HEAD_STEPS: dict[str, Point] = {"head: input": ("norm", "output"), "head: pooled": ("head_drop", "input")}
 HEAD = "head"  # stands for a block's path in these rows
 
-STEPS = (*ATTENTION_STEPS, "attention: + residual", *MLP_STEPS, ADDED, "block: output", *HEAD_STEPS)
+STEPS = (*ATTENTION_STEPS, "attention: + residual", *FFN_STEPS, ADDED, "block: output", *HEAD_STEPS)
 
 
 class DistinctValues:
@@ -113,7 +113,7 @@ def distinct_values(model: BinaryVisionTransformer, batches: Iterable[Tensor], c
         BinaryViTError: the model has no binary blocks, or there is no image.
     """
     model = exact_copy(model)
-    counts, watchers = _watched(model, ATTENTION_STEPS | MLP_STEPS | RESIDUAL_STEPS, channels)
+    counts, watchers = _watched(model, ATTENTION_STEPS | FFN_STEPS | RESIDUAL_STEPS, channels)
     like = next(model.parameters())
     with evaluating(model), watching(model, watchers):
         for images in batches:
@@ -127,11 +127,11 @@ def distinct_values_from_one_bit(
     """What the steps make of one bit: as `distinct_values`, each half of a block computed by itself from signs.
 
     In the model as it is, real-valued shortcuts reach every step from the full-precision stem. Here the normalized
-    input of each attention and MLP (with its pooling branches) and of the final pooling is replaced by its sign, so
+    input of each attention and FFN (with its pooling branches) and of the final pooling is replaced by its sign, so
     each value counted after it was made by that half alone; nothing is added to a residual.
     """
     model = exact_copy(model)
-    counts, watchers = _watched(model, ATTENTION_STEPS | MLP_STEPS | {ADDED: ("", "output")}, channels)
+    counts, watchers = _watched(model, ATTENTION_STEPS | FFN_STEPS | {ADDED: ("", "output")}, channels)
     blocks = _blocks(model)
     normalized: dict[str, Tensor] = {}
     norms = [f"{path}.{norm}" for path in blocks for norm in ("norm1", "norm2")] + ["norm"]
@@ -145,7 +145,7 @@ def distinct_values_from_one_bit(
                 for path, block in blocks.items():
                     x, y = sign(normalized[f"{path}.norm1"]), sign(normalized[f"{path}.norm2"])
                     counts[path, "attention: input"].update(x)
-                    counts[path, "MLP: input"].update(y)
+                    counts[path, "FFN: input"].update(y)
                     block.affine1(block.attn(x))
                     added = block.affine2(block.mlp(y))
                     counts[path, ADDED].update(added if block.pool is None else added + block.pool(y))
@@ -200,7 +200,7 @@ def _bound(model: nn.Module, path: str, step: str) -> float:
     if step.startswith("context"):
         attention: BinaryAttention = model.get_submodule(f"{path}.attn")
         return 2 * _keys(model, attention) + 1
-    inner, _ = (ATTENTION_STEPS | MLP_STEPS)[step]
+    inner, _ = (ATTENTION_STEPS | FFN_STEPS)[step]
     return model.get_submodule(f"{path}.{inner}").in_features + 1
 
 

@@ -73,7 +73,7 @@ def latent_weights(latent: pd.DataFrame, claim: str) -> Figure:
     """Where latent weights lie: the initial distribution as an area, the trained ones as the band between them.
 
     `latent`: columns run, label, variant, when ("trained", "initial"), bin_left, bin_right (of the latent weight in
-    units of its row's scale; outermost unbounded), share (of all binary weights).
+    units of its layer's initial scale; outermost unbounded), share (of all binary weights).
     """
     figure = Figure(figsize=(DOUBLE_COLUMN, 2.6))
     axes = figure.subplots()
@@ -87,7 +87,7 @@ def latent_weights(latent: pd.DataFrame, claim: str) -> Figure:
     reference(axes, 0, "sign flips")
     width = (inner["bin_right"] - inner["bin_left"]).iloc[0]
     axes.set(
-        xlabel="latent weight / scale s of its row (their mean size)",
+        xlabel="latent weight / initial scale of its layer (their mean size before training)",
         ylabel=f"binary weights (% per {width:g})",
         ylim=(0, None),
     )
@@ -138,7 +138,7 @@ def distinct_values_from_one_bit(values: pd.DataFrame, claim: str) -> Figure:
     """
     figure = Figure(figsize=(DOUBLE_COLUMN, 4.3))
     axes = figure.subplots()
-    looked_at = np.sort(values.loc[values["step"] == "MLP: input", "observations"].unique())
+    looked_at = np.sort(values.loc[values["step"] == "FFN: input", "observations"].unique())
     apart = np.diff(np.log(looked_at), prepend=-1.0) > 0.1  # a CLS token more is no line of its own
     for most in looked_at[apart]:
         reference(axes, most, f"{most:,.0f}")

@@ -3,7 +3,9 @@
 import pandas as pd
 
 from binaryvit.analysis.activations.layer_kinds import kind_of
+from binaryvit.analysis.wording import span
 
+_ANOTHER_SHARE = 0.1  # relative change from which a share is called another one
 _NEARLY_BALANCED = 0.9  # bits from which a sign is called nearly balanced
 _NEARLY_ALL = 0.9  # share of the values looked at from which nearly all are said to differ
 
@@ -14,7 +16,7 @@ def of_histograms(histograms: pd.DataFrame) -> tuple[str, str]:
     outside = ", ".join(kinds.index[kinds < 0.5])
     where = f"in all kinds of layers but {outside}" if outside else "in every kind of layer"
     return f"Most pre-sign activations lie in the window that passes a gradient, {where}", (
-        f"By kind of layer the share is {_ends(kinds, '{:.0%}')}, by model {_span(runs, '{:.0%}')}."
+        f"By kind of layer the share is {_ends(kinds, '{:.0%}')}, by model {span(runs, '{:.0%}')}."
     )
 
 
@@ -28,21 +30,24 @@ def of_signs(signs: pd.DataFrame) -> tuple[str, str]:
     where = "every model" if models == len(lowest) else f"{models} of {len(lowest)} models"
     sums = (signs["entropy"] * signs["channels"]).groupby(signs["label"]).sum()
     bits = sums / signs.groupby("label")["channels"].sum()
-    bits_there = _span(medians[kind][lowest == kind], "{:.2f}")
+    bits_there = span(medians[kind][lowest == kind], "{:.2f}")
     claim = f"In {where} signs are {least} in the {kind}: {bits_there} bits in the median layer"
     return claim, (
-        f"On average over a model's channels, a sign carries {_span(bits, '{:.2f}')} bits. {signs['dead'].sum():,} of "
+        f"On average over a model's channels, a sign carries {span(bits, '{:.2f}')} bits. {signs['dead'].sum():,} of "
         f"{signs['channels'].sum():,} channels are dead: their sign is the same for every token of every image."
     )
 
 
 def of_latent_weights(latent: pd.DataFrame) -> tuple[str, str]:
-    """Whether training moved latent weights towards their threshold."""
+    """Whether training moved latent weights away from their threshold, or towards it."""
     near = {when: within(own, 0.5) / own["run"].nunique() for when, own in latent.groupby("when")}
-    more = "more" if near["trained"] > near["initial"] else "fewer"
-    return f"After training {more} latent weights lie close to 0, where their sign flips", (
-        f"Before training {near['initial']:.0%} of the latent weights lay nearer to 0 than half the scale of their "
-        f"row, after it {near['trained']:.0%} do."
+    claim = "Training leaves as many latent weights near 0, where their sign flips, as there were"
+    if abs(near["trained"] / near["initial"] - 1) > _ANOTHER_SHARE:
+        where = "away from" if near["trained"] < near["initial"] else "towards"
+        claim = f"Training moves latent weights {where} 0, where their sign flips"
+    return claim, (
+        f"Nearer to 0 than half of their layer's initial scale lay {near['initial']:.0%} of the latent weights before "
+        f"training; after it {near['trained']:.0%} do."
     )
 
 
@@ -55,7 +60,7 @@ def of_flipped_signs(layers: pd.DataFrame) -> tuple[str, str]:
     if layers["flipped"].max() >= 0.5:
         claim = "In some layers half of the weights or more end with another sign than they started with"
     return claim, (
-        f"Of a model's weights {_span(runs, '{:.0%}')} end with another sign. By kind of layer, the median is "
+        f"Of a model's weights {span(runs, '{:.0%}')} end with another sign. By kind of layer, the median is "
         f"{_ends(kinds, '{:.0%}')}."
     )
 
@@ -65,12 +70,12 @@ def of_distinct_values(values: pd.DataFrame) -> tuple[str, str]:
     products, sums = (values[values["step"].str.endswith(end)] for end in ("binary product", "+ shortcut"))
     share = (sums["median"] / sums["observations"]).groupby(sums["label"], sort=False).median()
     used = (products["median"] / products["bound"]).median()
-    alone = f"{_span(products['median'] / products['observations'], '{:.2%}')} of a channel's values are distinct"
-    claim = f"After a binary product {alone}, after its shortcut {_span(share, '{:.0%}')}"
+    alone = f"{span(products['median'] / products['observations'], '{:.2%}')} of a channel's values are distinct"
+    claim = f"After a binary product {alone}, after its shortcut {span(share, '{:.0%}')}"
     if share.min() > _NEARLY_ALL:
         claim = f"After a binary product {alone}, after its shortcut nearly all"
     return claim, (
-        f"A binary product takes {_span(products['median'], '{:,.0f}')} values in the median channel, {used:.0%} of "
+        f"A binary product takes {span(products['median'], '{:,.0f}')} values in the median channel, {used:.0%} of "
         "what its length allows. Real-valued shortcuts from the full-precision stem hide this; the next figure counts "
         "without them."
     )
@@ -80,14 +85,14 @@ def of_one_bit(values: pd.DataFrame) -> tuple[str, str]:
     """What a block makes of one bit a channel."""
     steps = values.pivot_table("median", "label", "step", aggfunc="median", sort=False)
     products = values.loc[values["bound"].notna(), "median"]
-    ratio = steps["MLP 2: + shortcut"] / steps["MLP 2: batch norm"]
-    built = values[values["step"] == "MLP 2: + shortcut"]
+    ratio = steps["FFN 2: + shortcut"] / steps["FFN 2: batch norm"]
+    built = values[values["step"] == "FFN 2: + shortcut"]
     share = (built["median"] / built["observations"]).median()
-    distinct = "makes nearly all distinct" if share > _NEARLY_ALL else f"makes {_span(built['median'], '{:,.0f}')}"
-    claim = f"Fed one bit a channel, a binary product makes {_span(products, '{:,.0f}')} values, the shortcut of MLP 2"
+    distinct = "makes nearly all distinct" if share > _NEARLY_ALL else f"makes {span(built['median'], '{:,.0f}')}"
+    claim = f"Fed one bit a channel, a binary product makes {span(products, '{:,.0f}')} values, the shortcut of FFN 2"
     return f"{claim} {distinct}", (
-        f"A binary product makes {_span(products, '{:,.0f}')} values; the second shortcut of the MLP, which averages "
-        f"channels, multiplies them by {_span(ratio, '{:.0f}')}."
+        f"A binary product makes {span(products, '{:,.0f}')} values; the second shortcut of the FFN, which averages "
+        f"channels, multiplies them by {span(ratio, '{:.0f}')}."
     )
 
 
@@ -95,11 +100,11 @@ def of_values_read(pooled: pd.DataFrame) -> tuple[str, str]:
     """What the classifier is left with where the final tokens are signs."""
     read = pooled.groupby("label", sort=False)["median"].median()
     cls = pooled.groupby("label", sort=False)["tokens"].first() == 1
-    claim = f"If final tokens are signs, the classifier reads {_span(read[~cls], '{:,g}')} values from a mean of tokens"
+    claim = f"If final tokens are signs, the classifier reads {span(read[~cls], '{:,g}')} values from a mean of tokens"
     if cls.any() and not cls.all():
-        claim += f", {_span(read[cls], '{:,g}')} from a CLS token"
+        claim += f", {span(read[cls], '{:,g}')} from a CLS token"
     elif cls.all():
-        claim = f"If final tokens are signs, the classifier reads {_span(read, '{:,g}')} values from a CLS token"
+        claim = f"If final tokens are signs, the classifier reads {span(read, '{:,g}')} values from a CLS token"
     return claim, (
         f"It reads {_ends(read, '{:,g}')}. A mean of N tokens takes at most N + 1 values, so a pyramid, which ends "
         "with fewer tokens, has fewer."
@@ -118,11 +123,6 @@ def within(latent: pd.DataFrame, distance: float) -> float:
     """The sum of the shares of latent weights nearer to their threshold than a distance, an edge of the bins."""
     near = (latent["bin_left"] >= -distance) & (latent["bin_right"] <= distance)
     return float(latent.loc[near, "share"].sum())
-
-
-def _span(numbers: pd.Series, form: str) -> str:
-    """The range of a number."""
-    return " to ".join(dict.fromkeys(form.format(number) for number in (numbers.min(), numbers.max())))
 
 
 def _ends(numbers: pd.Series, form: str) -> str:

@@ -11,8 +11,8 @@ _KINDS = {
     r"attn\.binarize_k": "k of q·k",
     r"attn\.binarize_v": "v of attention·v",
     r"attn\.proj\.(binarize|linear)": "attention projection",
-    r"mlp\.fc1\.(binarize|linear)": "MLP 1",
-    r"mlp\.fc2\.(binarize|linear)": "MLP 2",
+    r"mlp\.fc1\.(binarize|linear)": "FFN 1",
+    r"mlp\.fc2\.(binarize|linear)": "FFN 2",
 }
 KINDS = tuple(_KINDS.values())
 

@@ -14,7 +14,7 @@ from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun
 from binaryvit.errors import BinaryViTError
 
-VERSION = 2  # of what is measured here
+VERSION = 3  # of what is measured here
 IMAGES = 1000  # signs are counted on
 COUNTED_IMAGES = 256  # distinct values are counted on
 COUNTED_CHANNELS = 8

@@ -83,6 +83,8 @@ def heads(maps: pd.DataFrame, images: ExampleImages, patch: tuple[float, float, 
                 _tint(axes, pixels, _square(of_head, "ratio"), left + head * _STEP, down, _WIDE)
                 if binary:
                     _cut_out(axes, pixels, of_head, right + head * _STEP, down)
+            if not binary:
+                _mark_highest(axes, own, left, down)
             number = f"{own['attended'].mean():.0%}" if binary else f"{own['ratio'].max():.1f}×"
             end = (right if binary else left) + (own["head"].max() + 1) * _STEP
             _note(axes, "" if own["off"].any() else number, end, down + 0.5, ha="left")
@@ -92,10 +94,12 @@ def heads(maps: pd.DataFrame, images: ExampleImages, patch: tuple[float, float, 
     axes.set_yticks([])
     _fit(figure, axes, claim, (right if binary else left) + most + 0.8, len(images.names) * height)
     _tint_bar(figure, _WIDE, "probability × number of keys", images.credit)
-    number = "share of keys kept, mean of the row's heads" if binary else "the row's highest ratio"
+    number = "share of keys kept, mean of the row's heads" if binary else "the row's highest ratio, at the dot"
+    cells = sorted(set(maps.groupby("layer")["row"].max() + 1), reverse=True)
+    keys = f"square: the patch that asks; cells: its keys, {' or '.join(f'{side} x {side}' for side in cells)}"
     figure.legend(
         handles=[Patch(color=_VEIL, label="not attended")] if binary else [],
-        title=f"square: the patch whose query is taken; cells: keys\nrow: block, column: head\nnumber: {number}",
+        title=f"{keys}\nrow: block, column: head\nnumber: {number}",
         loc="lower right",
         bbox_to_anchor=(1, 0.1 / figure.get_figheight()),
     )
@@ -240,6 +244,13 @@ def _note(axes: Axes, text: str, x: float, y: float, ha: str) -> None:
     axes.text(
         x, y, text, ha=ha, va="center", fontsize=6.5, path_effects=[withStroke(linewidth=1.5, foreground="white")]
     )
+
+
+def _mark_highest(axes: Axes, of_block: pd.DataFrame, left: float, top: float) -> None:
+    """A dot on the place with the highest ratio of a block's maps."""
+    highest = of_block.loc[of_block["ratio"].idxmax()]
+    down, across = ((highest[side] + 0.5) / (of_block[side].max() + 1) for side in ("row", "column"))
+    axes.plot(left + highest["head"] * _STEP + across, top + down, "o", color="black", mec="white", mew=0.6, ms=3)
 
 
 def _outline(axes: Axes, left: float, top: float, side: float) -> None:

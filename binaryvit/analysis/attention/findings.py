@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from binaryvit.analysis.display import listed
 from binaryvit.analysis.labels import block_of
 from binaryvit.analysis.levels import is_off
+from binaryvit.analysis.wording import listed, span
 
 _NEARLY_ALL = 0.99  # the share of attended keys from which a head is said to average over all of them
 
@@ -38,7 +38,7 @@ def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
     if maps["attended"].isna().all():
         peak = of_map["ratio"].max()
         highest = peak.groupby(["image", "layer"], sort=False).max()
-        claim = f"{label}: the highest probability of a block is {_between(highest, '{:.1f}')} times the even one"
+        claim = f"{label}: the highest probability of a block is {span(highest, '{:.1f}')} times the even one"
         block = _everywhere_first(-highest)
         if block:
             claim = f"{label}: in each image the patch singles out keys most in block {block}"
@@ -54,10 +54,10 @@ def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
         claim = f"{label}: in each image the threshold leaves the patch the fewest keys in block {block}"
     else:
         kept = share.groupby(["image", "layer"], sort=False).mean()
-        claim = f"{label}: for the patch the heads of a block keep {_span(kept)} of the keys"
+        claim = f"{label}: for the patch the heads of a block keep {span(kept, '{:.0%}')} of the keys"
     return claim, (
-        f"It attends to {share.mean():.0%} of the keys: to every key in {(share == 1).sum()} of {len(share)} maps, to "
-        f"none in {(share == 0).sum()}.{silent}"
+        f"The marked patch attends to {share.mean():.0%} of the keys: to every key in {(share == 1).sum()} of "
+        f"{len(share)} maps, to none in {(share == 0).sum()}.{silent}"
     )
 
 
@@ -74,13 +74,16 @@ def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
     on, silent = statistics[~off], _of_off(statistics[off], with_seed=statistics["seed"].nunique() > 1)
     if on.empty:
         return "Binary attention is off in every head", silent.strip()
-    keys, probability = (_span(on.groupby("label")[column].mean()) for column in ("density", "kept"))
+    keys, probability = (span(on.groupby("label")[column].mean(), "{:.0%}") for column in ("density", "kept"))
     averaging = int((on["density"] > _NEARLY_ALL).sum())
     several = statistics["run"].nunique() if statistics["seed"].nunique() > 1 else 0
     number = f"{len(on)} heads" + f" in {several} runs" * bool(several)
-    heads = f"{averaging} of {number} keep{'s' * (averaging == 1)}" if averaging else f"None of {number} keeps"
+    merely = f"No head keeps more than {on['density'].max():.0%} of its keys, so none only averages over the image"
+    if averaging:
+        keep = f"keep{'s' * (averaging == 1)} nearly all keys"
+        merely = f"{averaging} of {number} {keep}, which is an average over the image"
     return f"In a model's mean head, binary attention keeps {keys} of the keys and {probability} of the probability", (
-        f"{heads} nearly all keys; such a head averages over the image, whatever a query says.{silent}"
+        f"{merely}, whatever a query says.{silent}"
     )
 
 
@@ -114,13 +117,3 @@ def _of_off(off: pd.DataFrame, with_seed: bool) -> str:
         for (label, seed), layers in off.groupby(["label", "seed"], sort=False)["layer"]
     ]
     return f" Attention is off in {listed(places)}."
-
-
-def _span(numbers: pd.Series) -> str:
-    """The range of shares."""
-    return _between(numbers, "{:.0%}")
-
-
-def _between(numbers: pd.Series, form: str) -> str:
-    """The range of numbers."""
-    return " to ".join(dict.fromkeys(form.format(number) for number in (numbers.min(), numbers.max())))

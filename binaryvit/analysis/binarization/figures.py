@@ -106,7 +106,8 @@ def readable_values(counts: pd.DataFrame, inputs: int) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xticks(places, [f"{rung}\n{count:,}" for rung, count in zip(none["rung"], none["median"], strict=True)])
     axes.set(
-        ylabel="values of one channel", title="Every rung but the affine lets the classifier tell more inputs apart"
+        ylabel="values of one channel",
+        title="The mean tells inputs apart; where places are unknown, branches and pyramid tell more",
     )
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", ncols=2)

@@ -15,6 +15,10 @@ KINDS = (
     "attention linears", "attention products", "FFN linears", "merges",
     "attention branch", "FFN branch", "pooling branches",
 )  # fmt: skip
+_ADDED_TO = (
+    "linears, merges, products (attention x values): added to their own shortcut\n"
+    "whole and pooling branches: added to the residual stream"
+)
 _LOSS = LinearSegmentedColormap.from_list("loss", ["white", VERMILION])
 _AT_CHANCE = ListedColormap(["#404040"])
 
@@ -43,7 +47,7 @@ def branch_norms(norms: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter("{x:g}")
         reference(axes, 1, "equal")
-    explained = f"{evaluated_on}\nmarker: median of a model's additions of one kind; bar: smallest to largest"
+    explained = f"{_ADDED_TO}\nmarker: median of a model's additions of one kind; bar: their range; {evaluated_on}"
     figure.legend(handles=handles(looks.items()), loc="outside lower center", ncols=3, title=explained)
     headline(figure, claim)
     return figure

@@ -5,37 +5,33 @@ They are about models of one bit where there are any; those of other precisions 
 
 import pandas as pd
 
-from binaryvit.analysis.display import listed
+from binaryvit.analysis.wording import listed, span
 
 _ALL = ("all products", "all shortcuts and poolings")
 
 
 def of_norms(norms: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: which branches are small, and which large, against their shortcuts, in how many models."""
+    """Claim and finding: how large the branches that are smallest, and largest, in most models are."""
     norms = _of_one_bit(norms)
     medians = norms.groupby(["label", "kind"], sort=False)["ratio"].median().unstack()
-    parts, sizes = [], []
+    sizes, counts = [], []
     for which, kinds in (("smallest", medians.idxmin(axis=1)), ("largest", medians.idxmax(axis=1))):
         kind = kinds.mode()[0]
         plural = kind if kind.endswith("s") else f"whole {kind}es"
-        parts.append(f"the {plural} are {which} in {(kinds == kind).sum()} of {len(kinds)} models")
-        sizes.append((plural, f"{medians[kind].median():.2f} times"))
-    claim = f"Against their shortcuts, {', '.join(parts)}"
+        sizes.append((plural, f"{span(medians[kind], '{:.1f}')} times"))
+        counts.append(f"the {plural} are {which} in {(kinds == kind).sum()} of {len(kinds)} models")
     (small, least), (large, most) = sizes
-    finding = f"In the median model the {small} have {least} the norm of their shortcuts, the {large} {most}."
+    claim = f"{small[0].upper()}{small[1:]} have {least} the norm of what they are added to, {large} {most}"
+    finding = f"By the median of a model's additions, {', '.join(counts)}."
     off = int(norms["ratio"].isna().sum())
     return claim, finding + (f" Attention that is off, {off} of its products, is left out." if off else "")
 
 
 def of_accuracies(table: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: whether products or shortcuts alone keep a model above chance, and which group costs most."""
-    table = _of_one_bit(table)
-    above, accuracy = (table.pivot_table(value, "removed", "column") for value in ("above_chance", "accuracy"))
-    products, shortcuts = (int((above.loc[name] > 0.5).sum()) for name in _ALL)
-    claim = (
-        f"{products} of {above.shape[1]} binary models beat chance without their products, "
-        f"{shortcuts or 'none'} without shortcuts and poolings"
-    )
+    """Claim and finding: what is lost without all products, and without all shortcuts, and which group costs most."""
+    accuracy = _of_one_bit(table).pivot_table("accuracy", "removed", "column")
+    products, shortcuts = (span(accuracy.loc["nothing"] - accuracy.loc[name], "{:.0f}") for name in _ALL)
+    claim = f"Models lose {products} points without their products, {shortcuts} without shortcuts and poolings"
     single = accuracy.drop(index=["nothing", *_ALL]).sub(accuracy.loc["nothing"]).median(axis=1)
     return claim, (
         f"Of single groups, the {single.idxmin()} cost most ({single.min():+.1f} points in the median model) and the "

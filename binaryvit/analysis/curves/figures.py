@@ -17,7 +17,9 @@ from binaryvit.palette import BLACK, BLUE, GREY, SKY, VERMILION
 _OTHERS = "thin lines: evaluation of the best other run of each variant, trained alike"
 _SHADES = LinearSegmentedColormap.from_list("depth", [SKY, BLUE, BLACK])
 _ABOUT_LEVELS = "binarized attention takes the values 0 and a, with a learned level a per block; at a ≤ 0 it is off"
-_ABOUT_SHIFTS = "mean over the channels of a block's layers; a sign passes a gradient where |x + b| < 1"
+_ABOUT_SHIFTS = (
+    "a shift b, learned per channel, moves the threshold of sign(x + b) to x = -b; mean of a block's channels"
+)
 _MARKED = 40  # epochs up to which each has a marker
 
 
@@ -150,11 +152,11 @@ def levels_by_block(table: pd.DataFrame, claim: str) -> Figure:
 
 @styled
 def shifts_by_block(table: pd.DataFrame, claim: str) -> Figure:
-    """How far the learned shifts are from 0, where they start, over the epochs.
+    """How far the learned shifts move the thresholds of signs from 0, where they start, over the epochs.
 
     `table`: columns label, variant, seed, block, epoch, mean_absolute_shift.
     """
-    return _panels_by_block(table, "mean_absolute_shift", "mean |shift b|", claim, about=_ABOUT_SHIFTS)[0]
+    return _panels_by_block(table, "mean_absolute_shift", "mean |b|", claim, about=_ABOUT_SHIFTS)[0]
 
 
 def _panels_by_block(

@@ -3,14 +3,16 @@
 import pandas as pd
 
 from binaryvit.analysis.levels import is_off
+from binaryvit.analysis.wording import span
 from binaryvit.models.ladder import LADDER
 
 _TEACHERS = {teacher for teacher, *_ in LADDER.values()}
 _FEWEST = 4  # epochs that make a trend
+_FORM = "{:.2g}"
 
 
 def of_curves(table: pd.DataFrame) -> tuple[str, str]:
-    """Which binary model ends highest and from when on it leads; which models still rose at the end."""
+    """From when on the binary models stand in the order in which they end; which models still rose at the end."""
     binary = table[~table["variant"].isin(_TEACHERS)]
     means = (binary if len(binary) else table).groupby(["label", "epoch"], sort=False)["top1"].mean()
     gains = means.groupby("label", sort=False).diff().groupby("label", sort=False).last().dropna()
@@ -23,16 +25,15 @@ def of_curves(table: pd.DataFrame) -> tuple[str, str]:
         )
     if binary["label"].nunique() < 2:
         return "Accuracy and loss over training", finding
-    leaders = binary.groupby(["epoch", "label"], sort=False)["top1"].mean().unstack().dropna().idxmax(axis=1)
-    best = leaders.iloc[-1]
-    behind = leaders.index[leaders != best]
-    if behind.empty:
+    ranks = binary.groupby(["epoch", "label"], sort=False)["top1"].mean().unstack().dropna().rank(axis=1)
+    unlike = ranks.index[(ranks != ranks.iloc[-1]).any(axis=1)]
+    if unlike.empty:
         when = "from the first epoch on"
-    elif behind.max() == leaders.index[-2]:
+    elif unlike.max() == ranks.index[-2]:
         when = "only in the last epoch"
     else:
-        when = f"from epoch {behind.max() + 1} on"
-    return f"Of the binary models, {best} leads {when}", finding
+        when = f"from epoch {unlike.max() + 1} on"
+    return f"The binary models stand in their final order {when}", finding
 
 
 def of_flips(table: pd.DataFrame) -> tuple[str, str]:
@@ -42,9 +43,9 @@ def of_flips(table: pd.DataFrame) -> tuple[str, str]:
     if table["epoch"].nunique() < _FEWEST:
         claim = "Which share of the binary weights flips, epoch by epoch"
     elif (last < first).all():
-        claim = "Fewer binary weights flip as the learning rate falls"
+        claim = "Fewer binary weights flip in the last epoch than in the first, in every model"
     else:
-        claim = "Not all models flip fewer binary weights as the learning rate falls"
+        claim = "Not all models flip fewer binary weights in the last epoch than in the first"
     blocks = table.groupby(["label", "block"])["flip_rate"].mean()
     label, block = blocks.idxmax()
     return claim, (
@@ -59,14 +60,14 @@ def of_levels(table: pd.DataFrame) -> tuple[str, str]:
     last = _last(table)
     off = is_off(last["level"])
     ratio = (last["level"] / last["initial"])[~off]
-    span = f"end at {_span(ratio)} times their initial value."
+    ends = f"end at {span(ratio, _FORM)} times their initial value."
     if not off.any():
-        return _of_ratios(last.assign(ratio=ratio)), f"All {len(last)} levels {span}"
+        return _of_ratios(last.assign(ratio=ratio)), f"All {len(last)} levels {ends}"
     models = last["label"]
     seeds = ", in some seeds" * bool(set(last["run"][off]) != set(last["run"][models.isin(models[off])]))
     claim = f"Training switches attention off in {models[off].nunique()} of {models.nunique()} models{seeds}"
     finding = f"{off.sum()} of {len(last)} levels end at zero or below, where attention is off."
-    return claim, finding + (f" The others {span}" if len(ratio) else "")
+    return claim, finding + (f" The others {ends}" if len(ratio) else "")
 
 
 def _of_ratios(last: pd.DataFrame) -> str:
@@ -78,25 +79,23 @@ def _of_ratios(last: pd.DataFrame) -> str:
     first, later = columnar.loc[is_first, "ratio"], columnar.loc[~is_first, "ratio"]
     if len(pyramids) and len(later) and later.max() < min(1, first.min(), pyramids.min()):
         return (
-            f"In columnar models attention levels end at {_span(later)} times their start in all blocks but the "
-            f"first, in pyramids at {_span(pyramids)} times"
+            f"In columnar models attention levels end at {span(later, _FORM)} times their start in all blocks but the "
+            f"first, in pyramids at {span(pyramids, _FORM)} times"
         )
-    return f"Attention stays on in every block; levels end at {_span(last['ratio'])} times their start"
+    return f"Attention stays on in every block; levels end at {span(last['ratio'], _FORM)} times their start"
 
 
 def of_shifts(table: pd.DataFrame) -> tuple[str, str]:
-    """How far shifts move, against the window of the gradient, and where most."""
+    """How far shifts move, against the window of the gradient, when, and where most."""
     last = _last(table)
     most = last.loc[last["mean_absolute_shift"].idxmax()]
-    return f"Learned shifts end {_span(last['mean_absolute_shift'])} from 0, on average over a block", (
-        f"At the end a shift is {last['mean_absolute_shift'].mean():.3f} in size on average, most in block "
-        f"{most['block']} of {most['label']} ({most['mean_absolute_shift']:.3f})."
+    means = table.groupby(["label", "epoch"])["mean_absolute_shift"].mean().unstack("label")
+    half = (means >= means.ffill().iloc[-1] / 2).idxmax().max()  # the epoch by which even the last model has that
+    return f"Signs' thresholds move by {span(last['mean_absolute_shift'], _FORM)} in training; gradients reach to ±1", (
+        f"All models have half of their shift after {half} of "
+        f"{table['epoch'].max()} epochs; it is largest in block {most['block']} of {most['label']} "
+        f"({most['mean_absolute_shift']:.3f})."
     )
-
-
-def _span(numbers: pd.Series) -> str:
-    """The range of numbers."""
-    return " to ".join(dict.fromkeys(f"{number:.2g}" for number in (numbers.min(), numbers.max())))
 
 
 def _last(table: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, styled
+from binaryvit.analysis.wording import span
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.palette import GREY
@@ -80,15 +81,15 @@ def _draw_points(axes: Axes, points: pd.DataFrame, cost: str) -> None:
 
 
 def _claim(points: pd.DataFrame) -> str:
-    """What the figure shows: what the ladder's best model reaches, and what it saves."""
+    """What the figure shows: what the ladder's binary models reach, and what they save."""
     steps, teachers = points[_is_step(points)], points[points["variant"].isin(_TEACHERS)]
     if steps.empty or teachers.empty:
         return "Accuracy and cost of each model"
-    best, teacher = steps.nlargest(1, "top1").iloc[0], teachers.iloc[0]
+    teacher = teachers.iloc[0]
+    fewer = span(teacher["ops"] / steps["ops"], "{:.0f}")
     return (
-        f"{best['label']}: {best['top1']:.1f}% against the teacher's {teacher['top1']:.1f}%, with "
-        f"{teacher['ops'] / best['ops']:.0f} times fewer operations and {teacher['bytes'] / best['bytes']:.0f} times "
-        "fewer bytes"
+        f"Binary models reach {span(steps['top1'], '{:.1f}')}% with {fewer} times fewer operations than their teacher, "
+        f"which reaches {teacher['top1']:.1f}%"
     )
 
 

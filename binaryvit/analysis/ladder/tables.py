@@ -206,8 +206,8 @@ def _digits(number: float) -> str:
 def _sources(rows: Sequence[Row]) -> pd.DataFrame:
     lines = []
     for before, row in pairwise([None, *rows]):
-        for column in ("top1", "top5"):
-            lines += [_source(row, column, run, f"{RECORD_FILE}: result.{column}") for run in row.runs]
+        for column, field in (("top1", "weights.top1"), ("top5", "result.top5")):
+            lines += [_source(row, column, run, f"{RECORD_FILE}: {field}") for run in row.runs]
         for run in (*before.runs, *row.runs) if before else ():
             lines.append(_source(row, "top1_difference", run, PREDICTIONS_FILE))
         for column in _COSTS:

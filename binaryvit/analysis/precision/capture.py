@@ -70,7 +70,7 @@ class StreamingAgreement:
 
 
 def comparable_layers(model: nn.Module) -> list[str]:
-    """Paths of a model's embeddings and merges, each block's attention, MLP and end, its final norm and classifier."""
+    """Paths of a model's embeddings and merges, each block's attention, FFN and end, its final norm and classifier."""
     paths = []
     for path in dict(model.named_modules()):
         if _FEATURES.fullmatch(path):

@@ -1,4 +1,4 @@
-// The elementwise passes of a binary unit over its tokens (see unit.py): each reads what it needs once.
+// The elementwise passes of a binary unit over its tokens (see native.py): each reads what it needs once.
 //
 // Tensors are contiguous and row-major: x (tokens, inputs), products and outputs (tokens, outputs). Sums over tokens
 // are taken block by block, in float or integer, and then over the blocks in their order, in more digits: so they are

@@ -78,10 +78,10 @@ def test_one_bit_grows_as_arithmetic_says():
     model, batch = model_of(), images(9)
     table = distinct_values.distinct_values_from_one_bit(model, [batch], channels=100)
     assert_frame_equal(table, distinct_values.distinct_values_from_one_bit(model, batch.split(2), channels=100))
-    for step in ("attention: input", "MLP: input", "head: input"):
+    for step in ("attention: input", "FFN: input", "head: input"):
         assert (table[table["step"] == step]["maximum"] <= 2).all()
-    products = table[table["step"] == "MLP 1: binary product"].set_index("block")
-    sums = table[table["step"] == "MLP 1: + shortcut"].set_index("block")
+    products = table[table["step"] == "FFN 1: binary product"].set_index("block")
+    sums = table[table["step"] == "FFN 1: + shortcut"].set_index("block")
     assert (sums["maximum"] <= 2 * products["bound"]).all()
     assert row_of(table, "head", "head: pooled")["maximum"] <= 16 // 4 + 1
     assert not table["step"].isin(distinct_values.RESIDUAL_STEPS).any()
@@ -118,7 +118,7 @@ def test_without_pooling_branches_and_with_a_class_token():
     assert set(table["step"]) == set(distinct_values.STEPS) - {"pooling branches", *distinct_values.RESIDUAL_STEPS}
     pooled = row_of(table, "head", "head: pooled")
     assert pooled["observations"] == 6 and pooled["maximum"] <= 2  # a token by itself has one bit
-    assert row_of(table, "stages.0.blocks.0", "MLP: input")["observations"] == 6 * 17
+    assert row_of(table, "stages.0.blocks.0", "FFN: input")["observations"] == 6 * 17
 
 
 def test_models_without_binary_blocks_and_no_images_are_refused():

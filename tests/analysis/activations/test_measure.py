@@ -24,7 +24,7 @@ from binaryvit.models.ladder import variant_style
 from binaryvit.models.layers import binary_layers
 from binaryvit.studies.study import load_study
 from binaryvit.training import latent
-from binaryvit.training.build import create_model, model_arguments
+from binaryvit.training.build import create_model
 
 NAMES = [
     "pre_sign_histograms",
@@ -44,9 +44,18 @@ def original(tmp_path_factory):
     """A study whose binary runs hold what training leaves of their latent weights."""
     study = stored_study(tmp_path_factory.mktemp("studies") / "small")
     for run in study.runs[1:]:
-        model = timm.create_model(run.config.variant, **model_arguments(run.config, 10))
+        model = with_latent_weights(run)
         latent.latent_histograms(model).to_csv(run.folder / "latent_weights.csv", index=False)
+        latent.latent_layers(model).to_csv(run.folder / "latent_layers.csv", index=False)
     return study
+
+
+def with_latent_weights(run):
+    """As if training had only stretched the latent weights, in each layer by another factor."""
+    model = create_model(run.config, 10)
+    for number, layer in enumerate(binary_layers(model).values()):
+        layer.weight.data *= 1 + number % 4
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +94,20 @@ def test_stored_measurements_serve_without_the_data(original, drawings):
 
 
 def test_weights_are_those_of_the_runs_folders(original, drawings):
-    for run in (BASELINE, PYRAMID):
-        stored = pd.read_csv(original.output / "runs" / run / "latent_weights.csv")
-        latent_table = drawings["latent_weights"].inputs["latent"].query("run == @run")
-        assert latent_table.groupby("when")["share"].sum().tolist() == pytest.approx([1, 1])
-        first = stored[stored["bin_left"] == 0]["count"].sum() / stored["count"].sum()
-        shown = latent_table.query("when == 'trained' and bin_left == 0")["share"].item()
-        assert shown == pytest.approx(first)
+    for run in stored_runs(original, [BASELINE, PYRAMID]):
+        shown = drawings["latent_weights"].inputs["latent"].query("run == @run.id")
+        assert shown.groupby("when")["share"].sum().tolist() == pytest.approx([1, 1])
+        initial = binary_layers(create_model(run.config, 10))
+        for when, model in (("initial", create_model(run.config, 10)), ("trained", with_latent_weights(run))):
+            ratios = [
+                (layer.centred_weight() / initial[name].scale.mean()).flatten().numpy(force=True)
+                for name, layer in binary_layers(model).items()
+            ]
+            edges = np.concatenate([[-np.inf], np.linspace(-10, 10, 81), [np.inf]])
+            counts, _ = np.histogram(np.concatenate(ratios), edges)
+            own = shown[shown["when"] == when]
+            assert own["bin_left"].tolist() == edges[:-1].tolist()
+            np.testing.assert_allclose(own["share"], counts / counts.sum(), atol=0.01)
 
 
 def test_weights_are_compared_with_those_their_seed_gives(original, drawings):
@@ -125,31 +141,36 @@ def test_sentences_follow_the_numbers():
     histograms = histograms.assign(count=[1, 2, 1, 0, 0, 0, 8, 8], bin_left=edges[:-1] * 2, bin_right=edges[1:] * 2)
     claim, finding = findings.of_histograms(labelled(histograms))
     assert claim.endswith("passes a gradient, in every kind of layer")
-    assert finding == "By kind of layer the share is 50% (MLP 2) to 75% (MLP 1), by model 55%."
+    assert finding == "By kind of layer the share is 50% (FFN 2) to 75% (FFN 1), by model 55%."
     histograms["count"] = [1, 2, 1, 0, 0, 0, 7, 9]
-    assert findings.of_histograms(labelled(histograms))[0].endswith("in all kinds of layers but MLP 2")
+    assert findings.of_histograms(labelled(histograms))[0].endswith("in all kinds of layers but FFN 2")
 
     table = pd.DataFrame({"layer": ["mlp.fc1.binarize", "mlp.fc2.binarize"], "channels": [30, 10], "dead": [0, 4]})
     table = labelled(table.assign(entropy=[0.9, 0.5]))
     claim, finding = findings.of_signs(table)
-    assert claim == "In every model signs are least balanced in the MLP 2: 0.50 bits in the median layer"
+    assert claim == "In every model signs are least balanced in the FFN 2: 0.50 bits in the median layer"
     other = pd.concat([table, table.assign(label="other", entropy=[0.6, 0.7])])
-    assert findings.of_signs(other)[0].startswith("In 1 of 2 models signs are least balanced in the MLP 2: 0.50 bits")
+    assert findings.of_signs(other)[0].startswith("In 1 of 2 models signs are least balanced in the FFN 2: 0.50 bits")
     assert "carries 0.80 bits. 4 of 40 channels are dead" in finding
     nearly = findings.of_signs(table.assign(entropy=[0.95, 0.96]))[0]
-    assert nearly.startswith("In every model signs are nearly balanced, least in the MLP 1: 0.95")
+    assert nearly.startswith("In every model signs are nearly balanced, least in the FFN 1: 0.95")
 
     layers = labelled(pd.DataFrame({"layer": table["layer"], "flipped": [0.4, 0.0], "weights": [10, 30]}))
     claim, finding = findings.of_flipped_signs(layers)
     assert claim == "In every layer fewer than half of the weights end with another sign than they started with"
-    assert finding.startswith("Of a model's weights 10% end with another sign.") and "0% (MLP 2) to 40%" in finding
+    assert finding.startswith("Of a model's weights 10% end with another sign.") and "0% (FFN 2) to 40%" in finding
     assert findings.of_flipped_signs(layers.assign(flipped=[0.5, 0]))[0].startswith("In some layers half")
 
     latent_table = pd.DataFrame({"bin_left": [-0.5, 0.5], "bin_right": [0.5, 1], "share": [0.25, 0.75]})
     trained = latent_table.assign(share=[0.3, 0.7], when="trained")
     latent_table = pd.concat([latent_table.assign(when="initial"), trained])
     claim, finding = findings.of_latent_weights(labelled(latent_table))
-    assert "more latent weights lie close to 0" in claim and "Before training 25%" in finding and "30% do" in finding
+    assert claim.startswith("Training moves latent weights towards 0") and "scale lay 25%" in finding
+    assert finding.endswith("after it 30% do.")
+    away = latent_table.assign(share=latent_table["share"].where(latent_table["when"] == "initial", [0.1, 0.9] * 2))
+    assert findings.of_latent_weights(labelled(away))[0].startswith("Training moves latent weights away from 0")
+    same = latent_table.assign(share=[0.25, 0.75] * 2)
+    assert findings.of_latent_weights(labelled(same))[0].startswith("Training leaves as many latent weights near 0")
 
 
 def values_of(medians, observations=1000):
@@ -159,13 +180,13 @@ def values_of(medians, observations=1000):
 
 
 def test_sentences_on_distinct_values_follow_the_numbers():
-    medians = {"MLP: input": 2, "MLP 1: binary product": 20, "MLP 1: batch norm": 20, "MLP 1: + shortcut": 30}
-    medians |= {"MLP 1: RPReLU": 30, "MLP 2: binary product": 40, "MLP 2: batch norm": 40, "MLP 2: + shortcut": 100}
+    medians = {"FFN: input": 2, "FFN 1: binary product": 20, "FFN 1: batch norm": 20, "FFN 1: + shortcut": 30}
+    medians |= {"FFN 1: RPReLU": 30, "FFN 2: binary product": 40, "FFN 2: batch norm": 40, "FFN 2: + shortcut": 100}
     medians |= {"pooling branches": 60, "head: input": 2, "head: pooled": 17}
     claim, finding = findings.of_one_bit(values_of(medians))
-    assert claim == "Fed one bit a channel, a binary product makes 20 to 40 values, the shortcut of MLP 2 makes 100"
+    assert claim == "Fed one bit a channel, a binary product makes 20 to 40 values, the shortcut of FFN 2 makes 100"
     nearly = findings.of_one_bit(values_of(medians, observations=100))[0]
-    assert nearly.endswith("values, the shortcut of MLP 2 makes nearly all distinct")
+    assert nearly.endswith("values, the shortcut of FFN 2 makes nearly all distinct")
     assert "makes 20 to 40 values; the second shortcut" in finding and finding.endswith("multiplies them by 2.")
 
     mean = labelled(pd.DataFrame({"median": [17.0], "tokens": [64]}))
@@ -179,7 +200,7 @@ def test_sentences_on_distinct_values_follow_the_numbers():
     claim, finding = findings.of_distinct_values(values_of(medians, observations=100))
     assert claim == "After a binary product 20.00% to 40.00% of a channel's values are distinct, after its shortcut 65%"
     assert "takes 20 to 40 values in the median channel, 30% of what its length allows" in finding
-    alike = findings.of_distinct_values(values_of(medians | {"MLP 1: + shortcut": 100}, observations=100))[0]
+    alike = findings.of_distinct_values(values_of(medians | {"FFN 1: + shortcut": 100}, observations=100))[0]
     assert (
         alike
         == "After a binary product 20.00% to 40.00% of a channel's values are distinct, after its shortcut nearly all"
@@ -214,14 +235,14 @@ def test_figures_draw_the_numbers(drawings):
     names = [text.get_text() for text in drawings["latent_weights"].draw().legends[0].texts]
     assert names[0] == "before training" and "2 models" in names[1]
 
-    values = drawings["distinct_values"].inputs["values"].query("step == 'MLP 1: binary product' and run == @BASELINE")
+    values = drawings["distinct_values"].inputs["values"].query("step == 'FFN 1: binary product' and run == @BASELINE")
     panel = drawn("distinct_values")
-    row = [label.get_text() for label in panel.get_yticklabels()].index("MLP 1: binary product")
+    row = [label.get_text() for label in panel.get_yticklabels()].index("FFN 1: binary product")
     columnar = next(line for line in panel.lines if line.get_label() == "columnar")
     share = 100 * (values["median"] / values["observations"]).median()
     assert columnar.get_xdata()[row] == pytest.approx(share)
     built = drawings["distinct_values_from_one_bit"]
-    looked_at = built.inputs["values"].query("step == 'MLP: input'")["observations"]
+    looked_at = built.inputs["values"].query("step == 'FFN: input'")["observations"]
     ceilings = {text.get_text() for text in drawn("distinct_values_from_one_bit").texts} - {""}
     assert ceilings <= {f"{number:,.0f}" for number in looked_at} and f"{looked_at.min():,.0f}" in ceilings
     bars = drawn("values_read").patches

@@ -263,7 +263,8 @@ def test_sentences_on_heads_follow_the_numbers():
     claim, finding = attention_findings.of_heads(maps_of([*rows, (3, 0, [1, 1], [0, 0], True)]), "b")
     assert claim == "b: in each image the threshold leaves the patch the fewest keys in block 1.1"
     assert finding == (
-        "It attends to 75% of the keys: to every key in 1 of 2 maps, to none in 0. Attention is off in block 1.3."
+        "The marked patch attends to 75% of the keys: to every key in 1 of 2 maps, to none in 0. "
+        "Attention is off in block 1.3."
     )
     assert (
         attention_findings.of_heads(maps_of(rows[:1]), "b")[0] == "b: the threshold leaves the marked patch every key"
@@ -302,6 +303,8 @@ def test_sentences_on_statistics_follow_the_numbers():
     assert "25% to 50%" in claim and finding.endswith("Attention is off in block 0.0 of a.")
     two = pd.concat([off, off.assign(seed=1, level=0.1)])
     assert attention_findings.of_density(two)[1].endswith("Attention is off in block 0.0 of a, seed 0.")
+    few = attention_findings.of_density(table.assign(density=[0.5, 0.5, 0.25]))[1]
+    assert few.startswith("No head keeps more than 50% of its keys, so none only averages over the image")
     alike = pd.concat([table, table.assign(seed=1, run=table["run"] + "1")])
     assert attention_findings.of_density(alike)[1].startswith("2 of 6 heads in 4 runs keep nearly all keys")
     assert attention_findings.of_density(table.assign(level=0))[0] == "Binary attention is off in every head"

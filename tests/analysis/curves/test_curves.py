@@ -72,7 +72,7 @@ def test_curves_are_the_runs_own(study):
     assert drawing.runs == (TEACHER, BASELINE, PYRAMID)
     assert table[table["run"] == BASELINE]["top1"].tolist() == [30.0, 45.0, 60.0]
     figure = drawing.draw()
-    assert figure.get_suptitle() == "Of the binary models, ReActNet-DeiT (baseline) leads from epoch 2 on"
+    assert figure.get_suptitle() == "The binary models stand in their final order from epoch 2 on"
     top1 = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
     assert top1["BinaryViT (+ pyramid)"] == [31.0, 43.0, 55.0] and len(top1) == 3
     assert drawing.finding.startswith("Accuracy still rose in the last epoch in 2 of 2 models, most in ReActNet")
@@ -143,6 +143,7 @@ def test_levels_and_shifts_are_shown_where_they_were_noted(study):
     )
     table = shifts.inputs["curves"].query("run == @PYRAMID").set_index("epoch")["mean_absolute_shift"]
     assert table.to_dict() == {0: 0.0, 1: 2.0, 2: 4.0, 3: 6.0}, "from 0, the mean of a block's layers"
+    assert shifts.finding.startswith("All models have half of their shift after 2 of 3 epochs")
 
 
 def test_of_seeds_of_which_one_is_off_the_others_are_drawn():
@@ -178,9 +179,9 @@ def test_a_trend_is_claimed_from_four_epochs_on(study):
     table = curves.flips(OpenStudy(study)).inputs["curves"]
     fourth = table[table["epoch"] == 3].assign(epoch=4)
     claim = findings.of_flips(pd.concat([table, fourth]))[0]
-    assert claim == "Fewer binary weights flip as the learning rate falls"
+    assert claim == "Fewer binary weights flip in the last epoch than in the first, in every model"
     claim = findings.of_flips(pd.concat([table, fourth.assign(flip_rate=1.0)]))[0]
-    assert claim == "Not all models flip fewer binary weights as the learning rate falls"
+    assert claim == "Not all models flip fewer binary weights in the last epoch than in the first"
 
 
 def test_a_run_is_drawn_before_the_best_others_of_each_variant(tmp_path):

@@ -109,7 +109,7 @@ def test_another_architecture_is_drawn_next_to_the_ladder(make_study):
     finish(study, TOP1 | {"reactresnet_micro_patch2_32": 90.0})
     drawing = ladder.accuracy_against_operations(OpenStudy(study))
     assert drawing.inputs["points"]["label"].tolist()[-1] == "binary ResNet" and len(drawing.runs) == len(MICRO) + 1
-    assert drawing.draw().get_suptitle().startswith("BinaryViT, fp patch embeddings: 63.0% against the")
+    assert drawing.draw().get_suptitle().startswith("Binary models reach 46.0 to 63.0% with")
     assert ablation(study).numbers["variant"].tolist() == list(MICRO)
 
 
@@ -238,7 +238,7 @@ def test_every_cell_leads_to_its_run(study):
     record = record_of(study, study.runs[1])
     (cell,) = sources["ReActNet-DeiT (baseline)", "top1"].to_dict("records")
     assert cell["commit"] == record.git.commit and cell["config_key"] == record.key.config
-    assert cell["read_from"] == "run.json: result.top1"
+    assert cell["read_from"] == "run.json: weights.top1"
     step = sources["ReActNet-DeiT (baseline)", "top1_difference"]["run"].tolist()
     assert step == [run.id for run in study.runs[:2]]
     (absent,) = sources["+ average pooling", "top1"].to_dict("records")

@@ -43,3 +43,18 @@ def test_every_unit_of_a_block_trains_in_one_step(monkeypatch: pytest.MonkeyPatc
     model(torch.randn(2, 3, 32, 32)).sum().backward()
     units = [module for block in blocks_of(model) for module in block.modules() if isinstance(module, BinaryUnit)]
     assert len(used) == len(units) and all(chosen for _, chosen in used)
+
+
+class Doubled(layers.RPReLU):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_part_that_was_replaced_computes_in_training_too() -> None:
+    unit, x = BinaryUnit(8, 8, 1, 1), torch.randn(2, 3, 8)
+    plain = unit(x)
+    unit.act.__class__ = Doubled
+    torch.testing.assert_close(unit(x), 2 * plain)
+    unit.act = torch.nn.Tanh()
+    unit(x).sum().backward()
+    assert unit(x).abs().max() <= 1 and unit.linear.weight.grad.any()
