@@ -39,3 +39,13 @@ def write_teacher(path: Path) -> Path:
         torch.manual_seed(1)
         save_inference_weights(timm.create_model(VIT["variant"], **arguments), path, VIT["variant"], arguments)
     return path
+
+
+def everything_with_state(folder: Path, **fields) -> TrainingConfig:
+    """All that a checkpoint must carry or that draws random numbers: teacher, mixup, EMA, dropout, accumulation."""
+    return student(
+        teacher=str(write_teacher(folder / "teacher.safetensors")),
+        **{"mixup_alpha": 0.5, "cutmix_alpha": 0.5, "ema_decay": 0.5, "accumulation_steps": 2, "clip_grad_norm": 1.0,
+           "attention_dropout": 0.2, "drop_path": 0.2, "weight_decay": 0.05, "schedule_every": "step",
+           "repeated_augmentation": 2, "checkpoint_minutes": 0.0, **fields},
+    )  # fmt: skip

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.places import ROOT
-from helpers.training_setup import TIMING, student, write_teacher
+from helpers.training_setup import TIMING, everything_with_state
 from safetensors.torch import load_file, save_file
 
 from binaryvit.config import TrainingConfig
@@ -27,16 +27,6 @@ MOMENTS = [
     "between writing and moving into place", "before the metrics are written", "evaluation",
     "before the weights are written", "before the record is written",
 ]  # fmt: skip
-
-
-def everything_with_state(folder: Path, **fields) -> TrainingConfig:
-    """All that a checkpoint must carry or that draws random numbers: teacher, mixup, EMA, dropout, accumulation."""
-    return student(
-        teacher=str(write_teacher(folder / "teacher.safetensors")),
-        **{"mixup_alpha": 0.5, "cutmix_alpha": 0.5, "ema_decay": 0.5, "accumulation_steps": 2, "clip_grad_norm": 1.0,
-           "attention_dropout": 0.2, "drop_path": 0.2, "weight_decay": 0.05, "schedule_every": "step",
-           "repeated_augmentation": 2, "checkpoint_minutes": 0.0, **fields},
-    )  # fmt: skip
 
 
 def assert_same_outcome(one: Path, other: Path) -> None:
