@@ -9,6 +9,7 @@ Attributes:
 
 from typing import Any
 
+from binaryvit.config import TrainingConfig
 from binaryvit.models import convolutional, shortcuts_only  # noqa: F401 - they register their models with timm
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.weights_file import load_inference_weights as load_model
@@ -19,10 +20,6 @@ __version__ = "0.2.0"
 
 def __getattr__(name: str) -> Any:
     # Training needs more packages, and seconds to import them; a model does not wait for them.
-    if name == "TrainingConfig":
-        from binaryvit.config import TrainingConfig
-
-        return TrainingConfig
     if name == "train":
         from binaryvit.training.launch import train
 

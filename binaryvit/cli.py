@@ -293,7 +293,7 @@ def _train(options: argparse.Namespace) -> int:
     config = TrainingConfig.from_yaml(options.config)
     record = train(config, options.output, study=options.study, run_id=options.run_id)
     if os.environ.get("RANK", "0") == "0":  # one of the processes that a launcher started
-        print(f"{options.output}: top-1 {record.result.top1:.2f}% after {record.result.epochs} epochs")
+        print(f"{options.output}: top-1 {record.weights.top1:.2f}% after {record.result.epochs} epochs")
     return 0
 
 

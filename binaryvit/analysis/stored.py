@@ -140,7 +140,7 @@ def study_of_folders(folders: Sequence[str | Path], data_dir: str | Path | None 
     for folder, record in records.items():
         config = TrainingConfig(**record.config)
         label = variant_style(config.variant).label if variants.count(config.variant) == 1 else folder.name
-        reason = f"top-1 {record.result.top1:.2f}%, given by its folder"
+        reason = f"top-1 {record.weights.top1:.2f}%, given by its folder"
         teacher = _teacher_among(records, record, config)
         planned.append(PlannedRun(folder.name, label, config, teacher, folder, State.DONE, reason))
     title = "Runs given by their folders"

@@ -1,6 +1,8 @@
 """The batches that training and evaluation read, loaded by processes that persist through all epochs."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
@@ -137,7 +139,7 @@ class Loader:
             collate_fn=_as_is,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_obey_the_parent_alone,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else the loader draws from the global one
         )
@@ -255,7 +257,14 @@ def _as_is(batch: Batch) -> Batch:
     return batch
 
 
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C or a scheduler reaches the whole process group; the main process alone answers and ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _obey_the_parent_alone(worker: int) -> None:
+    """Ctrl-C or a scheduler signals the whole process group; the main process alone answers, and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # and so in the threads that start from now on
+    threading.Thread(target=_end_at_the_parents_signal, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_at_the_parents_signal(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -99,8 +99,8 @@ class ImageSplit:
         if image and image["bytes"]:
             return image["bytes"]
         if image and self.folder and image["path"]:
-            file = Path(os.path.normpath(self.folder / image["path"]))  # links inside of it may lead anywhere
-            if not file.is_relative_to(os.path.normpath(self.folder)):
+            file = Path(os.path.abspath(self.folder / image["path"]))  # links inside of it may lead anywhere
+            if not file.is_relative_to(os.path.abspath(self.folder)):
                 raise BinaryViTError(f"{self._place(row)} lies outside the data set: replace or remove it.")
             try:
                 return file.read_bytes()

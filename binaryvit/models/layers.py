@@ -456,11 +456,11 @@ class BinaryBlock(nn.Module):
 
         x = x + Affine(Attention(BN(x)))
         y = BN(x)
-        x = x + Affine(MLP(y)) + PoolingBranches(y)
+        x = x + Affine(FFN(y)) + PoolingBranches(y)
 
     Args:
         affine: puts the paper's Affine, initially 0.1, before both residual additions.
-        pooling_branches: adds the average-pooling branches, parallel to the MLP.
+        pooling_branches: adds the average-pooling branches, parallel to the FFN.
         drop_path: drops the two main branches per image; the pooling branches are shortcuts and stay.
     """
 

@@ -11,7 +11,7 @@ from binaryvit.errors import BinaryViTError
 
 @dataclass(frozen=True)
 class StageShape:
-    """One stage: channels, blocks, heads, MLP width, side of its token grid, spatial reduction of keys and values."""
+    """One stage: channels, blocks, heads, FFN width, side of its token grid, spatial reduction of keys and values."""
 
     dim: int
     depth: int
@@ -124,7 +124,7 @@ def one_per_stage(name: str, value: Any, num_stages: int, like: str) -> tuple[in
             f"{name}={value!r} describes {len(values)} stages and {like} {num_stages}; give one value per stage."
         )
     if any(not isinstance(number, int) or isinstance(number, bool) or number < 1 for number in values):
-        detail = " The MLP's width must be a multiple of the channels." if name == "mlp_ratios" else ""
+        detail = " The FFN's width must be a multiple of the channels." if name == "mlp_ratios" else ""
         raise BinaryViTError(f"{name}={value!r} must consist of positive whole numbers.{detail}")
     return values
 

@@ -38,7 +38,7 @@ class BinaryVisionTransformer(nn.Module):
         patch_size: side and stride of the stem's convolution; or a pair.
         num_classes: 0 removes the classifier.
         global_pool: "avg" averages the tokens, "token" reads a CLS token (columnar models without pooling branches).
-        embed_dims, depths, num_heads, mlp_ratios, reductions: channels, blocks, attention heads, MLP width / channels
+        embed_dims, depths, num_heads, mlp_ratios, reductions: channels, blocks, attention heads, FFN width / channels
             and spatial reduction R of the keys and values; one value per stage, or one for a model of one stage.
         pooling_branches, affine: the paper's additions, see `layers.BinaryBlock`.
         merge: "binary" or "full_precision" patch merging between stages.

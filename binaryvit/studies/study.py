@@ -271,7 +271,7 @@ def _judge(study: Study, run: PlannedRun, record: RunRecord, fingerprint: str | 
     if changes:
         return replace(run, state=State.STALE, reason="; ".join(changes))
     checked = "" if fingerprint else "; data not checked"
-    reason = f"top-1 {record.result.top1:.2f}%, trained on {record.started:%Y-%m-%d}{checked}"
+    reason = f"top-1 {record.weights.top1:.2f}%, trained on {record.started:%Y-%m-%d}{checked}"
     return replace(run, state=State.DONE, reason=reason)
 
 

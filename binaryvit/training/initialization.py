@@ -20,8 +20,8 @@ from binaryvit.training.teacher import PRETRAINED, finished_run
 def initialize(model: nn.Module, place: str) -> str:
     """Loads into `model` each tensor of `place` that has the name and the shape of one of the model's.
 
-    Position embeddings of another image size are resampled, and lose or leave out those of extra tokens (CLS) that only
-    one of the two has. `place` is the folder of a finished run, a weights file or
+    Position embeddings are resampled to the model's grid; that of a CLS token is dropped where the model has none, and
+    stays as initialized where the weights have none. `place` is the folder of a finished run, a weights file or
     training checkpoint of ours, another checkpoint (with our names, the authors' or timm's), or "timm:NAME". Weights
     stored in one bit start as scale times sign; only a training checkpoint holds the latent ones.
 

@@ -4,6 +4,9 @@ import dataclasses
 import os
 import random
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -304,9 +307,24 @@ def test_no_image_is_read_from_outside_of_the_folder(tmp_path, monkeypatch):
     Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
     data = damaged(tmp_path / "data", monkeypatch)
     table = data.train.table.map(lambda row: {"image": row["image"] | {"path": "train/../../secret.png"}})
-    split = dataclasses.replace(data.train, table=table)
-    with pytest.raises(BinaryViTError, match=r"Image 0 of split 'train' \(train/../../secret.png\) lies outside"):
-        split.encoded([0])
+    monkeypatch.chdir(tmp_path / "data")
+    for folder in (tmp_path / "data", Path(".")):
+        split = dataclasses.replace(data.train, table=table, folder=folder)
+        with pytest.raises(BinaryViTError, match=r"Image 0 of split 'train' \(train/../../secret.png\) lies outside"):
+            split.encoded([0])
+
+
+def test_a_process_ends_with_its_workers_though_nobody_closed_them():
+    code = """
+from binaryvit.config import TrainingConfig
+from binaryvit.data.batches import eval_loader
+from binaryvit.data.data_set import load_data
+config = TrainingConfig.for_student(variant="binaryvit_micro_patch2_32", data="digits", workers=1, learning_rate_batch=32, batch_size=32)
+loader = eval_loader(load_data(config), config, (3, 32, 32), 0, 1)
+batches = loader.epoch()
+next(batches)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_a_worker_that_is_killed(digits, monkeypatch):

@@ -35,5 +35,5 @@ def test_what_was_tried_for_the_recipe_is_on_record():
     page = (RESULTS / "README.md").read_text(encoding="utf-8")
     shown = {f"{name}-seed0": top1 for top1, name in re.findall(r"\| (\d\d\.\d\d) \(`(\w\S*)`\)", page)}
     assert shown == {
-        run.id: f"{read_record(run.folder).result.top1:.2f}" for run in load_study(RESULTS / "recipe").runs
+        run.id: f"{read_record(run.folder).weights.top1:.2f}" for run in load_study(RESULTS / "recipe").runs
     }

@@ -127,8 +127,7 @@ def test_a_signal_to_the_whole_group_ends_no_worker(uninterrupted, tmp_path, mon
     def with_signals(self, images, labels):
         if not signalled:
             workers = [process.pid for process in multiprocessing.active_children()]
-            for pid in (*workers, os.getpid()):
-                os.kill(pid, signal.SIGTERM)
+            subprocess.run(["kill", "-TERM", *map(str, (*workers, os.getpid()))], check=True)
             signalled.extend(workers)
         return backward(self, images, labels)
 

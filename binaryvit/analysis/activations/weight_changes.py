@@ -25,8 +25,9 @@ def initial_model(run: StoredRun) -> nn.Module:
 def latent_distribution(run: StoredRun) -> pd.DataFrame:
     """The latent weights before and after training, in units of the mean scale that their layer started with.
 
-    A run keeps them as histograms in units of each row's own scale, and each layer's mean scale. With this the bins are
-    placed, and within a bin weights are taken as spread evenly; all beyond the outermost edges is in the last bins.
+    A run keeps them as histograms in units of each row's own scale, and each layer's mean scale. The bins are placed as
+    if all rows of a layer had the mean scale, and within a bin weights are taken as spread evenly; all beyond the
+    outermost edges is in the last bins.
 
     Columns when ("initial", "trained"), bin_left, bin_right, share (of all binary weights).
     """

@@ -22,7 +22,7 @@ from binaryvit.models.ladder import variant_style
 from binaryvit.palette import BLUE, GREY, VERMILION
 
 SHARES = "viridis"  # from little to much attention: equally large steps to the eye, also in grey
-# Over a pale grey image: blue where a place gets less than its even share, red where it gets more.
+# Over a pale grey image: blue where a place gets less than its even share, orange where it gets more.
 _TINTS = [to_rgba(BLUE, 0.8), (1, 1, 1, 0), to_rgba(VERMILION, 0.8)]
 _TINT = LinearSegmentedColormap.from_list("tint", _TINTS, N=257)  # an odd number of colours has a middle
 _NARROW, _WIDE = Normalize(-1, 1), Normalize(-2, 2)  # of log2 of the ratio: means over many queries, a single one
@@ -58,7 +58,7 @@ def heads(maps: pd.DataFrame, images: ExampleImages, patch: tuple[float, float, 
     """What one patch of each image attends to in one model: a row for each block, a map for each head.
 
     On the left the probabilities; on the right, where there is a threshold, the keys it leaves. The number that ends a
-    row is the mean share of the keys that its heads attend to, or the highest ratio where there is no threshold.
+    row is the mean share of the keys that its heads attend to; without a threshold, the highest ratio, marked by a dot.
 
     Args:
         maps: columns image, layer, head, row, column, ratio (probability times number of keys), attended (1 or 0 after

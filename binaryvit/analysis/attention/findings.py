@@ -78,12 +78,12 @@ def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
     averaging = int((on["density"] > _NEARLY_ALL).sum())
     several = statistics["run"].nunique() if statistics["seed"].nunique() > 1 else 0
     number = f"{len(on)} heads" + f" in {several} runs" * bool(several)
-    merely = f"No head keeps more than {on['density'].max():.0%} of its keys, so none only averages over the image"
+    merely = f"No head keeps more than {on['density'].max():.0%} of its keys, so none averages over the whole image"
     if averaging:
-        keep = f"keep{'s' * (averaging == 1)} nearly all keys"
-        merely = f"{averaging} of {number} {keep}, which is an average over the image"
+        keep = "keeps nearly all keys and so averages" if averaging == 1 else "keep nearly all keys and so average"
+        merely = f"{averaging} of {number} {keep} over the image"
     return f"In a model's mean head, binary attention keeps {keys} of the keys and {probability} of the probability", (
-        f"{merely}, whatever a query says.{silent}"
+        f"{merely} regardless of the query.{silent}"
     )
 
 

@@ -107,7 +107,7 @@ def readable_values(counts: pd.DataFrame, inputs: int) -> Figure:
     axes.set_xticks(places, [f"{rung}\n{count:,}" for rung, count in zip(none["rung"], none["median"], strict=True)])
     axes.set(
         ylabel="values of one channel",
-        title="The mean tells inputs apart; where places are unknown, branches and pyramid tell more",
+        title="The mean over tokens tells inputs apart; without positions, branches and pyramid tell more",
     )
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", ncols=2)

@@ -25,7 +25,7 @@ _AT_CHANCE = ListedColormap(["#404040"])
 
 @styled
 def branch_norms(norms: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
-    """The norm of each branch over that of its shortcut: a band for each kind of addition, a line for each model.
+    """The norm of each branch over that of what it is added to: a band per kind of addition, a line per model.
 
     Args:
         norms: columns run, label, variant, bits, layer, kind and ratio (NaN where attention is off).
@@ -42,7 +42,7 @@ def branch_norms(norms: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
         table = own.assign(row=own["kind"], series=own["label"])
         strips(axes, table, "ratio", KINDS, {name: looks[name] for name in own["label"].unique()}, absent="has none")
         axes.set_yticks(range(len(KINDS)), [f"whole {kind}" if kind.endswith("branch") else kind for kind in KINDS])
-        axes.set(xscale="log", xlabel=f"norm of the branch / norm of its shortcut\n({shape})")
+        axes.set(xscale="log", xlabel=f"norm of the branch / norm of what it is added to\n({shape})")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter("{x:g}")

@@ -18,7 +18,7 @@ def of_norms(norms: pd.DataFrame) -> tuple[str, str]:
     for which, kinds in (("smallest", medians.idxmin(axis=1)), ("largest", medians.idxmax(axis=1))):
         kind = kinds.mode()[0]
         plural = kind if kind.endswith("s") else f"whole {kind}es"
-        sizes.append((plural, f"{span(medians[kind], '{:.1f}')} times"))
+        sizes.append((plural, f"{span(medians[kind], '{:.2g}')} times"))
         counts.append(f"the {plural} are {which} in {(kinds == kind).sum()} of {len(kinds)} models")
     (small, least), (large, most) = sizes
     claim = f"{small[0].upper()}{small[1:]} have {least} the norm of what they are added to, {large} {most}"

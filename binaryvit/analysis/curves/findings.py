@@ -91,10 +91,10 @@ def of_shifts(table: pd.DataFrame) -> tuple[str, str]:
     most = last.loc[last["mean_absolute_shift"].idxmax()]
     means = table.groupby(["label", "epoch"])["mean_absolute_shift"].mean().unstack("label")
     half = (means >= means.ffill().iloc[-1] / 2).idxmax().max()  # the epoch by which even the last model has that
-    return f"Signs' thresholds move by {span(last['mean_absolute_shift'], _FORM)} in training; gradients reach to ±1", (
-        f"All models have half of their shift after {half} of "
-        f"{table['epoch'].max()} epochs; it is largest in block {most['block']} of {most['label']} "
-        f"({most['mean_absolute_shift']:.3f})."
+    moved = span(last["mean_absolute_shift"], _FORM)
+    return f"In training a block's thresholds move by {moved} on average; gradients pass within ±1", (
+        f"Every model has made half of its final shift by epoch {half} of {table['epoch'].max()}; the shift is largest "
+        f"in block {most['block']} of {most['label']} ({most['mean_absolute_shift']:.3f})."
     )
 
 

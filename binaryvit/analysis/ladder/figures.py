@@ -29,8 +29,8 @@ def accuracy_against_operations(
     """Top-1 against the operations of one image and against the size of the weights, one point a model.
 
     Args:
-        points: columns variant (timm name), label, ops, bytes, top1 (percent), top1_std (NaN with one seed), seeds; in
-            the order of the table.
+        points: columns variant (timm name), label, bops, ops, bytes, top1 (percent), top1_std (NaN with one seed),
+            seeds; in the order of the table.
         evaluated_on: the images the accuracies were measured on, "10,000 images of CIFAR-10".
         published: other models measured on the same data: columns ops, bytes, top1, certainty. Drawn grey, filled where
             the figure is the authors' own.
@@ -82,7 +82,7 @@ def _draw_points(axes: Axes, points: pd.DataFrame, cost: str) -> None:
 
 def _claim(points: pd.DataFrame) -> str:
     """What the figure shows: what the ladder's binary models reach, and what they save."""
-    steps, teachers = points[_is_step(points)], points[points["variant"].isin(_TEACHERS)]
+    steps, teachers = points[_is_step(points) & (points["bops"] > 0)], points[points["variant"].isin(_TEACHERS)]
     if steps.empty or teachers.empty:
         return "Accuracy and cost of each model"
     teacher = teachers.iloc[0]

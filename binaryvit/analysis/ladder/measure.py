@@ -9,7 +9,7 @@ from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.studies.rows import read_ladder, read_rows
 
-_DRAWN = ["variant", "label", "ops", "bytes", "top1", "top1_std", "seeds"]
+_DRAWN = ["variant", "label", "bops", "ops", "bytes", "top1", "top1_std", "seeds"]
 
 
 def products(opened: OpenStudy) -> list[tables.Table | Drawing]:

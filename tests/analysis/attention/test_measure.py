@@ -297,14 +297,14 @@ def test_sentences_on_statistics_follow_the_numbers():
         claim
         == "In a model's mean head, binary attention keeps 25% to 75% of the keys and 60% to 90% of the probability"
     )
-    assert finding.startswith("1 of 3 heads keeps nearly all keys") and finding.endswith("says.")
+    assert finding.startswith("1 of 3 heads keeps nearly all keys") and finding.endswith("regardless of the query.")
     off = table.assign(level=[-0.5, 0.25, 0.1])
     claim, finding = attention_findings.of_density(off)
     assert "25% to 50%" in claim and finding.endswith("Attention is off in block 0.0 of a.")
     two = pd.concat([off, off.assign(seed=1, level=0.1)])
     assert attention_findings.of_density(two)[1].endswith("Attention is off in block 0.0 of a, seed 0.")
     few = attention_findings.of_density(table.assign(density=[0.5, 0.5, 0.25]))[1]
-    assert few.startswith("No head keeps more than 50% of its keys, so none only averages over the image")
+    assert few.startswith("No head keeps more than 50% of its keys, so none averages over the whole image")
     alike = pd.concat([table, table.assign(seed=1, run=table["run"] + "1")])
     assert attention_findings.of_density(alike)[1].startswith("2 of 6 heads in 4 runs keep nearly all keys")
     assert attention_findings.of_density(table.assign(level=0))[0] == "Binary attention is off in every head"

@@ -143,7 +143,7 @@ def test_levels_and_shifts_are_shown_where_they_were_noted(study):
     )
     table = shifts.inputs["curves"].query("run == @PYRAMID").set_index("epoch")["mean_absolute_shift"]
     assert table.to_dict() == {0: 0.0, 1: 2.0, 2: 4.0, 3: 6.0}, "from 0, the mean of a block's layers"
-    assert shifts.finding.startswith("All models have half of their shift after 2 of 3 epochs")
+    assert shifts.finding.startswith("Every model has made half of its final shift by epoch 2 of 3;")
 
 
 def test_of_seeds_of_which_one_is_off_the_others_are_drawn():

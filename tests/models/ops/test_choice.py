@@ -58,3 +58,7 @@ def test_a_part_that_was_replaced_computes_in_training_too() -> None:
     unit.act = torch.nn.Tanh()
     unit(x).sum().backward()
     assert unit(x).abs().max() <= 1 and unit.linear.weight.grad.any()
+    unit = BinaryUnit(8, 8, 1, 1)
+    unit.norm.batch_norm = torch.nn.BatchNorm1d(8, affine=False)
+    unit(x).sum().backward()
+    assert unit.linear.weight.grad.any()
