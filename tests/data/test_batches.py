@@ -319,7 +319,8 @@ def test_a_process_ends_with_its_workers_though_nobody_closed_them():
 from binaryvit.config import TrainingConfig
 from binaryvit.data.batches import eval_loader
 from binaryvit.data.data_set import load_data
-config = TrainingConfig.for_student(variant="binaryvit_micro_patch2_32", data="digits", workers=1, learning_rate_batch=32, batch_size=32)
+variant = "binaryvit_micro_patch2_32"
+config = TrainingConfig.for_student(variant=variant, data="digits", workers=1, learning_rate_batch=32, batch_size=32)
 loader = eval_loader(load_data(config), config, (3, 32, 32), 0, 1)
 batches = loader.epoch()
 next(batches)

@@ -39,7 +39,14 @@ def _is_binary_training(unit: nn.Module) -> bool:
 
 def _has_usual_statistics(norm: nn.Module, x: Tensor) -> bool:
     """The steps normalize with the batch's own statistics, of more than one token, and track them with a momentum."""
-    return norm.training and norm.track_running_stats and norm.momentum is not None and x.shape[:-1].numel() > 1
+    return (
+        type(norm) is nn.BatchNorm1d
+        and norm.affine
+        and norm.training
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and x.shape[:-1].numel() > 1
+    )
 
 
 def _is_watched(unit: nn.Module) -> bool:
