@@ -20,6 +20,7 @@ from binaryvit.data.data_set import Data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import Cost
 from binaryvit.records.run_record import RunRecord
+from binaryvit.training.memory import keep_freed_memory
 from binaryvit.training.recipes import configure, recipe_of
 from binaryvit.training.teacher import key_of
 
@@ -63,6 +64,7 @@ def open_study(
     Where papermill's `-p` gave `runs` as text, "[runs/one, runs/two]" or the name of one, it is read as a list.
     """
     check_parameters()
+    keep_freed_memory()  # what measures models on a CPU allocates the same large tensors again and again
     if isinstance(runs, str):
         runs = [name.strip(" \"'") for name in runs.strip("[] ").split(",")]
     return stored.open_study(study, runs, data_dir, write)

@@ -31,7 +31,7 @@ def of_accuracies(table: pd.DataFrame) -> tuple[str, str]:
     """Claim and finding: what is lost without all products, and without all shortcuts, and which group costs most."""
     accuracy = _of_one_bit(table).pivot_table("accuracy", "removed", "column")
     products, shortcuts = (span(accuracy.loc["nothing"] - accuracy.loc[name], "{:.0f}") for name in _ALL)
-    claim = f"Models lose {products} points without their products, {shortcuts} without shortcuts and poolings"
+    claim = f"Binary models lose {products} points without their products, {shortcuts} without shortcuts and poolings"
     single = accuracy.drop(index=["nothing", *_ALL]).sub(accuracy.loc["nothing"]).median(axis=1)
     return claim, (
         f"Of single groups, the {single.idxmin()} cost most ({single.min():+.1f} points in the median model) and the "

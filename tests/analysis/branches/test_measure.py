@@ -182,7 +182,7 @@ def test_sentences_on_accuracies_follow_the_numbers():
     first = {"nothing": 80, "merges": 70, "FFN linears": 50, "all products": 40, "all shortcuts and poolings": 12}
     second = first | {"all products": 11, "all shortcuts and poolings": 10}
     claim, finding = branch_findings.of_accuracies(pd.concat([table_of("A", first), table_of("B", second)]))
-    assert claim == "Models lose 40 to 69 points without their products, 68 to 70 without shortcuts and poolings"
+    assert claim == "Binary models lose 40 to 69 points without their products, 68 to 70 without shortcuts and poolings"
     assert finding == (
         "Of single groups, the FFN linears cost most (-30.0 points in the median model) and the merges least (-10.0)."
     )
