@@ -127,7 +127,7 @@ def test_its_title_says_what_one_bit_costs():
 
     table = points().assign(top1=[80.0, 50, 60, 70.5, 65, 64, 63], ops=[9e9, 1e8, 1e8, 1e8, 1e8, 5e7, 6e7])
     saved = "with 90 to 180 times fewer operations than their teacher, which reaches 80.0%"
-    assert title(table) == f"Binary models reach 50.0 to 70.5% {saved}"
+    assert title(table) == f"The ladder's binary models reach 50.0 to 70.5% {saved}"
     assert title(table.assign(bops=0)) == title(table[1:]) == "Accuracy and cost of each model"
 
 

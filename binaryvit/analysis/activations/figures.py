@@ -62,7 +62,10 @@ def sign_statistics(signs: pd.DataFrame, claim: str) -> Figure:
     `signs`: columns run, label, variant, counted_on, and those of `signs.sign_layers`.
     """
     figure, axes = _strips_of_kinds(signs, "entropy", claim)
-    axes.set_xlabel(f"entropy of a channel's sign (bits), mean of a layer's channels\n{signs['counted_on'].iloc[0]}")
+    axes.set_xlabel(
+        "entropy of a channel's sign (bits), mean of a layer's channels\n"
+        f"0.61 bits: 15% are of one sign, 0.88 bits: 30%; {signs['counted_on'].iloc[0]}"
+    )
     axes.set_xlim(right=1 + 0.04 * (1 - axes.get_xlim()[0]))
     reference(axes, 1, "balanced")
     return figure
@@ -170,7 +173,7 @@ def values_read(pooled: pd.DataFrame, claim: str) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(
-        f"distinct values of a channel that the classifier reads; final tokens replaced by their signs\n"
+        f"distinct values that the classifier reads in the median channel; final tokens replaced by their signs\n"
         f"{pooled['counted_on'].iloc[0]}"
     )
     headline(figure, claim)

@@ -31,7 +31,8 @@ def of_signs(signs: pd.DataFrame) -> tuple[str, str]:
     sums = (signs["entropy"] * signs["channels"]).groupby(signs["label"]).sum()
     bits = sums / signs.groupby("label")["channels"].sum()
     bits_there = span(medians[kind][lowest == kind], "{:.2f}")
-    claim = f"In {where} signs are {least} in the {kind}: {bits_there} bits in the median layer"
+    place = kind if " of " in kind else f"the input of {kind}"
+    claim = f"In {where} signs are {least} at {place}: {bits_there} bits in the median layer"
     return claim, (
         f"On average over a model's channels, a sign carries {span(bits, '{:.2f}')} bits. {signs['dead'].sum():,} of "
         f"{signs['channels'].sum():,} channels are dead: their sign is the same for every token of every image."
@@ -43,8 +44,8 @@ def of_latent_weights(latent: pd.DataFrame) -> tuple[str, str]:
     near = {when: within(own, 0.5) / own["run"].nunique() for when, own in latent.groupby("when")}
     claim = "Training leaves as many latent weights near 0, where their sign flips, as there were"
     if abs(near["trained"] / near["initial"] - 1) > _ANOTHER_SHARE:
-        where = "away from" if near["trained"] < near["initial"] else "towards"
-        claim = f"Training moves latent weights {where} 0, where their sign flips"
+        does = "spreads latent weights" if near["trained"] < near["initial"] else "draws latent weights to 0"
+        claim = f"Training {does}: {near['trained']:.0%} lie near 0, where signs flip, {near['initial']:.0%} before it"
     return claim, (
         f"Nearer to 0 than half of their layer's initial scale lay {near['initial']:.0%} of the latent weights before "
         f"training; after it {near['trained']:.0%} do."
@@ -84,12 +85,13 @@ def of_distinct_values(values: pd.DataFrame) -> tuple[str, str]:
 def of_one_bit(values: pd.DataFrame) -> tuple[str, str]:
     """What a block makes of one bit a channel."""
     steps = values.pivot_table("median", "label", "step", aggfunc="median", sort=False)
-    products = values.loc[values["bound"].notna(), "median"]
     ratio = steps["FFN 2: + shortcut"] / steps["FFN 2: batch norm"]
-    built = values[values["step"] == "FFN 2: + shortcut"]
+    products = values.loc[values["bound"].notna(), "median"]
+    first = values.loc[values["step"].isin(["query: + shortcut", "FFN 1: + shortcut"]), "median"]
+    built = values[values["step"].isin(["context: + q + k + v", "FFN 2: + shortcut"])]
     share = (built["median"] / built["observations"]).median()
     distinct = "makes nearly all distinct" if share > _NEARLY_ALL else f"makes {span(built['median'], '{:,.0f}')}"
-    claim = f"Fed one bit a channel, a binary product makes {span(products, '{:,.0f}')} values, the shortcut of FFN 2"
+    claim = f"From one bit a channel, a product and its shortcut make {span(first, '{:,.0f}')} values; a second pair"
     return f"{claim} {distinct}", (
         f"A binary product makes {span(products, '{:,.0f}')} values; the second shortcut of the FFN, which averages "
         f"channels, multiplies them by {span(ratio, '{:.0f}')}."

@@ -96,7 +96,8 @@ def heads(maps: pd.DataFrame, images: ExampleImages, patch: tuple[float, float, 
     _tint_bar(figure, _WIDE, "probability × number of keys", images.credit)
     number = "share of keys kept, mean of the row's heads" if binary else "the row's highest ratio, at the dot"
     cells = sorted(set(maps.groupby("layer")["row"].max() + 1), reverse=True)
-    keys = f"square: the patch that asks; cells: its keys, {' or '.join(f'{side} x {side}' for side in cells)}"
+    pooled = "pooled to " * (cells[0] < round(1 / patch[2]))
+    keys = f"square: the patch that asks; cells: its keys, {pooled}{' or '.join(f'{side} x {side}' for side in cells)}"
     figure.legend(
         handles=[Patch(color=_VEIL, label="not attended")] if binary else [],
         title=f"{keys}\nrow: block, column: head\nnumber: {number}",

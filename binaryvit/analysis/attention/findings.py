@@ -6,6 +6,7 @@ from binaryvit.analysis.labels import block_of
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.wording import listed, span
 
+_APART = 0.1  # relative distance from which one block is said to be the first of all
 _NEARLY_ALL = 0.99  # the share of attended keys from which a head is said to average over all of them
 
 
@@ -38,7 +39,7 @@ def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
     if maps["attended"].isna().all():
         peak = of_map["ratio"].max()
         highest = peak.groupby(["image", "layer"], sort=False).max()
-        claim = f"{label}: the highest probability of a block is {span(highest, '{:.1f}')} times the even one"
+        claim = f"{label}: the strongest key of a block gets {span(highest, '{:.1f}')} times a uniform share"
         block = _everywhere_first(-highest)
         if block:
             claim = f"{label}: in each image the patch singles out keys most in block {block}"
@@ -51,7 +52,7 @@ def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
     if share.min() == 1:
         claim = f"{label}: the threshold leaves the marked patch every key"
     elif block:
-        claim = f"{label}: in each image the threshold leaves the patch the fewest keys in block {block}"
+        claim = f"{label}: in each image the marked patch attends to the fewest keys in block {block}"
     else:
         kept = share.groupby(["image", "layer"], sort=False).mean()
         claim = f"{label}: for the patch the heads of a block keep {span(kept, '{:.0%}')} of the keys"
@@ -62,10 +63,12 @@ def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
 
 
 def _everywhere_first(values: pd.Series) -> str | None:
-    """The block whose value, by image and layer, is the lowest of all in every image; None: they differ, or tie."""
-    lowest = values[values == values.groupby("image").transform("min")].reset_index()
-    once = len(lowest) == lowest["image"].nunique() < len(values)
-    return block_of(lowest["layer"].iloc[0]) if once and lowest["layer"].nunique() == 1 else None
+    """The block whose value, by image and layer, is the lowest in every image, by a tenth; None: there is none."""
+    by_layer = values.unstack("layer")
+    lowest, *_ = firsts = by_layer.idxmin(axis=1)
+    others = by_layer.drop(columns=lowest).min(axis=1)
+    apart = (others - by_layer[lowest] > _APART * others.abs()).all() if by_layer.shape[1] > 1 else False
+    return block_of(lowest) if apart and len(set(firsts)) == 1 else None
 
 
 def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
@@ -82,9 +85,8 @@ def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
     if averaging:
         keep = "keeps nearly all keys and so averages" if averaging == 1 else "keep nearly all keys and so average"
         merely = f"{averaging} of {number} {keep} over the image"
-    return f"In a model's mean head, binary attention keeps {keys} of the keys and {probability} of the probability", (
-        f"{merely} regardless of the query.{silent}"
-    )
+    passed = f"{keys} of the keys pass the threshold and hold {probability} of the probability"
+    return f"Averaged over a model's heads, {passed}", f"{merely} regardless of the query.{silent}"
 
 
 def of_evenness(statistics: pd.DataFrame, teacher: str | None) -> tuple[str, str]:

@@ -21,7 +21,7 @@ def of_norms(norms: pd.DataFrame) -> tuple[str, str]:
         sizes.append((plural, f"{span(medians[kind], '{:.2g}')} times"))
         counts.append(f"the {plural} are {which} in {(kinds == kind).sum()} of {len(kinds)} models")
     (small, least), (large, most) = sizes
-    claim = f"{small[0].upper()}{small[1:]} have {least} the norm of what they are added to, {large} {most}"
+    claim = f"{small[0].upper()}{small[1:]} have {least} the norm of what they are added to, {large} {most} (medians)"
     finding = f"By the median of a model's additions, {', '.join(counts)}."
     off = int(norms["ratio"].isna().sum())
     return claim, finding + (f" Attention that is off, {off} of its products, is left out." if off else "")

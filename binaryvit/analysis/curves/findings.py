@@ -43,7 +43,9 @@ def of_flips(table: pd.DataFrame) -> tuple[str, str]:
     if table["epoch"].nunique() < _FEWEST:
         claim = "Which share of the binary weights flips, epoch by epoch"
     elif (last < first).all():
-        claim = "Fewer binary weights flip in the last epoch than in the first, in every model"
+        claim = (
+            f"{span(first, '{:.0%}')} of the binary weights flip in the first epoch, {span(last, '{:.1%}')} in the last"
+        )
     else:
         claim = "Not all models flip fewer binary weights in the last epoch than in the first"
     blocks = table.groupby(["label", "block"])["flip_rate"].mean()
@@ -92,7 +94,7 @@ def of_shifts(table: pd.DataFrame) -> tuple[str, str]:
     means = table.groupby(["label", "epoch"])["mean_absolute_shift"].mean().unstack("label")
     half = (means >= means.ffill().iloc[-1] / 2).idxmax().max()  # the epoch by which even the last model has that
     moved = span(last["mean_absolute_shift"], _FORM)
-    return f"In training a block's thresholds move by {moved} on average; gradients pass within ±1", (
+    return f"In training a block's thresholds move by {moved} on average, against a gradient's window of ±1", (
         f"Every model has made half of its final shift by epoch {half} of {table['epoch'].max()}; the shift is largest "
         f"in block {most['block']} of {most['label']} ({most['mean_absolute_shift']:.3f})."
     )

@@ -88,8 +88,8 @@ def _claim(points: pd.DataFrame) -> str:
     teacher = teachers.iloc[0]
     fewer = span(teacher["ops"] / steps["ops"], "{:.0f}")
     return (
-        f"Binary models reach {span(steps['top1'], '{:.1f}')}% with {fewer} times fewer operations than their teacher, "
-        f"which reaches {teacher['top1']:.1f}%"
+        f"The ladder's binary models reach {span(steps['top1'], '{:.1f}')}% with {fewer} times fewer operations than "
+        f"their teacher, which reaches {teacher['top1']:.1f}%"
     )
 
 

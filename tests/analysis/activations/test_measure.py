@@ -148,12 +148,14 @@ def test_sentences_follow_the_numbers():
     table = pd.DataFrame({"layer": ["mlp.fc1.binarize", "mlp.fc2.binarize"], "channels": [30, 10], "dead": [0, 4]})
     table = labelled(table.assign(entropy=[0.9, 0.5]))
     claim, finding = findings.of_signs(table)
-    assert claim == "In every model signs are least balanced in the FFN 2: 0.50 bits in the median layer"
+    assert claim == "In every model signs are least balanced at the input of FFN 2: 0.50 bits in the median layer"
     other = pd.concat([table, table.assign(label="other", entropy=[0.6, 0.7])])
-    assert findings.of_signs(other)[0].startswith("In 1 of 2 models signs are least balanced in the FFN 2: 0.50 bits")
+    assert findings.of_signs(other)[0].startswith(
+        "In 1 of 2 models signs are least balanced at the input of FFN 2: 0.5"
+    )
     assert "carries 0.80 bits. 4 of 40 channels are dead" in finding
     nearly = findings.of_signs(table.assign(entropy=[0.95, 0.96]))[0]
-    assert nearly.startswith("In every model signs are nearly balanced, least in the FFN 1: 0.95")
+    assert nearly.startswith("In every model signs are nearly balanced, least at the input of FFN 1")
 
     layers = labelled(pd.DataFrame({"layer": table["layer"], "flipped": [0.4, 0.0], "weights": [10, 30]}))
     claim, finding = findings.of_flipped_signs(layers)
@@ -165,10 +167,13 @@ def test_sentences_follow_the_numbers():
     trained = latent_table.assign(share=[0.3, 0.7], when="trained")
     latent_table = pd.concat([latent_table.assign(when="initial"), trained])
     claim, finding = findings.of_latent_weights(labelled(latent_table))
-    assert claim.startswith("Training moves latent weights towards 0") and "scale lay 25%" in finding
+    assert (
+        claim == "Training draws latent weights to 0: 30% lie near 0, where signs flip, 25% before it"
+        and "scale lay 25%" in finding
+    )
     assert finding.endswith("after it 30% do.")
     away = latent_table.assign(share=latent_table["share"].where(latent_table["when"] == "initial", [0.1, 0.9] * 2))
-    assert findings.of_latent_weights(labelled(away))[0].startswith("Training moves latent weights away from 0")
+    assert findings.of_latent_weights(labelled(away))[0].startswith("Training spreads latent weights: 10% lie near 0")
     same = latent_table.assign(share=[0.25, 0.75] * 2)
     assert findings.of_latent_weights(labelled(same))[0].startswith("Training leaves as many latent weights near 0")
 
@@ -184,9 +189,9 @@ def test_sentences_on_distinct_values_follow_the_numbers():
     medians |= {"FFN 1: RPReLU": 30, "FFN 2: binary product": 40, "FFN 2: batch norm": 40, "FFN 2: + shortcut": 100}
     medians |= {"pooling branches": 60, "head: input": 2, "head: pooled": 17}
     claim, finding = findings.of_one_bit(values_of(medians))
-    assert claim == "Fed one bit a channel, a binary product makes 20 to 40 values, the shortcut of FFN 2 makes 100"
+    assert claim == "From one bit a channel, a product and its shortcut make 30 values; a second pair makes 100"
     nearly = findings.of_one_bit(values_of(medians, observations=100))[0]
-    assert nearly.endswith("values, the shortcut of FFN 2 makes nearly all distinct")
+    assert nearly.endswith("make 30 values; a second pair makes nearly all distinct")
     assert "makes 20 to 40 values; the second shortcut" in finding and finding.endswith("multiplies them by 2.")
 
     mean = labelled(pd.DataFrame({"median": [17.0], "tokens": [64]}))

@@ -261,7 +261,7 @@ def maps_of(rows):
 def test_sentences_on_heads_follow_the_numbers():
     rows = [(0, 0, [1, 1], [1, 1], False), (1, 1, [1, 1], [1, 0], False)]
     claim, finding = attention_findings.of_heads(maps_of([*rows, (3, 0, [1, 1], [0, 0], True)]), "b")
-    assert claim == "b: in each image the threshold leaves the patch the fewest keys in block 1.1"
+    assert claim == "b: in each image the marked patch attends to the fewest keys in block 1.1"
     assert finding == (
         "The marked patch attends to 75% of the keys: to every key in 1 of 2 maps, to none in 0. "
         "Attention is off in block 1.3."
@@ -281,7 +281,7 @@ def test_sentences_on_heads_follow_the_numbers():
     assert "3.5 times" in finding
     other = maps_of([(0, 0, [1, 1], *flat), (1, 0, [1, 2], *flat)]).assign(image="two")
     claim = attention_findings.of_heads(pd.concat([peaked, other]), "t")[0]
-    assert claim == "t: the highest probability of a block is 1.0 to 3.5 times the even one"
+    assert claim == "t: the strongest key of a block gets 1.0 to 3.5 times a uniform share"
     claim, finding = attention_findings.of_heads(maps_of([(0, 0, [1, 1], [0, 0], True)]), "b")
     assert (claim, finding) == ("b: the marked patch attends to nothing", "Attention is off in block 1.0.")
 
@@ -293,10 +293,8 @@ def test_sentences_on_statistics_follow_the_numbers():
     table = table.assign(evenness=[0.5, 0.5, 0.75], level=[0.5, 0.25, 0.1], density=[1.0, 0.5, 0.25])
     table = table.assign(kept=[1.0, 0.8, 0.6])
     claim, finding = attention_findings.of_density(table)
-    assert (
-        claim
-        == "In a model's mean head, binary attention keeps 25% to 75% of the keys and 60% to 90% of the probability"
-    )
+    passed = "25% to 75% of the keys pass the threshold and hold 60% to 90% of the probability"
+    assert claim == f"Averaged over a model's heads, {passed}"
     assert finding.startswith("1 of 3 heads keeps nearly all keys") and finding.endswith("regardless of the query.")
     off = table.assign(level=[-0.5, 0.25, 0.1])
     claim, finding = attention_findings.of_density(off)

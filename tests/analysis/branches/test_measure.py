@@ -198,7 +198,7 @@ def test_sentences_on_norms_follow_the_numbers():
         }
     )
     claim, finding = branch_findings.of_norms(norms)
-    assert claim == ("Whole y branches have 0.25 times the norm of what they are added to, xs 1 times")
+    assert claim == ("Whole y branches have 0.25 times the norm of what they are added to, xs 1 times (medians)")
     assert "the whole y branches are smallest in 1 of 1 models, the xs are largest in 1 of 1 models" in finding
     assert "off, 1 of its products" in finding
 

@@ -109,7 +109,7 @@ def test_another_architecture_is_drawn_next_to_the_ladder(make_study):
     finish(study, TOP1 | {"reactresnet_micro_patch2_32": 90.0})
     drawing = ladder.accuracy_against_operations(OpenStudy(study))
     assert drawing.inputs["points"]["label"].tolist()[-1] == "binary ResNet" and len(drawing.runs) == len(MICRO) + 1
-    assert drawing.draw().get_suptitle().startswith("Binary models reach 46.0 to 63.0% with")
+    assert drawing.draw().get_suptitle().startswith("The ladder's binary models reach 46.0 to 63.0% with")
     assert ablation(study).numbers["variant"].tolist() == list(MICRO)
 
 
