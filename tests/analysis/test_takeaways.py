@@ -47,8 +47,6 @@ def tables(opened):
     best = numbers.drop(index=TEACHER)["top1"].max()
     gained, lost = numbers.loc[POOLED, "top1_difference"], best - numbers.loc[BASELINE, "top1"]
     assert numbers["top1_difference"].idxmax() == POOLED and gained > lost / 2
-    assert numbers.loc[POOLED, "top1_difference_low"] > 0
-    assert (numbers["top1_difference_low"] < 0).sum() > 1
     return []
 
 
@@ -98,8 +96,8 @@ def branches_(opened):
     assert accuracy["all shortcuts and poolings"].max() < 2 * chance
     assert (accuracy["nothing"] - accuracy["all products"]).min() >= 15
     lost = accuracy.loc[PYRAMIDS[0], "nothing"] - accuracy.loc[PYRAMIDS[0], list(BINARY_GROUPS)]
-    assert lost.idxmax() == "merges" and lost["attention products"] < 4
-    return []
+    assert lost.idxmax() == "merges" and lost.idxmin() == "attention products"
+    return ["15"]
 
 
 def precision_(opened):

@@ -49,15 +49,15 @@ def price(teacher: Row, best: Row) -> str:
 
 def of_steps(steps: Mapping[str, PairedDifference]) -> str:
     """Which step gains most, which lose, and which are not resolved."""
-    resolved = {label: step for label, step in steps.items() if step.is_resolved}
-    gains = {label: step for label, step in resolved.items() if step.points > 0}
-    parts = ["No step's gain is resolved"]
-    if gains:
-        most = max(gains, key=lambda label: gains[label].points)
-        parts = [f"The step that gains most is {most}, by {gains[most]} points"]
-    lost = [f"{label} loses, {step}" for label, step in resolved.items() if step.points < 0]
-    small = [f"{label}, {step}" for label, step in steps.items() if label not in resolved]
-    return "; ".join([*parts, *lost, *([f"not resolved: {' and '.join(small)}"] if small else [])]) + "."
+    most = max(steps, key=lambda label: steps[label].points)
+    parts, also = ["No step gains"], ""
+    if steps[most].points > 0:
+        also = "also " * (not steps[most].is_resolved)
+        parts = [f"The step that gains most is {most}, by {steps[most]} points{', which is not resolved' * bool(also)}"]
+    others = {label: step for label, step in steps.items() if label != most or step.points <= 0}
+    lost = [f"{label} loses, {step}" for label, step in others.items() if step.is_resolved and step.points < 0]
+    small = [f"{label}, {step}" for label, step in others.items() if not step.is_resolved]
+    return "; ".join([*parts, *lost, *([f"{also}not resolved: {' and '.join(small)}"] if small else [])]) + "."
 
 
 def of_comparison(

@@ -33,7 +33,8 @@ def test_a_pyramid_that_loses_says_so(tmp_path):
 def test_what_is_not_resolved_is_called_so(tmp_path):
     text = headline_of(tmp_path, 79, 79.25, 79.5, 79.75, 80.25, 70)
     assert "is as accurate as its full-precision teacher within what this study resolves, +0.25 (-0.24 to" in text
-    assert "No step's gain is resolved; not resolved: + average pooling, +0.25 (-0.24 to +0.74) and + pooling" in text
+    assert "gains most is + average pooling, by +0.25 (-0.24 to +0.74) points, which is not resolved; " in text
+    assert "also not resolved: + pooling branches, +0.25 (-0.24 to +0.74) and + affine" in text
 
 
 def test_seeds_are_paired_and_shown(tmp_path):
