@@ -185,7 +185,7 @@ def _strips_of_kinds(table: pd.DataFrame, value: str, claim: str) -> tuple[Figur
     kinds, looks = _kinds_in(table), _looks(table)
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.5 + 0.45 * len(kinds)))
     axes = figure.subplots()
-    strips(axes, table, value, kinds, looks, absent="has none")
+    strips(axes, table, value, kinds, looks, absent="{} of {} have none")
     figure.legend(handles=handles(looks.items()), loc="outside lower center", ncols=3, title=_LAYERS)
     headline(figure, claim)
     return figure, axes

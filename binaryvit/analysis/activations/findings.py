@@ -44,8 +44,9 @@ def of_latent_weights(latent: pd.DataFrame) -> tuple[str, str]:
     near = {when: within(own, 0.5) / own["run"].nunique() for when, own in latent.groupby("when")}
     claim = "Training leaves as many latent weights near 0, where their sign flips, as there were"
     if abs(near["trained"] / near["initial"] - 1) > _ANOTHER_SHARE:
-        does = "spreads latent weights" if near["trained"] < near["initial"] else "draws latent weights to 0"
-        claim = f"Training {does}: {near['trained']:.0%} lie near 0, where signs flip, {near['initial']:.0%} before it"
+        does, way = ("spreads", "falls") if near["trained"] < near["initial"] else ("gathers", "rises")
+        shares = f"from {near['initial']:.0%} to {near['trained']:.0%}"
+        claim = f"Training {does} latent weights: the share near 0, where signs flip, {way} {shares}"
     return claim, (
         f"Nearer to 0 than half of their layer's initial scale lay {near['initial']:.0%} of the latent weights before "
         f"training; after it {near['trained']:.0%} do."

@@ -55,7 +55,7 @@ def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
         claim = f"{label}: in each image the marked patch attends to the fewest keys in block {block}"
     else:
         kept = share.groupby(["image", "layer"], sort=False).mean()
-        claim = f"{label}: for the patch the heads of a block keep {span(kept, '{:.0%}')} of the keys"
+        claim = f"{label}: for the marked patch the heads of a block keep {span(kept, '{:.0%}')} of the keys"
     return claim, (
         f"The marked patch attends to {share.mean():.0%} of the keys: to every key in {(share == 1).sum()} of "
         f"{len(share)} maps, to none in {(share == 0).sum()}.{silent}"

@@ -40,7 +40,14 @@ def branch_norms(norms: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
     panels = figure.subplots(1, len(shapes), squeeze=False, sharex=True, sharey=True)[0]
     for axes, (shape, own) in zip(panels, shapes.items(), strict=True):
         table = own.assign(row=own["kind"], series=own["label"])
-        strips(axes, table, "ratio", KINDS, {name: looks[name] for name in own["label"].unique()}, absent="has none")
+        strips(
+            axes,
+            table,
+            "ratio",
+            KINDS,
+            {name: looks[name] for name in own["label"].unique()},
+            absent="{} of {} have none",
+        )
         axes.set_yticks(range(len(KINDS)), [f"whole {kind}" if kind.endswith("branch") else kind for kind in KINDS])
         axes.set(xscale="log", xlabel=f"norm of the branch / norm of what it is added to\n({shape})")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))

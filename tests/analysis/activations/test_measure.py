@@ -168,12 +168,12 @@ def test_sentences_follow_the_numbers():
     latent_table = pd.concat([latent_table.assign(when="initial"), trained])
     claim, finding = findings.of_latent_weights(labelled(latent_table))
     assert (
-        claim == "Training draws latent weights to 0: 30% lie near 0, where signs flip, 25% before it"
+        claim == "Training gathers latent weights: the share near 0, where signs flip, rises from 25% to 30%"
         and "scale lay 25%" in finding
     )
     assert finding.endswith("after it 30% do.")
     away = latent_table.assign(share=latent_table["share"].where(latent_table["when"] == "initial", [0.1, 0.9] * 2))
-    assert findings.of_latent_weights(labelled(away))[0].startswith("Training spreads latent weights: 10% lie near 0")
+    assert findings.of_latent_weights(labelled(away))[0].endswith("where signs flip, falls from 25% to 10%")
     same = latent_table.assign(share=[0.25, 0.75] * 2)
     assert findings.of_latent_weights(labelled(same))[0].startswith("Training leaves as many latent weights near 0")
 
@@ -230,7 +230,7 @@ def test_figures_draw_the_numbers(drawings):
     line = next(line for line in drawn("sign_statistics").lines if line.get_label() == "BinaryViT (+ pyramid)")
     assert line.get_xdata().tolist() == pytest.approx(kinds["entropy"].median().reindex(KINDS).tolist())
     texts = [text.get_text() for text in drawn("sign_statistics").texts]
-    assert texts.count("has none") == 2  # the baseline has neither merges nor a spatial reduction
+    assert texts.count("1 of 2 have none") == 2  # the baseline has neither merges nor a spatial reduction
 
     figure = drawings["flipped_signs"].draw()
     layers = drawings["flipped_signs"].inputs["layers"].query("run == @PYRAMID and layer.str.contains('reduce')")

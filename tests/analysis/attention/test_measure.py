@@ -271,9 +271,13 @@ def test_sentences_on_heads_follow_the_numbers():
     )
     unlike = maps_of([(0, 0, [1, 1], [1, 0], False), (1, 1, [1, 1], [1, 1], False)]).assign(image="two")
     claim = attention_findings.of_heads(pd.concat([maps_of(rows), unlike]), "b")[0]
-    assert claim == "b: for the patch the heads of a block keep 50% to 100% of the keys", "no block is first in both"
+    assert claim == "b: for the marked patch the heads of a block keep 50% to 100% of the keys", (
+        "no block is first in both"
+    )
     tied = maps_of([(0, 0, [1, 1], [0, 1], False), (1, 1, [1] * 4, [1, 1, 0, 0], False)])
-    assert attention_findings.of_heads(tied, "b")[0] == "b: for the patch the heads of a block keep 50% of the keys"
+    assert (
+        attention_findings.of_heads(tied, "b")[0] == "b: for the marked patch the heads of a block keep 50% of the keys"
+    )
     flat, peaked = [[math.nan] * 2, False], [(0, 0, [1, 3.5]), (1, 0, [1, 1])]
     peaked = maps_of([(*row, *flat) for row in peaked])
     claim, finding = attention_findings.of_heads(peaked, "t")
