@@ -30,17 +30,18 @@ def strips(
     """
     for place in range(1, len(rows), 2):
         axes.axhspan(place - 0.5, place + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
-    missing = np.zeros(len(rows), dtype=int)
+    missing: list[list[float]] = [[] for _ in rows]  # the places without a value
     for index, (name, look) in enumerate(looks.items()):
         values = table[table["series"] == name].groupby("row")[value]
         middle, least, most = (summed.reindex(rows) for summed in (values.median(), values.min(), values.max()))
         places = np.arange(len(rows)) + 0.84 * ((index + 0.5) / len(looks) - 0.5)
         axes.hlines(places, least, most, color=look.colour, linewidth=1)
         axes.plot(middle, places, look.marker, color=look.colour, markersize=3.5, label=name)
-        missing += middle.isna().to_numpy()
-    for place in np.flatnonzero(missing) if absent else ():
-        text = absent.format(missing[place], len(looks))
-        axes.text(0.01, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=6, color=GREY)
+        for row in np.flatnonzero(middle.isna()):
+            missing[row].append(places[row])
+    for free in filter(None, missing if absent else ()):
+        text, transform = absent.format(len(free), len(looks)), axes.get_yaxis_transform()
+        axes.text(0.01, np.mean(free), text, transform=transform, va="center", fontsize=6, color=GREY)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
