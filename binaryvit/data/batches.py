@@ -260,8 +260,9 @@ def _as_is(batch: Batch) -> Batch:
 def _obey_the_parent_alone(worker: int) -> None:
     """Ctrl-C or a scheduler signals the whole process group; the main process alone answers, and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # and so in the threads that start from now on
-    threading.Thread(target=_end_at_the_parents_signal, args=(os.getppid(),), daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):  # macOS can't tell who sent a signal, and must be able to end a worker
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # and so in the threads that start from now on
+        threading.Thread(target=_end_at_the_parents_signal, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_at_the_parents_signal(parent: int) -> None:
