@@ -60,3 +60,8 @@ def precision_rows(opened: OpenStudy) -> list[Row]:
             variants.setdefault(row.variant, {}).setdefault(row.runs[0].bits, row)
     most = max(variants.values(), key=len, default={})
     return [most[bits] for bits in PRECISIONS if bits in most]
+
+
+def most_seeds(table: pd.DataFrame) -> int:
+    """Of how many seeds the model with the most is, in a table with columns label and seed."""
+    return table.groupby("label")["seed"].nunique().max()

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
+from binaryvit.analysis.attention.rollout import common_side, comparable_peaks
 from binaryvit.analysis.images import ExampleImages
-from binaryvit.analysis.labels import block_of
+from binaryvit.analysis.labels import block_of, most_seeds
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, in_lines, styled
 from binaryvit.models.ladder import variant_style
@@ -33,23 +34,26 @@ _BELOW = 0.72  # inches for colour bar and legend
 
 @styled
 def side_by_side(places: pd.DataFrame, images: ExampleImages, claim: str, note: str = "") -> Figure:
-    """A map over each image for each model, with the ratio of its highest place; `note` says which runs they are.
+    """A map over each image for each model, with its `comparable_peaks`; `note` says which runs they are.
 
     `places`: columns label (of the model), image, row, column, ratio: how much of the attention falls on a place, as a
-    multiple of what it would be if all places had the same; NaN where attention is off.
+    multiple of what it would be if all places had the same; NaN where attention is off; keys_side: see there.
     """
     figure, axes = _canvas()
+    peaks, side = comparable_peaks(places), common_side(places)
     columns = {label: place * _STEP for place, label in enumerate(["image", *places["label"].unique()])}
     for row, (image, pixels) in enumerate(zip(images.names, images.pixels, strict=True)):
         _draw(axes, pixels, left=0, top=row * _STEP)
         for label, own in places[places["image"] == image].groupby("label"):
             _tint(axes, pixels, _square(own, "ratio"), columns[label], row * _STEP, _NARROW)
-            _note(axes, f"{own['ratio'].max():.1f}×", columns[label] + 0.96, row * _STEP + 0.9, ha="right")
+            _note(axes, f"{peaks.loc[image, label]:.1f}×", columns[label] + 0.96, row * _STEP + 0.9, ha="right")
     _label_columns(axes, {left + 0.5: label for label, left in columns.items()}, 11)
     axes.set_yticks([])
     _fit(figure, axes, claim, len(columns) * _STEP, len(images.names) * _STEP)
     _tint_bar(figure, _NARROW, "attention on a place / its even share", images.credit)
-    figure.legend(handles=[], title="\n".join(filter(None, ["number: peak / even share", note])), loc="lower right")
+    figure.legend(
+        handles=[], title="\n".join(filter(None, [f"number: peak of {side} x {side} areas", note])), loc="lower right"
+    )
     return figure
 
 
@@ -147,7 +151,7 @@ def by_block(
     names = top.secondary_xaxis("top")
     names.spines[:].set_visible(False)
     _label_columns(names, titles, 14)
-    seeds = statistics.groupby("label")["seed"].nunique().max()
+    seeds = most_seeds(statistics)
     about = "one seed" if seeds == 1 else f"bar: range of up to {seeds} seeds"
     on = " that are on" * bool(is_off(statistics["level"]).any())
     dashed = f"; dashed: mean of {yardstick}" if yardstick else ""
@@ -271,7 +275,7 @@ def _tint_bar(figure: Figure, norm: Normalize, label: str, credit: str) -> None:
     """What the tints mean and whose the images are, at the bottom left, in the inches that `_fit` left there."""
     width, height = figure.get_size_inches()
     figure.text(0.012, 0.04 / height, f"Images: {credit}", fontsize=5.5, color=GREY)
-    axes = figure.add_axes((0.3 / width, 0.5 / height, 3.6 / width, 0.09 / height))
+    axes = figure.add_axes((0.3 / width, 0.5 / height, 3.3 / width, 0.09 / height))
     bar = figure.colorbar(ScalarMappable(norm, _TINT), cax=axes, orientation="horizontal", extend="both")
     bar.set_label(label)
     bar.set_ticks([norm.vmin, 0, norm.vmax], labels=[f"1/{2**norm.vmax:.0f}", "1 (even)", f"{2**norm.vmax:.0f}"])

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from binaryvit.analysis.attention.rollout import common_side, comparable_peaks
 from binaryvit.analysis.labels import block_of
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.wording import listed, span
@@ -12,11 +13,11 @@ _NEARLY_ALL = 0.99  # the share of attended keys from which a head is said to av
 
 def of_rollouts(places: pd.DataFrame, teacher: str | None) -> tuple[str, str]:
     """How selective each model's rollout is, against the teacher's."""
-    by_image = places.groupby(["image", "label"], sort=False)["ratio"].max().unstack("label")[places["label"].unique()]
+    by_image, side = comparable_peaks(places), common_side(places)
     peaks, images = by_image.mean(), len(by_image)
     finding = (
-        f"The most attended place gets {peaks.max():.2f} times its even share in {peaks.idxmax()} and "
-        f"{peaks.min():.2f} times in {peaks.idxmin()} (mean of {images} image{'s' * (images > 1)})."
+        f"Of {side} x {side} areas, the most attended gets {peaks.max():.2f} times its even share in {peaks.idxmax()} "
+        f"and {peaks.min():.2f} times in {peaks.idxmin()} (mean of {images} image{'s' * (images > 1)})."
     )
     if teacher not in by_image or by_image.shape[1] < 2:
         return f"Rolled out over all blocks, with shortcuts: {_against(peaks, teacher)}", finding

@@ -25,6 +25,7 @@ from binaryvit.models.shapes import image_size
 from binaryvit.training.build import input_settings
 
 _VERSION = 3  # of the measuring code in this file
+_PLACES_VERSION = 4  # of that of `attended_places`
 
 
 def drawings(
@@ -69,7 +70,7 @@ def heads(opened: OpenStudy, examples: Images = 2, place: tuple[float, float] = 
     runs = _shown(opened)
     images = example_images(runs[0], examples)
     maps = _on_examples(
-        opened, "attention_maps", runs, examples, {"place": list(place)},
+        opened, "attention_maps", _VERSION, runs, examples, {"place": list(place)},
         lambda model, inputs: attended_by(model, inputs, place),
     )  # fmt: skip
     places = _places(opened, runs, examples)
@@ -148,10 +149,11 @@ def attended_places(model: nn.Module, images: ExampleImages) -> pd.DataFrame:
     """Where in each image attention falls, rolled out from the output to the image.
 
     One row per image and place. Columns: image, row, column, ratio: what falls on the place, over what would if all
-    places had the same.
+    places had the same, keys_side: of the model's coarsest grid of keys, finer than which no attention is.
     """
-    ratio = output_by_place(model, AttentionCapture(model)(images.inputs))
-    return _long(["image", "row", "column"], images.names, ratio=ratio)
+    maps = AttentionCapture(model)(images.inputs)
+    table = _long(["image", "row", "column"], images.names, ratio=output_by_place(model, maps))
+    return table.assign(keys_side=min(each.key_grid_size for each in maps))
 
 
 def head_statistics(opened: OpenStudy, images: int = 200) -> pd.DataFrame:
@@ -168,6 +170,7 @@ def head_statistics(opened: OpenStudy, images: int = 200) -> pd.DataFrame:
 def _on_examples(
     opened: OpenStudy,
     name: str,
+    version: int,
     runs: Sequence[StoredRun],
     examples: Images,
     settings: dict[str, Any],
@@ -180,12 +183,12 @@ def _on_examples(
     def of_run(run: StoredRun) -> pd.DataFrame:
         return measure(on_best_device(run.model()), example_images(run, examples))
 
-    return labelled(measured(opened, name, _VERSION, settings, runs, of_run), runs)
+    return labelled(measured(opened, name, version, settings, runs, of_run), runs)
 
 
 def _places(opened: OpenStudy, runs: Sequence[StoredRun], examples: Images) -> pd.DataFrame:
     """`attended_places` of the runs on example images."""
-    return _on_examples(opened, "attention_places", runs, examples, {}, attended_places)
+    return _on_examples(opened, "attention_places", _PLACES_VERSION, runs, examples, {}, attended_places)
 
 
 def _patch_at(place: tuple[float, float], places: pd.DataFrame) -> tuple[float, float, float]:

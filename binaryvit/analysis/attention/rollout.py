@@ -12,8 +12,10 @@ places of the image an output gathers. Three things differ from the original:
 Every row of the product sums to 1, for each factor's does.
 """
 
+import math
 from collections.abc import Sequence
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -75,6 +77,25 @@ def output_by_place(model: nn.Module, maps: Sequence[AttentionMaps]) -> Tensor:
     places = rollout(maps, pooling_weights(model, maps[-1]))[:, 0, first.prefix_tokens :]
     ratio = places / places.mean(-1, keepdim=True)
     return ratio.unflatten(-1, (first.grid_size, first.grid_size))
+
+
+def comparable_peaks(places: pd.DataFrame) -> pd.DataFrame:
+    """The highest ratio in each image (rows) for each model (columns), over areas of the same size for all of them.
+
+    A reduced grid of keys can't single out a place smaller than a key. So ratios are averaged over the cells of the
+    coarsest grid of keys (of several that don't divide each other: over those of a grid that divides all).
+
+    `places`: columns image, label (of the model), row, column, ratio, keys_side (of the model's coarsest keys).
+    """
+    side = places.groupby("label")["row"].transform("max") + 1
+    areas = [places[axis] * common_side(places) // side for axis in ("row", "column")]
+    means = places.groupby(["image", "label", *areas], sort=False)["ratio"].mean()
+    return means.groupby(["image", "label"], sort=False).max().unstack("label")[places["label"].unique()]
+
+
+def common_side(places: pd.DataFrame) -> int:
+    """How many areas `comparable_peaks` has along a side."""
+    return math.gcd(*map(int, places["keys_side"].unique()))
 
 
 def _through_block(rows: Tensor, maps: AttentionMaps) -> Tensor:

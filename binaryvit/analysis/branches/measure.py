@@ -13,7 +13,7 @@ from binaryvit.analysis.branches.recalibration import reestimated_statistics
 from binaryvit.analysis.device import device_of, on_best_device
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
-from binaryvit.analysis.labels import bits_of, labelled, precision_rows
+from binaryvit.analysis.labels import bits_of, labelled, most_seeds, precision_rows
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
@@ -153,7 +153,7 @@ def _drawing(
 
 
 def _about_seeds(table: pd.DataFrame) -> str:
-    seeds = table.groupby("label")["seed"].nunique().max()
+    seeds = most_seeds(table)
     return f", up to {seeds} seeds of a model" if seeds > 1 else ""
 
 

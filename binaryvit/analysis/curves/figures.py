@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from binaryvit.analysis.labels import most_seeds
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, styled
 from binaryvit.errors import BinaryViTError
@@ -21,6 +22,7 @@ _ABOUT_SHIFTS = (
     "a shift b, learned per channel, moves the threshold of sign(x + b) to x = -b; mean of a block's channels"
 )
 _MARKED = 40  # epochs up to which each has a marker
+_NAME_HEIGHT = 0.08  # of a line's name, as a share of its panel
 
 
 @styled
@@ -147,6 +149,7 @@ def levels_by_block(table: pd.DataFrame, claim: str) -> Figure:
         axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
+    _name_ends(table, "ratio", panels)
     return figure
 
 
@@ -156,7 +159,9 @@ def shifts_by_block(table: pd.DataFrame, claim: str) -> Figure:
 
     `table`: columns label, variant, seed, block, epoch, mean_absolute_shift.
     """
-    return _panels_by_block(table, "mean_absolute_shift", "mean |b|", claim, about=_ABOUT_SHIFTS)[0]
+    figure, panels = _panels_by_block(table, "mean_absolute_shift", "mean |b|", claim, about=_ABOUT_SHIFTS)
+    _name_ends(table, "mean_absolute_shift", panels)
+    return figure
 
 
 def _panels_by_block(
@@ -191,6 +196,19 @@ def _panels_by_block(
     return figure, panels
 
 
+def _name_ends(table: pd.DataFrame, column: str, panels: dict[str, Axes]) -> None:
+    """The name of each block at the end of its line; names that would overlap move apart."""
+    last = table[table["epoch"] == table.groupby("run")["epoch"].transform("max")]
+    for label, axes in panels.items():
+        ends = last[last["label"] == label].groupby("block")[column].mean().dropna().sort_values()
+        on_axes = (axes.transScale + axes.transLimits).transform([(1, end) for end in ends])[:, 1]
+        for _ in range(100):
+            overlap = (_NAME_HEIGHT - np.diff(on_axes)).clip(0) / 2
+            on_axes += np.append(0, overlap) - np.append(overlap, 0)
+        for block, place in zip(ends.index, on_axes, strict=True):
+            axes.text(1.01, place, block, transform=axes.transAxes, va="center", fontsize=5.5)
+
+
 def _draw_seeds(axes: Axes, model: pd.DataFrame, column: str, colour: str, label: str, marker: str) -> None:
     """The mean over seeds at each epoch, and a band from the lowest to the highest seed."""
     by_epoch = model.groupby("epoch")[column]
@@ -201,7 +219,7 @@ def _draw_seeds(axes: Axes, model: pd.DataFrame, column: str, colour: str, label
 
 
 def _about_seeds(table: pd.DataFrame) -> str:
-    seeds = table.groupby("label")["seed"].nunique().max()
+    seeds = most_seeds(table)
     return f"line: mean of up to {seeds} seeds, band: their range" if seeds > 1 else "one seed per model"
 
 

@@ -16,7 +16,7 @@ from binaryvit.analysis.attention import figures
 from binaryvit.analysis.attention import findings as attention_findings
 from binaryvit.analysis.attention import measure as attention
 from binaryvit.analysis.attention.capture import AttentionCapture, attention_statistics
-from binaryvit.analysis.attention.rollout import output_by_place
+from binaryvit.analysis.attention.rollout import common_side, comparable_peaks, output_by_place
 from binaryvit.analysis.images import ExampleImages, evaluation_batches, example_images
 from binaryvit.analysis.measurements import stored_ones_only
 from binaryvit.analysis.models import open_model
@@ -134,7 +134,9 @@ def test_pictures_can_be_read_and_show_every_map(drawn):
     axes = side_by_side.draw().axes[0]
     assert len(axes.images) == 2 + 2 * 3 * 2
     assert sorted({image.get_array().shape[0] for image in axes.images}) == [4, 8, 16]
-    peaks = side_by_side.inputs["places"].groupby(["image", "label"])["ratio"].max()
+    table = side_by_side.inputs["places"]
+    assert table.groupby("run")["keys_side"].first().to_dict() == {TEACHER: 8, BASELINE: 8, PYRAMID: 4}
+    peaks = comparable_peaks(table).to_numpy().ravel()
     assert sorted(text.get_text() for text in axes.texts) == sorted(f"{peak:.1f}×" for peak in peaks)
 
 
@@ -228,7 +230,7 @@ def places(ratios):
     for label, grid in ratios.items():
         row, column = np.indices(np.shape(grid)).reshape(2, -1)
         frame = pd.DataFrame({"row": row, "column": column, "ratio": np.ravel(grid)})
-        frames.append(frame.assign(label=label, image="one"))
+        frames.append(frame.assign(label=label, image="one", keys_side=len(grid)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -237,7 +239,8 @@ def test_sentences_on_places_follow_the_numbers():
     claim, finding = attention_findings.of_rollouts(places(grids), "teacher")
     assert claim == "Rolled out over all blocks, even peaks lower than the teacher in every image"
     assert finding == (
-        "The most attended place gets 3.00 times its even share in unlike and 1.00 times in even (mean of 1 image)."
+        "Of 2 x 2 areas, the most attended gets 3.00 times its even share in unlike and 1.00 times in even "
+        "(mean of 1 image)."
     )
     claim = attention_findings.of_rollouts(places(grids), None)[0]
     assert claim.endswith("attention is most selective in unlike and most even in even")
@@ -245,6 +248,18 @@ def test_sentences_on_places_follow_the_numbers():
     two = pd.concat([places(grids), places(grids | {"even": [[2.0, 0.0], [2.0, 0.0]]}).assign(image="two")])
     claim = attention_findings.of_rollouts(two, "teacher")[0]
     assert claim.endswith("none of 1 binary models peaks lower than the teacher in every image")
+
+
+def test_peaks_are_compared_on_areas_of_one_size():
+    fine = np.ones((4, 4))
+    fine[0, 0], fine[3, 3] = 4.0, 2.5
+    fine[2, 3] = 2.5
+    table = places({"fine": fine, "coarse": [[1.0, 1.5], [0.5, 1.0]]})
+    assert common_side(table) == 2
+    assert comparable_peaks(table).loc["one"].to_dict() == {"fine": (4 + 1 + 1 + 1) / 4, "coarse": 1.5}
+    alone = table[table["label"] == "fine"]
+    assert comparable_peaks(alone).loc["one"].to_dict() == {"fine": 4.0}
+    assert comparable_peaks(alone.assign(keys_side=1)).loc["one"].to_dict() == {"fine": fine.mean()}
 
 
 def maps_of(rows):
