@@ -6,11 +6,11 @@ norm, RPReLU, average-pooled shortcuts) and costs what BinaryViT costs at the sa
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from binaryvit.models.classifier import TokenClassifier
 from binaryvit.models.ladder import default_cfgs as ladder_cfgs
 from binaryvit.models.layers import (
     BinaryActivation,
@@ -23,7 +23,6 @@ from binaryvit.models.layers import (
     prepare_binary_weights,
     tokens_to_grid,
 )
-from binaryvit.models.ops.precision import without_autocast
 from binaryvit.models.shapes import check_choice, check_grid, check_widening, one_per_stage, one_side
 
 
@@ -54,7 +53,7 @@ class BinaryConvBlock(nn.Module):
         return self.act(add_shortcut(main, x))
 
 
-class BinaryResNet(nn.Module):
+class BinaryResNet(TokenClassifier):
     """A full-precision patch embedding, stages of binary residual convolutions, then the mean over all tokens.
 
     Each stage but the first begins with a block of stride 2. Stem and classifier are those of BinaryViT.
@@ -91,8 +90,9 @@ class BinaryResNet(nn.Module):
             one_per_stage(name, value, len(dims), like="dims") for name, value in (("dims", dims), ("depths", depths))
         )
         check_grid(img_size, patch_size, len(dims))
-        self.img_size, self.in_chans, self.num_classes = img_size, in_chans, num_classes
+        self.img_size, self.in_chans = img_size, in_chans
         self.num_features = self.head_hidden_size = dims[-1]
+        self.num_prefix_tokens, self.global_pool = 0, "avg"
         self.stem = PatchEmbedding(in_chans, dims[0], patch_size, norm=True)
         grid_size, stages = img_size // patch_size, []
         for index, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
@@ -107,27 +107,8 @@ class BinaryResNet(nn.Module):
         self.feature_info = [
             dict(num_chs=dim, reduction=patch_size * 2**i, module=f"stages.{i}") for i, dim in enumerate(dims)
         ]
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+        self._add_head(num_classes, drop_rate)
         self.register_load_state_dict_pre_hook(_adapt_state_dict)
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The final linear layer (an identity where num_classes is 0)."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the classifier by a new one with `num_classes` outputs (0: none).
-
-        Raises:
-            BinaryViTError: a global_pool other than "avg", the only one of this model.
-        """
-        if global_pool is not None:
-            check_choice("global_pool", global_pool, ("avg",))
-        self.num_classes = num_classes
-        like = self.stem.proj.weight
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        self.head.to(device=like.device, dtype=like.dtype).train(self.training)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, img_size, img_size) to the last stage's tokens (B, N, C)."""
@@ -136,17 +117,6 @@ class BinaryResNet(nn.Module):
             for block in stage.blocks:
                 x = block(x)
         return x
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens to logits (B, num_classes), or to their mean (B, C) with pre_logits."""
-        x = self.head_drop(x.mean(dim=1))
-        if pre_logits:
-            return x
-        with without_autocast(x):
-            return self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def _adapt_state_dict(model: BinaryResNet, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.authors_names import from_authors_names, has_authors_names
+from binaryvit.models.classifier import TokenClassifier
 from binaryvit.models.layers import (
     BinaryBlock,
     BinaryPatchMerging,
@@ -22,11 +23,10 @@ from binaryvit.models.layers import (
     TokenBatchNorm,
     prepare_binary_weights,
 )
-from binaryvit.models.ops.precision import without_autocast
 from binaryvit.models.shapes import check_choice, initial_attention_level, one_side, stage_shapes
 
 
-class BinaryVisionTransformer(nn.Module):
+class BinaryVisionTransformer(TokenClassifier):
     """A vision transformer with 1-bit (or, independently, 32-bit) weights and activations.
 
     Images (B, in_chans, img_size, img_size) become tokens of a square grid; each stage embeds or merges them, adds a
@@ -86,7 +86,6 @@ class BinaryVisionTransformer(nn.Module):
         )
         self.img_size = img_size
         self.in_chans = in_chans
-        self.num_classes = num_classes
         self.global_pool = global_pool
         self.num_prefix_tokens = 1 if global_pool == "token" else 0
         self.num_features = self.head_hidden_size = self.embed_dim = shapes[-1].dim
@@ -126,8 +125,7 @@ class BinaryVisionTransformer(nn.Module):
         self.feature_info = self._describe_features(patch_size)
 
         self.norm = TokenBatchNorm(self.num_features)
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+        self._add_head(num_classes, drop_rate)
         self._init_embeddings()
         self.register_load_state_dict_pre_hook(_adapt_state_dict)
 
@@ -177,30 +175,6 @@ class BinaryVisionTransformer(nn.Module):
         always with checkpointed batch norm: they follow the data as if their momentum were 0.19 instead of 0.1.
         """
         self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The final linear layer (an identity where num_classes is 0)."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the classifier by a new one with `num_classes` outputs (0: none).
-
-        Raises:
-            BinaryViTError: global_pool="token" for a model that was built without a CLS token.
-        """
-        if global_pool is not None:
-            check_choice("global_pool", global_pool, ("", "avg", "token"))
-            if global_pool == "token" and self.cls_token is None:
-                raise BinaryViTError(
-                    "global_pool='token' needs a CLS token, and this model was built without one; "
-                    "build it with global_pool='token'."
-                )
-            self.global_pool = global_pool
-        self.num_classes = num_classes
-        like = self.stages[0].pos_embed
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        self.head.to(device=like.device, dtype=like.dtype).train(self.training)
 
     def _forward_blocks(self, x: Tensor, take: list[int], last: int | None = None) -> tuple[Tensor, list[Tensor]]:
         """Images through all blocks, or up to block number `last`; also the tokens after the blocks in `take`."""
@@ -282,21 +256,6 @@ class BinaryVisionTransformer(nn.Module):
         """Images to the final, normalized tokens (B, N, C); a CLS token is token 0."""
         x, _ = self._forward_blocks(x, take=[])
         return self.norm(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Final tokens to logits (B, num_classes), or to the pooled features (B, C) with pre_logits."""
-        if self.global_pool == "token":
-            x = x[:, 0]
-        elif self.global_pool == "avg":
-            x = x[:, self.num_prefix_tokens :].mean(dim=1)
-        x = self.head_drop(x)
-        if pre_logits:
-            return x
-        with without_autocast(x):
-            return self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 class Stage(nn.Module):
