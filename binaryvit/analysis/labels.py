@@ -13,12 +13,14 @@ _BLOCK = re.compile(r"(?:(?:stages|layers)\.(\d+)\.)?(?:blocks\.(\d+)|embed)\b")
 
 
 def block_of(layer: str) -> str | None:
-    """The block that a module path lies in, "stage.block" counted from 0; "merge 1" before stage 1; else None."""
+    """The block that a module path lies in, "stage.block" from 0; before a stage "stem" or "merge 1"; else None."""
     found = _BLOCK.match(layer)
     if not found:
         return None
     stage, block = found[1] or "0", found[2]
-    return f"merge {stage}" if block is None else f"{stage}.{block}"
+    if block is None:
+        return "stem" if stage == "0" else f"merge {stage}"
+    return f"{stage}.{block}"
 
 
 def model_label(run: StoredRun) -> str:

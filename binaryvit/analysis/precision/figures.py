@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from binaryvit.analysis.labels import block_of
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, in_lines, precision_style, styled
 
 _LINES = {"W1A1": "-", "W1A32": "--", "W32A1": ":", "W32A32": "-"}
@@ -99,11 +100,4 @@ def _along_layers(axes: Axes, table: pd.DataFrame, variant: str) -> None:
             [layers.index(layer) + dodge for layer in own["layer"]], own["cka"], color=look.colour, marker=look.marker,
             linestyle=_LINES[precision], label=f"{name}: mean {own['cka'].mean():.2f} in the residual stream",
         )  # fmt: skip
-    axes.set_xticks(range(len(layers)), [_short(layer) for layer in layers], rotation=90)
-
-
-def _short(layer: str) -> str:
-    """stages.2.blocks.1.attn as "2.1", stages.2.embed as "2 embed"."""
-    parts = [part for part in layer.split(".") if part not in ("stages", "blocks", *_PARTS)]
-    numbers = ".".join(part for part in parts if part.isdigit())
-    return " ".join(filter(None, [numbers, *(part for part in parts if not part.isdigit())]))
+    axes.set_xticks(range(len(layers)), [block_of(layer) or layer for layer in layers], rotation=90)

@@ -2,6 +2,10 @@
 
 import pandas as pd
 
+from binaryvit.analysis.labels import block_of
+
+_FALL = 0.05  # of CKA from one layer to the next that is said to be one
+
 
 def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
     """Claim and finding: what one bit costs a model in accuracy, and what it saves."""
@@ -34,15 +38,23 @@ def _pair(binary: pd.Series, real: pd.Series, cost: str) -> str:
 
 
 def of_agreement(table: pd.DataFrame, model: str) -> tuple[str, str]:
-    """Claim and finding: which precision keeps the residual stream closest, and how near two trainings are."""
+    """Claim and finding: where the precision with the least agreement loses it, and how near two trainings are."""
     stream = table[~table["layer"].str.endswith((".attn", ".mlp"))]
     means = stream.groupby(["precision", "seed"], sort=False)["cka"].mean()
     is_reference = means.index.get_level_values("precision") == "W32A32"
     compared = means[~is_reference].groupby("precision", sort=False).mean()
-    best, worst = compared.idxmax(), compared.idxmin()
-    claim = f"{model}: in the residual stream {best} stays closest to full precision, {worst} moves furthest from it"
-    if best == worst:
-        claim = f"{model}: {best}'s residual stream has a mean CKA of {compared[best]:.2f} with full precision"
+    worst = compared.idxmin()
+    along = stream[stream["precision"] == worst].groupby("layer", sort=False)["cka"].mean()
+    falls = -along.diff()
+    claim = (
+        f"{model}: at {worst} the residual stream agrees with full precision throughout, to {along.min():.2f} or more"
+    )
+    if falls.max() > _FALL:
+        layer, place = falls.idxmax(), along.index.get_loc(falls.idxmax())
+        claim = (
+            f"{model}: {worst} loses most of its agreement with full precision at {block_of(layer) or layer}, from "
+            f"{along.iloc[place - 1]:.2f} to {along.iloc[place]:.2f}"
+        )
     values = ", ".join(f"{value:.2f} for {name}" for name, value in compared.items())
     finding = f"Mean linear CKA (centred kernel alignment) with W32A32 is {values}."
     if is_reference.any():

@@ -161,15 +161,11 @@ def test_a_second_seed_of_full_precision_says_what_agreement_can_be_expected(tmp
 
 
 def test_sentences_on_agreement_follow_the_numbers():
-    rows = [("W1A1", [0.8, 0.1, 0.3]), ("W1A32", [0.9, 0.5, 0.7])]
-    table = pd.concat(
-        [
-            pd.DataFrame({"precision": name, "seed": 0, "layer": ["a", "b.attn", "b.mlp"], "cka": cka})
-            for name, cka in rows
-        ]
-    )
+    layers = ["stages.0.embed", "stages.0.blocks.0.attn", "stages.0.blocks.0.mlp", "stages.1.embed", "norm"]
+    rows = [("W1A1", [0.92, 0.1, 0.3, 0.78, 0.7]), ("W1A32", [0.99, 0.5, 0.7, 0.87, 0.84])]
+    table = pd.concat([pd.DataFrame({"precision": name, "seed": 0, "layer": layers, "cka": cka}) for name, cka in rows])
     claim, finding = precision_findings.of_agreement(table, "model")
-    assert claim == "model: in the residual stream W1A32 stays closest to full precision, W1A1 moves furthest from it"
+    assert claim == "model: W1A1 loses most of its agreement with full precision at merge 1, from 0.92 to 0.78"
     assert "is 0.80 for W1A1, 0.90 for W1A32." in finding
-    alone, _ = precision_findings.of_agreement(table[:3], "model")
-    assert alone == "model: W1A1's residual stream has a mean CKA of 0.80 with full precision"
+    alone, _ = precision_findings.of_agreement(table[table["layer"] == "norm"], "model")
+    assert alone == "model: at W1A1 the residual stream agrees with full precision throughout, to 0.70 or more"
