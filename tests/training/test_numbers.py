@@ -27,7 +27,7 @@ def restricted_to(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "native" in WITHOUT[implementation]:
         monkeypatch.setattr(native, "fits", lambda *_: False)
     if "pytorch" in WITHOUT[implementation]:
-        monkeypatch.setattr("binaryvit.models.layers.step_of", lambda *_: None)
+        monkeypatch.setattr("binaryvit.models.layers.unit.step_of", lambda *_: None)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -52,13 +52,13 @@ def test_losses_change_only_with_the_training_version(implementation, precision,
 
 
 def test_the_implementations_are_the_ones_they_are_called(monkeypatch):
-    from binaryvit.models import layers
+    from binaryvit.models.layers import unit as units
 
-    unit, x = layers.BinaryUnit(4, 4, 1, 1), torch.randn(2, 3, 4)
+    unit, x = units.BinaryUnit(4, 4, 1, 1), torch.randn(2, 3, 4)
     chosen = {}
     for implementation in ("pytorch", "modules"):
         restricted_to(implementation, monkeypatch)
-        step = layers.step_of(unit, unit.parameters_in_order(), x)
+        step = units.step_of(unit, unit.parameters_in_order(), x)
         chosen[implementation] = None if step is None else step.__module__.rsplit(".", 1)[-1]
     assert chosen == {"pytorch": "reference", "modules": None}
-    assert step_of is not layers.step_of
+    assert step_of is not units.step_of

@@ -6,8 +6,8 @@ import torch
 from helpers.units import step
 
 import binaryvit  # noqa: F401 - registers the models
-from binaryvit.models import layers
-from binaryvit.models.layers import BinaryUnit
+from binaryvit.models.layers import BinaryUnit, RPReLU
+from binaryvit.models.ops.choice import step_of
 from binaryvit.models.ops.synchronized import synchronize
 from binaryvit.training.build import blocks_of
 
@@ -35,17 +35,16 @@ def test_every_unit_of_a_block_trains_in_one_step(monkeypatch: pytest.MonkeyPatc
     used = []
 
     def noted(unit, parameters, x):
-        used.append((unit, chosen := choose(unit, parameters, x)))
+        used.append((unit, chosen := step_of(unit, parameters, x)))
         return chosen
 
-    choose = layers.step_of
-    monkeypatch.setattr(layers, "step_of", noted)
+    monkeypatch.setattr("binaryvit.models.layers.unit.step_of", noted)
     model(torch.randn(2, 3, 32, 32)).sum().backward()
     units = [module for block in blocks_of(model) for module in block.modules() if isinstance(module, BinaryUnit)]
     assert len(used) == len(units) and all(chosen for _, chosen in used)
 
 
-class Doubled(layers.RPReLU):
+class Doubled(RPReLU):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(x)
 
