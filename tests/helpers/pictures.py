@@ -6,7 +6,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 
 def assert_readable(figure):
-    """Asserts that all that is drawn lies inside the figure, no two tick labels overlap, and a title says something."""
+    """Asserts that all that is drawn lies inside the figure, no two labels of ticks or axes overlap, and a title
+    says something."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer, (width, height) = canvas.get_renderer(), canvas.get_width_height()
@@ -14,10 +15,15 @@ def assert_readable(figure):
     for part, box in [(part, part.get_tightbbox(renderer)) for part in parts]:
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
         assert inside, f"{part} reaches from {box.min} to {box.max} in a figure of {width} x {height}"
+    names = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.label.get_text()]
+    _assert_apart([name.get_window_extent(renderer) for name in names if name.get_visible()])
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         low, high = sorted(axis.get_view_interval())
         ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
         labels = [label for tick in ticks for label in (tick.label1, tick.label2) if label.get_visible()]
-        boxes = [label.get_window_extent(renderer) for label in labels if label.get_text()]
-        assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
+        _assert_apart([label.get_window_extent(renderer) for label in labels if label.get_text()])
     assert len(figure.get_suptitle()) > 10
+
+
+def _assert_apart(boxes):
+    assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))

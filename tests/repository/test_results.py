@@ -3,8 +3,13 @@
 import re
 
 import pytest
+from helpers.pictures import assert_readable
 from helpers.places import ROOT
 
+from binaryvit.analysis.measurements import stored_ones_only
+from binaryvit.analysis.product import Drawing
+from binaryvit.analysis.registry import ANALYSES
+from binaryvit.analysis.stored import OpenStudy
 from binaryvit.analysis.verify import Verdict, verify
 from binaryvit.records.run_record import read_record
 from binaryvit.studies.study import load_study
@@ -20,6 +25,17 @@ def test_committed_tables_figures_and_measurements_are_current(name):
     findings = verify(load_study(RESULTS / name))
     assert {"tables/ablation.md", "figures/accuracy_against_operations.png"} <= {finding.file for finding in findings}
     assert [finding for finding in findings if finding.verdict is not Verdict.CURRENT] == []
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_committed_figure_can_be_read(name):
+    study = load_study(RESULTS / name)
+    with stored_ones_only():
+        products = [product for notebook in study.analysis for product in ANALYSES[notebook](OpenStudy(study))]
+    drawings = [product for product in products if isinstance(product, Drawing)]
+    for drawing in drawings:
+        assert_readable(drawing.draw())
+    assert drawings
 
 
 def test_every_study_that_has_runs_has_its_tables():

@@ -7,12 +7,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from binaryvit.analysis.activations.distinct_values import STEPS
-from binaryvit.analysis.activations.findings import shares_inside
+from binaryvit.analysis.activations.findings import NEAR, shares_inside, shares_near
 from binaryvit.analysis.activations.layer_kinds import KINDS, kind_of
 from binaryvit.analysis.strips import handles, reference, strips
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, styled
+from binaryvit.analysis.wording import span
 from binaryvit.models.ladder import VariantStyle, variant_style
-from binaryvit.palette import BLACK, GREY
+from binaryvit.palette import BLACK, GREY, VERMILION
 
 _ONE_TO_ONE = ("batch norm", "RPReLU", "affine")  # steps that give each value another, and add none
 _LAYERS = "marker: median of a model's layers of a kind, bar: their range"
@@ -29,7 +30,7 @@ def pre_sign_histograms(histograms: pd.DataFrame, claim: str) -> Figure:
     """
     table = _of_kinds(histograms)
     table["share"] = 100 * table["count"] / table.groupby(["run", "layer"])["count"].transform("sum")
-    kinds, inside = _kinds_in(table), shares_inside(table, "row")
+    kinds, inside = _kinds_in(table), shares_inside(table, ["row", "series"])
     columns = min(3, len(kinds))
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.0 + 1.5 * -(-len(kinds) // columns)))
     grid = figure.subplots(-(-len(kinds) // columns), columns, squeeze=False, sharex=True, sharey=True)
@@ -41,15 +42,17 @@ def pre_sign_histograms(histograms: pd.DataFrame, claim: str) -> Figure:
             own = finite[(finite["row"] == kind) & (finite["series"] == name)]
             if len(own):
                 axes.stairs(own.groupby("bin_left")["share"].mean(), edges, color=look.colour, baseline=None)
-        axes.set_title(f"{kind}\n{inside[kind]:.0%} inside")
+        axes.set_title(f"{kind}\n{span(inside[kind], '{:.0%}')} inside")
         axes.tick_params(labelbottom=True)
     for axes in grid.flat[len(kinds) :]:
         axes.remove()
     for axes in grid[:, 0]:
         axes.set_ylabel(f"% per {edges[1] - edges[0]:g}")
-    grid[-1, columns // 2].set_xlabel(f"u = x + b, before its sign; shaded: the window\n{table['counted_on'].iloc[0]}")
+    grid[-1, columns // 2].set_xlabel(
+        f"u = x + b, before its sign; shaded: ±1, where a gradient passes\n{table['counted_on'].iloc[0]}"
+    )
     lines = [Line2D([], [], color=look.colour, label=name) for name, look in _looks(table).items()]
-    title = "line: mean of the layers' shares; share inside: all models pooled"
+    title = "line: mean of a model's layers; inside: the least and the most of all models"
     figure.legend(handles=lines, loc="outside lower center", ncols=3, title=title)
     headline(figure, claim)
     return figure
@@ -61,10 +64,14 @@ def sign_statistics(signs: pd.DataFrame, claim: str) -> Figure:
 
     `signs`: columns run, label, variant, counted_on, and those of `signs.sign_layers`.
     """
-    figure, axes = _strips_of_kinds(signs, "entropy", claim)
+    figure, axes, markers = _strips_of_kinds(signs, "entropy", claim, "; ringed: a model's lowest")
+    for marker in markers:
+        lowest = np.nanargmin(marker.get_xdata())
+        x, y = (along[lowest] for along in marker.get_data())
+        axes.plot(x, y, "o", markersize=7, markerfacecolor="none", markeredgecolor=BLACK, markeredgewidth=0.8)
     axes.set_xlabel(
-        "entropy of a channel's sign (bits), mean of a layer's channels\n"
-        f"0.61 bits: 15% are of one sign, 0.88 bits: 30%; {signs['counted_on'].iloc[0]}"
+        "entropy of the signs at a layer's input (bits), mean of its channels\n"
+        f"0.88 bits: 30% are of one sign, 0.61 bits: 15%; {signs['counted_on'].iloc[0]}"
     )
     axes.set_xlim(right=1 + 0.04 * (1 - axes.get_xlim()[0]))
     reference(axes, 1, "balanced")
@@ -87,14 +94,17 @@ def latent_weights(latent: pd.DataFrame, claim: str) -> Figure:
     axes.fill_between(initial.index, initial["median"], color="#DDDDDD", label="before training")
     axes.fill_between(trained.index, trained["min"], trained["max"], color=GREY, alpha=0.5, linewidth=0)
     axes.plot(trained["median"], color=BLACK, label=f"trained (line: median of {runs} models, band: their range)")
+    near = shares_near(latent)
+    label = f"nearer than {NEAR}: {near['initial']:.0%} before, {near['trained']:.0%} trained"
+    axes.axvspan(-NEAR, NEAR, facecolor="none", edgecolor=VERMILION, hatch="////", linewidth=0, label=label)
     reference(axes, 0, "sign flips")
     width = (inner["bin_right"] - inner["bin_left"]).iloc[0]
     axes.set(
-        xlabel="latent weight / initial scale of its layer (their mean size before training)",
-        ylabel=f"binary weights (% per {width:g})",
+        xlabel="latent weight / mean |latent weight| of its layer before training",
+        ylabel=f"latent weights (% per {width:g})",
         ylim=(0, None),
     )
-    figure.legend(handles=axes.get_legend_handles_labels()[0], loc="outside lower center", ncols=2)
+    figure.legend(handles=axes.get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
     headline(figure, claim)
     return figure
 
@@ -105,7 +115,7 @@ def flipped_signs(layers: pd.DataFrame, claim: str) -> Figure:
 
     `layers`: columns run, label, variant, layer, flipped (share of the layer's weights).
     """
-    figure, axes = _strips_of_kinds(layers.assign(flipped=100 * layers["flipped"]), "flipped", claim)
+    figure, axes, _ = _strips_of_kinds(layers.assign(flipped=100 * layers["flipped"]), "flipped", claim)
     axes.set_xlabel("weights of a layer that end with another sign than they were initialized with (%)")
     axes.set_xlim(0, max(55, axes.get_xlim()[1]))
     reference(axes, 50, "as by chance")
@@ -173,22 +183,22 @@ def values_read(pooled: pd.DataFrame, claim: str) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(
-        f"distinct values that the classifier reads in the median channel; final tokens replaced by their signs\n"
+        "distinct values that the classifier reads in the median channel; final tokens are signs\n"
         f"{pooled['counted_on'].iloc[0]}"
     )
     headline(figure, claim)
     return figure
 
 
-def _strips_of_kinds(table: pd.DataFrame, value: str, claim: str) -> tuple[Figure, Axes]:
+def _strips_of_kinds(table: pd.DataFrame, value: str, claim: str, note: str = "") -> tuple[Figure, Axes, list[Line2D]]:
     table = _of_kinds(table)
     kinds, looks = _kinds_in(table), _looks(table)
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.5 + 0.45 * len(kinds)))
     axes = figure.subplots()
-    strips(axes, table, value, kinds, looks, absent="{} of {} have none")
-    figure.legend(handles=handles(looks.items()), loc="outside lower center", ncols=3, title=_LAYERS)
+    markers = strips(axes, table, value, kinds, looks, absent="{} of {} have none")
+    figure.legend(handles=handles(looks.items()), loc="outside lower center", ncols=3, title=_LAYERS + note)
     headline(figure, claim)
-    return figure, axes
+    return figure, axes, markers
 
 
 def _steps(axes: Axes, values: pd.DataFrame, value: str, fed: str) -> None:

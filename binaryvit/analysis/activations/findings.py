@@ -5,6 +5,7 @@ import pandas as pd
 from binaryvit.analysis.activations.layer_kinds import kind_of
 from binaryvit.analysis.wording import span
 
+NEAR = 0.5  # of a layer's initial scale: so near to 0 a latent weight is said to be near its flip
 _ANOTHER_SHARE = 0.1  # relative change from which a share is called another one
 _NEARLY_BALANCED = 0.9  # bits from which a sign is called nearly balanced
 _NEARLY_ALL = 0.9  # share of the values looked at from which nearly all are said to differ
@@ -12,10 +13,12 @@ _NEARLY_ALL = 0.9  # share of the values looked at from which nearly all are sai
 
 def of_histograms(histograms: pd.DataFrame) -> tuple[str, str]:
     """Whether most pre-sign activations lie where the sign passes a gradient."""
-    kinds, runs = (shares_inside(histograms, by) for by in (histograms["layer"].map(kind_of), "label"))
-    outside = ", ".join(kinds.index[kinds < 0.5])
-    where = f"in all kinds of layers but {outside}" if outside else "in every kind of layer"
-    return f"Most pre-sign activations lie in the window that passes a gradient, {where}", (
+    kind = histograms["layer"].map(kind_of)
+    kinds, runs, both = (shares_inside(histograms, by) for by in (kind, "label", [kind, "label"]))
+    lowest = both.groupby(level=0, sort=False).min()
+    outside = ", ".join(lowest.index[lowest < 0.5])
+    where = f"in every model in all kinds of layers but {outside}" if outside else "in every kind of layer and model"
+    return f"Most pre-sign activations lie within ±1, where a gradient passes, {where}", (
         f"By kind of layer the share is {_ends(kinds, '{:.0%}')}, by model {span(runs, '{:.0%}')}."
     )
 
@@ -41,7 +44,7 @@ def of_signs(signs: pd.DataFrame) -> tuple[str, str]:
 
 def of_latent_weights(latent: pd.DataFrame) -> tuple[str, str]:
     """Whether training moved latent weights away from their threshold, or towards it."""
-    near = {when: within(own, 0.5) / own["run"].nunique() for when, own in latent.groupby("when")}
+    near = shares_near(latent)
     claim = "Training leaves as many latent weights near 0, where their sign flips, as there were"
     if abs(near["trained"] / near["initial"] - 1) > _ANOTHER_SHARE:
         does, way = ("spreads", "falls") if near["trained"] < near["initial"] else ("gathers", "rises")
@@ -58,10 +61,8 @@ def of_flipped_signs(layers: pd.DataFrame) -> tuple[str, str]:
     weighted = (layers["flipped"] * layers["weights"]).groupby(layers["label"], sort=False).sum()
     runs = weighted / layers.groupby("label", sort=False)["weights"].sum()
     kinds = layers.groupby(layers["layer"].map(kind_of))["flipped"].median()
-    claim = "In every layer fewer than half of the weights end with another sign than they started with"
-    if layers["flipped"].max() >= 0.5:
-        claim = "In some layers half of the weights or more end with another sign than they started with"
-    return claim, (
+    ends = span(layers["flipped"], "{:.0%}")
+    return f"{ends} of a layer's weights end with another sign than they started with, by chance 50%", (
         f"Of a model's weights {span(runs, '{:.0%}')} end with another sign. By kind of layer, the median is "
         f"{_ends(kinds, '{:.0%}')}."
     )
@@ -72,7 +73,8 @@ def of_distinct_values(values: pd.DataFrame) -> tuple[str, str]:
     products, sums = (values[values["step"].str.endswith(end)] for end in ("binary product", "+ shortcut"))
     share = (sums["median"] / sums["observations"]).groupby(sums["label"], sort=False).median()
     used = (products["median"] / products["bound"]).median()
-    alone = f"{span(products['median'] / products['observations'], '{:.2%}')} of a channel's values are distinct"
+    most = (products["median"] / products["observations"]).max()
+    alone = f"at most {most:.1%} of a channel's values are distinct"
     claim = f"After a binary product {alone}, after its shortcut {span(share, '{:.0%}')}"
     if share.min() > _NEARLY_ALL:
         claim = f"After a binary product {alone}, after its shortcut nearly all"
@@ -91,9 +93,11 @@ def of_one_bit(values: pd.DataFrame) -> tuple[str, str]:
     first = values.loc[values["step"].isin(["query: + shortcut", "FFN 1: + shortcut"]), "median"]
     built = values[values["step"].isin(["context: + q + k + v", "FFN 2: + shortcut"])]
     share = (built["median"] / built["observations"]).median()
-    distinct = "makes nearly all distinct" if share > _NEARLY_ALL else f"makes {span(built['median'], '{:,.0f}')}"
-    claim = f"From one bit a channel, a product and its shortcut make {span(first, '{:,.0f}')} values; a second pair"
-    return f"{claim} {distinct}", (
+    made = "makes nearly all distinct" if share > _NEARLY_ALL else f"makes {span(built['median'], '{:,.0f}')}"
+    claim = (
+        f"From one bit a channel, a product and its shortcut make {span(first, '{:,.0f}')} values; the next with its"
+    )
+    return f"{claim} shortcuts {made}", (
         f"A binary product makes {span(products, '{:,.0f}')} values; the second shortcut of the FFN, which averages "
         f"channels, multiplies them by {span(ratio, '{:.0f}')}."
     )
@@ -114,12 +118,17 @@ def of_values_read(pooled: pd.DataFrame) -> tuple[str, str]:
     )
 
 
-def shares_inside(histograms: pd.DataFrame, by: str | pd.Series) -> pd.Series:
-    """Which share of the pre-sign activations lies in the window (-1, 1), by a column or Series."""
+def shares_inside(histograms: pd.DataFrame, by: str | pd.Series | list[str | pd.Series]) -> pd.Series:
+    """Which share of the pre-sign activations lies in the window (-1, 1), by columns or Series."""
     inside = (histograms["bin_left"] >= -1) & (histograms["bin_right"] <= 1)
     counts = histograms.assign(inside=histograms["count"].where(inside, 0))
     sums = counts.groupby(by, sort=False)[["inside", "count"]].sum()
     return sums["inside"] / sums["count"]
+
+
+def shares_near(latent: pd.DataFrame) -> dict[str, float]:
+    """Which share of the latent weights lies within NEAR of its threshold, by when: "initial", "trained"."""
+    return {when: within(own, NEAR) / own["run"].nunique() for when, own in latent.groupby("when")}
 
 
 def within(latent: pd.DataFrame, distance: float) -> float:

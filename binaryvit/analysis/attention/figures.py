@@ -24,9 +24,9 @@ from binaryvit.palette import BLUE, GREY, VERMILION
 
 SHARES = "viridis"  # from little to much attention: equally large steps to the eye, also in grey
 # Over a pale grey image: blue where a place gets less than its even share, orange where it gets more.
-_TINTS = [to_rgba(BLUE, 0.8), (1, 1, 1, 0), to_rgba(VERMILION, 0.8)]
+_TINTS = [to_rgba(BLUE, 0.9), (1, 1, 1, 0), to_rgba(VERMILION, 0.9)]
 _TINT = LinearSegmentedColormap.from_list("tint", _TINTS, N=257)  # an odd number of colours has a middle
-_NARROW, _WIDE = Normalize(-1, 1), Normalize(-2, 2)  # of log2 of the ratio: means over many queries, a single one
+_NARROW, _WIDE = Normalize(-1, 1), Normalize(-3, 3)  # of log2 of the ratio: means over many queries, a single one
 _VEIL = "#6E6E6E"
 _STEP = 1.12  # from one map to the next, in sides of a map
 _BELOW = 0.72  # inches for colour bar and legend
@@ -113,7 +113,11 @@ def heads(maps: pd.DataFrame, images: ExampleImages, patch: tuple[float, float, 
 
 @styled
 def by_block(
-    statistics: pd.DataFrame, quantities: Mapping[str, str], claim: str, yardstick: str | None = None
+    statistics: pd.DataFrame,
+    quantities: Mapping[str, str],
+    claim: str,
+    yardstick: str | None = None,
+    note: str = "",
 ) -> Figure:
     """Shares of attention heads over the blocks of all models: a panel per quantity, a point per head.
 
@@ -124,16 +128,18 @@ def by_block(
         quantities: columns to draw, and what their axes are called.
         claim: what the figure says.
         yardstick: the label of a model whose mean is drawn through all others.
+        note: what else the reader must know.
     """
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.3 + 1.3 * len(quantities)))
     panels = dict(zip(quantities, figure.subplots(len(quantities), 1, squeeze=False, sharex=True)[:, 0], strict=True))
+    low = 0.5 if statistics[list(quantities)].min(axis=None) > 0.5 else 0.0
     left, ticks, titles = 0.0, {}, {}
     for label, of_model in statistics.groupby("label", sort=False):
         names = (
             of_model.drop_duplicates("block").set_index("block")["layer"].map(lambda layer: block_of(layer) or layer)
         )
         for column, axes in panels.items():
-            mean = _heads_of(axes, of_model, column, left, len(names))
+            mean = _heads_of(axes, of_model, column, left, len(names), low)
             if label == yardstick:
                 axes.axhline(mean, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
             if left:
@@ -142,7 +148,7 @@ def by_block(
         titles[left + (len(names) - 1) / 2] = label
         left += len(names) + 0.6
     for column, axes in panels.items():
-        axes.set(ylabel=quantities[column], ylim=(0, 1.25), yticks=(0, 0.5, 1))
+        axes.set(ylabel=quantities[column], ylim=(low, _above(low, 0.25)), yticks=(low, (low + 1) / 2, 1))
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.grid(False, axis="x")
     top, bottom = panels[next(iter(panels))], axes
@@ -157,19 +163,24 @@ def by_block(
     dashed = f"; dashed: mean of {yardstick}" if yardstick else ""
     bottom.set_xlabel(
         f"block (point: a head; line and number: mean of the heads{on}; {about})\n"
-        f"{statistics['images'].max():,} evaluation images{dashed}"
+        f"{statistics['images'].max():,} evaluation images{dashed}{note}"
     )
     headline(figure, claim)
     return figure
 
 
-def _heads_of(axes: Axes, of_model: pd.DataFrame, column: str, left: float, blocks: int) -> float:
+def _above(low: float, share: float) -> float:
+    """A place above a panel from `low` to 1, by a share of its height."""
+    return 1 + share * (1 - low)
+
+
+def _heads_of(axes: Axes, of_model: pd.DataFrame, column: str, left: float, blocks: int, low: float) -> float:
     """Draws one model's heads, its block 0 at `left`; returns their mean."""
     off = is_off(of_model["level"])
     for block, seeds_off in off.groupby([of_model["block"], of_model["seed"]]).all().groupby("block"):
         if seeds_off.any():
             part = "off" if seeds_off.all() else f"off in {seeds_off.sum()}\nof {len(seeds_off)}"
-            axes.text(left + block, 0.5, part, ha="center", va="center", color=GREY, fontsize=7)
+            axes.text(left + block, (low + 1) / 2, part, ha="center", va="center", color=GREY, fontsize=7)
     look = variant_style(of_model["variant"].iloc[0])
     on = of_model[~off].groupby(["block", "head"])[column].agg(["mean", "min", "max"]).reset_index()
     last = on.groupby("block")["head"].transform("max")
@@ -179,7 +190,7 @@ def _heads_of(axes: Axes, of_model: pd.DataFrame, column: str, left: float, bloc
     mean = of_model.loc[~off, column].mean()
     if len(on):
         axes.hlines(mean, left - 0.45, left + blocks - 0.55, color=look.colour, linewidth=0.8)
-        axes.text(left + (blocks - 1) / 2, 1.16, f"{mean:.0%}", ha="center", va="center", fontsize=7)
+        axes.text(left + (blocks - 1) / 2, _above(low, 0.16), f"{mean:.0%}", ha="center", va="center", fontsize=7)
     return mean
 
 

@@ -11,22 +11,20 @@ _APART = 0.1  # relative distance from which one block is said to be the first o
 _NEARLY_ALL = 0.99  # the share of attended keys from which a head is said to average over all of them
 
 
-def of_rollouts(places: pd.DataFrame, teacher: str | None) -> tuple[str, str]:
-    """How selective each model's rollout is, against the teacher's."""
+def of_rollouts(places: pd.DataFrame) -> tuple[str, str]:
+    """Which model's rollout is most, and which is least selective."""
     by_image, side = comparable_peaks(places), common_side(places)
     peaks, images = by_image.mean(), len(by_image)
     finding = (
         f"Of {side} x {side} areas, the most attended gets {peaks.max():.2f} times its even share in {peaks.idxmax()} "
         f"and {peaks.min():.2f} times in {peaks.idxmin()} (mean of {images} image{'s' * (images > 1)})."
     )
-    if teacher not in by_image or by_image.shape[1] < 2:
-        return f"Rolled out over all blocks, with shortcuts: {_against(peaks, teacher)}", finding
-    lower = by_image.drop(columns=teacher).lt(by_image[teacher], axis=0).all()
-    flat = (
-        listed(lower.index[lower]) if 0 < lower.sum() < 3 else f"{lower.sum() or 'none'} of {len(lower)} binary models"
-    )
-    verb = "peaks" if lower.sum() < 2 else "peak"
-    return f"Rolled out over all blocks, {flat} {verb} lower than the teacher in every image", finding
+    if len(peaks) == 1:
+        return f"Rolled out over all blocks, attention peaks at {peaks.max():.1f} times an even share", finding
+    return (
+        f"Rolled out over all blocks, attention is most peaked in {peaks.idxmax()}, {peaks.max():.1f} times an even "
+        f"share, and flattest in {peaks.idxmin()}, {peaks.min():.1f} times"
+    ), finding
 
 
 def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:
@@ -94,7 +92,7 @@ def of_evenness(statistics: pd.DataFrame, teacher: str | None) -> tuple[str, str
     """How selective attention is before binarization, against the teacher's."""
     on = statistics[~is_off(statistics["level"])]
     mean = on.groupby("label", sort=False)["evenness"].mean()
-    return f"In the mean head, before the threshold, {_against(-mean, teacher)}", (
+    return f"Averaged over heads, before the threshold, {_against(-mean, teacher)}", (
         f"The entropy of a row is {mean.min():.0%} of its maximum in {mean.idxmin()} and {mean.max():.0%} in "
         f"{mean.idxmax()}; 100% would be all keys alike."
     )

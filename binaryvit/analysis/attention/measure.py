@@ -25,6 +25,7 @@ from binaryvit.models.shapes import image_size
 from binaryvit.training.build import input_settings
 
 _VERSION = 3  # of the measuring code in this file
+_ATTENDED = "; attended: a probability above half the learned level a"
 _PLACES_VERSION = 4  # of that of `attended_places`
 
 
@@ -46,11 +47,11 @@ def side_by_side(opened: OpenStudy, examples: Images = 2) -> Drawing:
 
     Raises BinaryViTError when a selection is wrong or empty, or a run's model has no attention.
     """
-    runs, teacher = _shown(opened), opened.teacher()
+    runs = _shown(opened)
     images = example_images(runs[0], examples)
     places = _places(opened, runs, examples)
     inputs = {"places": places, "pictures": _pixels(images)}
-    said = findings.of_rollouts(places, teacher and model_label(teacher))
+    said = findings.of_rollouts(places)
     note = "first seed of each model" if any(run.label != model_label(run) for run in runs) else ""
     return Drawing.of(
         opened, "attention_side_by_side", inputs, said, lambda claim: figures.side_by_side(places, images, claim, note)
@@ -110,7 +111,7 @@ def density(opened: OpenStudy, images: int = 200) -> Drawing | None:
     shares, said = {"density": "keys attended", "kept": "probability\non them"}, findings.of_density(binary)
     return Drawing.of(
         opened, "attention_density", {"statistics": binary}, said,
-        lambda claim: figures.by_block(binary, shares, claim),
+        lambda claim: figures.by_block(binary, shares, claim, note=_ATTENDED),
     )  # fmt: skip
 
 

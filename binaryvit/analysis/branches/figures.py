@@ -15,12 +15,9 @@ KINDS = (
     "attention linears", "attention products", "FFN linears", "merges",
     "attention branch", "FFN branch", "pooling branches",
 )  # fmt: skip
-_ADDED_TO = (
-    "linears, merges, products (attention x values): added to their own shortcut\n"
-    "whole and pooling branches: added to the residual stream"
-)
-_LOSS = LinearSegmentedColormap.from_list("loss", ["white", VERMILION])
+_LEFT = LinearSegmentedColormap.from_list("left", [VERMILION, "white"]).with_extremes(bad="#EEEEEE")
 _AT_CHANCE = ListedColormap(["#404040"])
+_TO_SHORTCUTS = 4  # of KINDS, the first ones, are added to their own shortcut
 
 
 @styled
@@ -49,12 +46,23 @@ def branch_norms(norms: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
             absent="{} of {} have none",
         )
         axes.set_yticks(range(len(KINDS)), [f"whole {kind}" if kind.endswith("branch") else kind for kind in KINDS])
-        axes.set(xscale="log", xlabel=f"norm of the branch / norm of what it is added to\n({shape})")
+        axes.set(xscale="log", xlabel=f"norm / norm of what it is added to\n({shape})")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter("{x:g}")
         reference(axes, 1, "equal")
-    explained = f"{_ADDED_TO}\nmarker: median of a model's additions of one kind; bar: their range; {evaluated_on}"
+        axes.axhline(_TO_SHORTCUTS - 0.5, color=GREY, linewidth=0.8)
+    places = {
+        "against their own shortcut": (0, _TO_SHORTCUTS),
+        "against the residual stream": (_TO_SHORTCUTS, len(KINDS)),
+    }
+    for text, (top, bottom) in places.items():
+        middle = (top + bottom - 1) / 2
+        axes.text(1.02, middle, text, transform=axes.get_yaxis_transform(), rotation=270, va="center", fontsize=7)
+    explained = (
+        "marker: median of a model's additions of one kind, bar: their range; attention products: with the values\n"
+        f"{evaluated_on}"
+    )
     figure.legend(handles=handles(looks.items()), loc="outside lower center", ncols=3, title=explained)
     headline(figure, claim)
     return figure
@@ -64,7 +72,7 @@ def branch_norms(norms: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
 def accuracy_without(accuracies: pd.DataFrame, chance: float, evaluated_on: str, claim: str) -> Figure:
     """The accuracy without groups of branches: a row for each removal, a column for each model (or stage of one).
 
-    A cell has no colour where the 95% interval holds the intact accuracy, and a dark one where it holds chance.
+    A cell is dark where the 95% interval holds chance.
 
     Args:
         accuracies: columns column (its name), removed, accuracy, low and high (percent, ends of the 95% interval);
@@ -73,14 +81,11 @@ def accuracy_without(accuracies: pd.DataFrame, chance: float, evaluated_on: str,
         evaluated_on, claim: as in `branch_norms`.
     """
     columns, removals = list(accuracies["column"].unique()), _in_order(accuracies["removed"])
-    cells = accuracies.pivot_table(["accuracy", "low", "high"], "removed", "column")
-    accuracy, low, high = (
-        cells[name].reindex(removals, columns=columns).to_numpy() for name in ("accuracy", "low", "high")
-    )
-    intact = accuracy[removals.index("nothing")]
+    cells = accuracies.pivot_table(["accuracy", "low"], "removed", "column")
+    accuracy, low = (cells[name].reindex(removals, columns=columns).to_numpy() for name in ("accuracy", "low"))
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.9 + 0.27 * len(removals)))
     axes = figure.subplots()
-    lost = axes.imshow(np.where(high < intact, intact - accuracy, 0), cmap=_LOSS, vmin=0, vmax=80, aspect="auto")
+    left = axes.imshow(accuracy, cmap=_LEFT, vmin=chance, vmax=np.nanmax(accuracy), aspect="auto")
     axes.imshow(np.where(low <= chance, 1, np.nan), cmap=_AT_CHANCE, aspect="auto")
     for (row, column), value in np.ndenumerate(accuracy):
         text, colour = ("none", GREY) if np.isnan(value) else (f"{value:.0f}", BLACK)
@@ -97,11 +102,11 @@ def accuracy_without(accuracies: pd.DataFrame, chance: float, evaluated_on: str,
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(
-        f"top-1 in %, {evaluated_on}; none: the model has no such part\n"
-        f"dark: its 95% interval holds chance ({chance:g}%); white: its interval holds the intact accuracy",
+        f"cells: top-1 in %, {evaluated_on}\nparts are removed from trained models, which are not trained again; "
+        f"dark: at chance, its 95% interval holds {chance:g}%",
         fontsize=7,
     )
-    figure.colorbar(lost, ax=axes, shrink=0.8, aspect=30, label="points lost")
+    figure.colorbar(left, ax=axes, shrink=0.8, aspect=30, label="top-1 that is left (%)")
     headline(figure, claim)
     return figure
 

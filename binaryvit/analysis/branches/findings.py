@@ -18,20 +18,25 @@ def of_norms(norms: pd.DataFrame) -> tuple[str, str]:
     for which, kinds in (("smallest", medians.idxmin(axis=1)), ("largest", medians.idxmax(axis=1))):
         kind = kinds.mode()[0]
         plural = kind if kind.endswith("s") else f"whole {kind}es"
-        sizes.append((plural, f"{span(medians[kind], '{:.2g}')} times"))
+        added_to = "the residual stream" if "branch" in kind else "their shortcut"
+        sizes.append((plural, f"{span(medians[kind], '{:.2f}')} times", added_to))
         counts.append(f"the {plural} are {which} in {(kinds == kind).sum()} of {len(kinds)} models")
-    (small, least), (large, most) = sizes
-    claim = f"{small[0].upper()}{small[1:]} have {least} the norm of what they are added to, {large} {most} (medians)"
+    (small, least, below), (large, most, beside) = sizes
+    also = "that of " * (beside != below) + beside
+    claim = f"{small[0].upper()}{small[1:]} have {least} the norm of {below}, {large} {most} {also} (medians)"
     finding = f"By the median of a model's additions, {', '.join(counts)}."
     off = int(norms["ratio"].isna().sum())
     return claim, finding + (f" Attention that is off, {off} of its products, is left out." if off else "")
 
 
 def of_accuracies(table: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: what is lost without all products, and without all shortcuts, and which group costs most."""
+    """Claim and finding: what is left without all products, and without all shortcuts, and which group costs most."""
     accuracy = _of_one_bit(table).pivot_table("accuracy", "removed", "column")
-    products, shortcuts = (span(accuracy.loc["nothing"] - accuracy.loc[name], "{:.0f}") for name in _ALL)
-    claim = f"Binary models lose {products} points without their products, {shortcuts} without shortcuts and poolings"
+    intact, products, shortcuts = (span(accuracy.loc[name], "{:.0f}") for name in ("nothing", *_ALL))
+    claim = (
+        f"Of {intact}% top-1, trained binary models keep {products}% without their products, {shortcuts}% without "
+        "shortcuts and poolings"
+    )
     single = accuracy.drop(index=["nothing", *_ALL]).sub(accuracy.loc["nothing"]).median(axis=1)
     return claim, (
         f"Of single groups, the {single.idxmin()} cost most ({single.min():+.1f} points in the median model) and the "

@@ -44,7 +44,8 @@ def of_flips(table: pd.DataFrame) -> tuple[str, str]:
         claim = "Which share of the binary weights flips, epoch by epoch"
     elif (last < first).all():
         claim = (
-            f"{span(first, '{:.0%}')} of the binary weights flip in the first epoch, {span(last, '{:.1%}')} in the last"
+            f"{span(first, '{:.0%}')} of a model's binary weights flip in the first epoch, {span(last, '{:.1%}')} in "
+            "the last"
         )
     else:
         claim = "Not all models flip fewer binary weights in the last epoch than in the first"
@@ -84,7 +85,8 @@ def _of_ratios(last: pd.DataFrame) -> str:
             f"In columnar models attention levels end at {span(later, _FORM)} times their start in all blocks but the "
             f"first, in pyramids at {span(pyramids, _FORM)} times"
         )
-    return f"Attention stays on in every block; levels end at {span(last['ratio'], _FORM)} times their start"
+    means = last.groupby(["label", "block"])["ratio"].mean()
+    return f"Levels end at {span(means, _FORM)} times their start, and none at 0, where attention would be off"
 
 
 def of_shifts(table: pd.DataFrame) -> tuple[str, str]:
@@ -94,7 +96,7 @@ def of_shifts(table: pd.DataFrame) -> tuple[str, str]:
     means = table.groupby(["label", "epoch"])["mean_absolute_shift"].mean().unstack("label")
     half = (means >= means.ffill().iloc[-1] / 2).idxmax().max()  # the epoch by which even the last model has that
     moved = span(last["mean_absolute_shift"], _FORM)
-    return f"In training a block's thresholds move by {moved} on average, against a gradient's window of ±1", (
+    return f"In training a block's thresholds move by {moved} on average; a gradient passes within ±1", (
         f"Every model has made half of its final shift by epoch {half} of {table['epoch'].max()}; the shift is largest "
         f"in block {most['block']} of {most['label']} ({most['mean_absolute_shift']:.3f})."
     )

@@ -16,9 +16,9 @@ def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
         return claim, "A comparison needs both W1A1 and W32A32."
     binary, real = rows.loc["W1A1"], rows.loc["W32A32"]
     claim = (
-        f"{model} with one bit: {binary['top1']:.1f}% top-1 instead of {real['top1']:.1f}%, for "
-        f"{_pair(binary, real, 'bytes')} MB and {_pair(binary, real, 'ops')} M OPs (with elementwise work "
-        f"{_pair(binary, real, 'ops_elementwise')} M)"
+        f"{model}: one bit costs {real['top1'] - binary['top1']:.1f} points of top-1, for "
+        f"{_times(real, binary, 'bytes')} times fewer bytes and {_times(real, binary, 'ops')} times fewer operations "
+        f"({_times(real, binary, 'ops_elementwise')} with elementwise work)"
     )
     compared = rows.dropna(subset="difference")
     if compared.empty:
@@ -32,9 +32,9 @@ def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
     return claim, f"Top-1 against W32A32 in points, with its 95% interval over images and {over}: {changes}."
 
 
-def _pair(binary: pd.Series, real: pd.Series, cost: str) -> str:
-    """A cost in millions at one bit, and that at full precision."""
-    return f"{binary[cost] / 1e6:.2f} instead of {real[cost] / 1e6:.2f}"
+def _times(real: pd.Series, binary: pd.Series, cost: str) -> str:
+    """How many times a cost at one bit goes into that at full precision."""
+    return f"{real[cost] / binary[cost]:.0f}"
 
 
 def of_agreement(table: pd.DataFrame, model: str) -> tuple[str, str]:

@@ -182,7 +182,10 @@ def test_sentences_on_accuracies_follow_the_numbers():
     first = {"nothing": 80, "merges": 70, "FFN linears": 50, "all products": 40, "all shortcuts and poolings": 12}
     second = first | {"all products": 11, "all shortcuts and poolings": 10}
     claim, finding = branch_findings.of_accuracies(pd.concat([table_of("A", first), table_of("B", second)]))
-    assert claim == "Binary models lose 40 to 69 points without their products, 68 to 70 without shortcuts and poolings"
+    assert claim == (
+        "Of 80% top-1, trained binary models keep 11 to 40% without their products, 10 to 12% without shortcuts and "
+        "poolings"
+    )
     assert finding == (
         "Of single groups, the FFN linears cost most (-30.0 points in the median model) and the merges least (-10.0)."
     )
@@ -198,7 +201,10 @@ def test_sentences_on_norms_follow_the_numbers():
         }
     )
     claim, finding = branch_findings.of_norms(norms)
-    assert claim == ("Whole y branches have 0.25 times the norm of what they are added to, xs 1 times (medians)")
+    assert claim == (
+        "Whole y branches have 0.25 times the norm of the residual stream, xs 1.00 times that of their "
+        "shortcut (medians)"
+    )
     assert "the whole y branches are smallest in 1 of 1 models, the xs are largest in 1 of 1 models" in finding
     assert "off, 1 of its products" in finding
 
@@ -218,10 +224,15 @@ def test_sentences_on_stages_follow_the_numbers():
     assert "changes by -50 points" in finding and "products by -55 in stage 1, -15 in stage 2." in finding
 
 
-def test_a_cell_is_coloured_where_the_interval_leaves_the_intact_accuracy_and_dark_at_chance():
+def test_a_cell_has_the_colour_of_what_is_left_and_a_dark_one_at_chance():
     table = table_of("A", {"nothing": 80, "merges": 78, "FFN linears": 30, "all products": 12})
-    lost, at_chance = figures.accuracy_without(table, 10, "200 images", "A claim that is made").axes[0].images
-    assert lost.get_array().ravel().tolist() == [0, 50, 0, 68]  # in the order of the groups: the FFN before the merges
+    left, at_chance = figures.accuracy_without(table, 10, "200 images", "A claim that is made").axes[0].images
+    assert left.get_array().ravel().tolist() == [
+        80,
+        30,
+        78,
+        12,
+    ]  # in the order of the groups: the FFN before the merges
     assert (at_chance.get_array().ravel() == 1).filled(False).tolist() == [False, False, False, True]
 
 

@@ -79,9 +79,9 @@ def test_drawings_show_every_precision(study):
     numbers, agreement = precision.drawings(OpenStudy(study), images=20)
     assert numbers.runs == (ONE, WEIGHTS, REAL) and set(agreement.runs) == set(numbers.runs)
     title = numbers.draw().get_suptitle().replace("\n", " ")
-    assert title.startswith("BinaryViT (+ pyramid) with one bit: 50.0% top-1 instead of 80.0%, for ")
-    costs = numbers.inputs["precisions"].set_index("precision")["ops_elementwise"] / 1e6
-    assert title.endswith(f"with elementwise work {costs['W1A1']:.2f} instead of {costs['W32A32']:.2f} M)")
+    assert title.startswith("BinaryViT (+ pyramid): one bit costs 30.0 points of top-1, for ")
+    costs = numbers.inputs["precisions"].set_index("precision")["ops_elementwise"]
+    assert title.endswith(f"({costs['W32A32'] / costs['W1A1']:.0f} with elementwise work)")
     differences = [difference(row, 80) for row in (50, 70)]
     assert [f"{text:+.1f}" for text in differences[0]] == ["-30.0", "-34.8", "-25.2"]
     assert numbers.finding == (
