@@ -65,5 +65,5 @@ def precision_rows(opened: OpenStudy) -> list[Row]:
 
 
 def most_seeds(table: pd.DataFrame) -> int:
-    """Of how many seeds the model with the most is, in a table with columns label and seed."""
+    """The largest number of seeds that a model has, in a table with columns label and seed."""
     return table.groupby("label")["seed"].nunique().max()

@@ -18,7 +18,7 @@ def strips(
     rows: Sequence[str],
     looks: Mapping[str, VariantStyle],
     absent: str = "",
-) -> list[Line2D]:
+) -> None:
     """Draws, for each row and series, the median of a value as a marker and its range as a line.
 
     Args:
@@ -27,10 +27,7 @@ def strips(
         rows: from top to bottom.
         looks: how each series is drawn, from top to bottom within a row.
         absent: the text where series have no value in a row, with places for how many of how many.
-
-    Returns the markers of each series, a point per row.
     """
-    markers = []
     for place in range(1, len(rows), 2):
         axes.axhspan(place - 0.5, place + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
     missing: list[list[float]] = [[] for _ in rows]  # the places without a value
@@ -39,7 +36,7 @@ def strips(
         middle, least, most = (summed.reindex(rows) for summed in (values.median(), values.min(), values.max()))
         places = np.arange(len(rows)) + 0.84 * ((index + 0.5) / len(looks) - 0.5)
         axes.hlines(places, least, most, color=look.colour, linewidth=1)
-        markers += axes.plot(middle, places, look.marker, color=look.colour, markersize=3.5, label=name)
+        axes.plot(middle, places, look.marker, color=look.colour, markersize=3.5, label=name)
         for row in np.flatnonzero(middle.isna()):
             missing[row].append(places[row])
     for free in filter(None, missing if absent else ()):
@@ -49,7 +46,6 @@ def strips(
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-    return markers
 
 
 def reference(axes: Axes, value: float, name: str) -> None:

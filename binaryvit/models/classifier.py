@@ -17,6 +17,7 @@ class TokenClassifier(nn.Module):
         num_features: channels of the tokens.
         num_prefix_tokens: how many of the first tokens have no place in the image (a CLS token).
         global_pool: "avg" averages the tokens that have a place, "token" reads the CLS token, "" takes all tokens.
+        num_classes, head_drop, head: how many classes, the dropout, and the linear layer (an identity for 0 classes).
     """
 
     num_features: int
@@ -37,10 +38,10 @@ class TokenClassifier(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the classifier by a new one with `num_classes` outputs (0: none).
+        """Replaces the classifier by a new one with `num_classes` outputs (0: none), and the pooling where it is given.
 
         Raises:
-            BinaryViTError: global_pool="token" for a model that was built without a CLS token.
+            BinaryViTError: an unknown global_pool, or "token" for a model that was built without a CLS token.
         """
         if global_pool is not None:
             check_choice("global_pool", global_pool, ("", "avg", "token"))

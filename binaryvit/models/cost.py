@@ -233,6 +233,8 @@ def _residuals(block: nn.Module, x: Tensor, output: Tensor) -> _Operations:
 
 
 def _grid_mean(model: BinaryResNet, x: Tensor, output: Tensor) -> _Operations:
+    if model.global_pool != "avg":
+        return _Operations()
     return _Operations(elementwise=model.stages[-1].blocks[-1].grid_size ** 2 * model.num_features)
 
 

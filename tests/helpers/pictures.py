@@ -16,14 +16,16 @@ def assert_readable(figure):
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
         assert inside, f"{part} reaches from {box.min} to {box.max} in a figure of {width} x {height}"
     names = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.label.get_text()]
-    _assert_apart([name.get_window_extent(renderer) for name in names if name.get_visible()])
+    _assert_apart([name for name in names if name.get_visible()], renderer)
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         low, high = sorted(axis.get_view_interval())
         ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
         labels = [label for tick in ticks for label in (tick.label1, tick.label2) if label.get_visible()]
-        _assert_apart([label.get_window_extent(renderer) for label in labels if label.get_text()])
+        _assert_apart([label for label in labels if label.get_text()], renderer)
     assert len(figure.get_suptitle()) > 10
 
 
-def _assert_apart(boxes):
-    assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
+def _assert_apart(labels, renderer):
+    for one, two in itertools.combinations(labels, 2):
+        overlap = one.get_window_extent(renderer).overlaps(two.get_window_extent(renderer))
+        assert not overlap, f"{one.get_text()!r} and {two.get_text()!r} overlap"

@@ -54,8 +54,14 @@ def test_it_is_one_of_timms_models(tmp_path) -> None:
     assert gradient.isfinite().all()
     with pytest.raises(BinaryViTError, match="global_pool='max'"):
         model.reset_classifier(0, "max")
+    with pytest.raises(BinaryViTError, match="global_pool='token' needs a CLS token"):
+        model.reset_classifier(0, "token")
     model.reset_classifier(0, "avg")
     assert model(images).shape == (2, 256)
+    pooled = cost(model).ops_elementwise
+    model.reset_classifier(0, "")
+    assert torch.equal(model(images), model.forward_features(images))
+    assert cost(model).ops_elementwise == pooled - features[0].numel()
 
 
 @pytest.mark.parametrize(

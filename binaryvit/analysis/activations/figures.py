@@ -64,8 +64,8 @@ def sign_statistics(signs: pd.DataFrame, claim: str) -> Figure:
 
     `signs`: columns run, label, variant, counted_on, and those of `signs.sign_layers`.
     """
-    figure, axes, markers = _strips_of_kinds(signs, "entropy", claim, "; ringed: a model's lowest")
-    for marker in markers:
+    figure, axes = _strips_of_kinds(signs, "entropy", claim, "ringed: a model's lowest")
+    for marker in list(axes.lines):
         lowest = np.nanargmin(marker.get_xdata())
         x, y = (along[lowest] for along in marker.get_data())
         axes.plot(x, y, "o", markersize=7, markerfacecolor="none", markeredgecolor=BLACK, markeredgewidth=0.8)
@@ -115,7 +115,7 @@ def flipped_signs(layers: pd.DataFrame, claim: str) -> Figure:
 
     `layers`: columns run, label, variant, layer, flipped (share of the layer's weights).
     """
-    figure, axes, _ = _strips_of_kinds(layers.assign(flipped=100 * layers["flipped"]), "flipped", claim)
+    figure, axes = _strips_of_kinds(layers.assign(flipped=100 * layers["flipped"]), "flipped", claim)
     axes.set_xlabel("weights of a layer that end with another sign than they were initialized with (%)")
     axes.set_xlim(0, max(55, axes.get_xlim()[1]))
     reference(axes, 50, "as by chance")
@@ -190,15 +190,16 @@ def values_read(pooled: pd.DataFrame, claim: str) -> Figure:
     return figure
 
 
-def _strips_of_kinds(table: pd.DataFrame, value: str, claim: str, note: str = "") -> tuple[Figure, Axes, list[Line2D]]:
+def _strips_of_kinds(table: pd.DataFrame, value: str, claim: str, note: str = "") -> tuple[Figure, Axes]:
     table = _of_kinds(table)
     kinds, looks = _kinds_in(table), _looks(table)
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.5 + 0.45 * len(kinds)))
     axes = figure.subplots()
-    markers = strips(axes, table, value, kinds, looks, absent="{} of {} have none")
-    figure.legend(handles=handles(looks.items()), loc="outside lower center", ncols=3, title=_LAYERS + note)
+    strips(axes, table, value, kinds, looks, absent="{} of {} have none")
+    title = "; ".join(filter(None, [_LAYERS, note]))
+    figure.legend(handles=handles(looks.items()), loc="outside lower center", ncols=3, title=title)
     headline(figure, claim)
-    return figure, axes, markers
+    return figure, axes
 
 
 def _steps(axes: Axes, values: pd.DataFrame, value: str, fed: str) -> None:

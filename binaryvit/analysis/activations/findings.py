@@ -1,9 +1,11 @@
 """What the numbers on activations and weights say: for each figure its claim, which is its title, and a finding."""
 
+import math
+
 import pandas as pd
 
 from binaryvit.analysis.activations.layer_kinds import kind_of
-from binaryvit.analysis.wording import span
+from binaryvit.analysis.wording import listed, span
 
 NEAR = 0.5  # of a layer's initial scale: so near to 0 a latent weight is said to be near its flip
 _ANOTHER_SHARE = 0.1  # relative change from which a share is called another one
@@ -16,11 +18,14 @@ def of_histograms(histograms: pd.DataFrame) -> tuple[str, str]:
     kind = histograms["layer"].map(kind_of)
     kinds, runs, both = (shares_inside(histograms, by) for by in (kind, "label", [kind, "label"]))
     lowest = both.groupby(level=0, sort=False).min()
-    outside = ", ".join(lowest.index[lowest < 0.5])
-    where = f"in every model in all kinds of layers but {outside}" if outside else "in every kind of layer and model"
-    return f"Most pre-sign activations lie within ±1, where a gradient passes, {where}", (
-        f"By kind of layer the share is {_ends(kinds, '{:.0%}')}, by model {span(runs, '{:.0%}')}."
-    )
+    outside = lowest.index[lowest <= 0.5]
+    where = "in every kind of layer and model"
+    if len(outside):
+        where = f"in every model in all kinds of layers but {listed(outside)}"
+    claim = f"Most pre-sign activations lie within ±1, where a gradient passes, {where}"
+    if len(outside) == len(lowest):
+        claim = f"Within ±1, where a gradient passes, lie {span(both, '{:.0%}')} of a model's pre-sign activations"
+    return claim, (f"By kind of layer the share is {_ends(kinds, '{:.0%}')}, by model {span(runs, '{:.0%}')}.")
 
 
 def of_signs(signs: pd.DataFrame) -> tuple[str, str]:
@@ -51,8 +56,8 @@ def of_latent_weights(latent: pd.DataFrame) -> tuple[str, str]:
         shares = f"from {near['initial']:.0%} to {near['trained']:.0%}"
         claim = f"Training {does} latent weights: the share near 0, where signs flip, {way} {shares}"
     return claim, (
-        f"Nearer to 0 than half of their layer's initial scale lay {near['initial']:.0%} of the latent weights before "
-        f"training; after it {near['trained']:.0%} do."
+        f"Nearer to 0 than {NEAR} times their layer's initial scale lay {near['initial']:.0%} of the latent weights "
+        f"before training; after it {near['trained']:.0%} do."
     )
 
 
@@ -62,7 +67,7 @@ def of_flipped_signs(layers: pd.DataFrame) -> tuple[str, str]:
     runs = weighted / layers.groupby("label", sort=False)["weights"].sum()
     kinds = layers.groupby(layers["layer"].map(kind_of))["flipped"].median()
     ends = span(layers["flipped"], "{:.0%}")
-    return f"{ends} of a layer's weights end with another sign than they started with, by chance 50%", (
+    return f"{ends} of a layer's weights end with another sign than they started with (by chance: 50%)", (
         f"Of a model's weights {span(runs, '{:.0%}')} end with another sign. By kind of layer, the median is "
         f"{_ends(kinds, '{:.0%}')}."
     )
@@ -73,8 +78,8 @@ def of_distinct_values(values: pd.DataFrame) -> tuple[str, str]:
     products, sums = (values[values["step"].str.endswith(end)] for end in ("binary product", "+ shortcut"))
     share = (sums["median"] / sums["observations"]).groupby(sums["label"], sort=False).median()
     used = (products["median"] / products["bound"]).median()
-    most = (products["median"] / products["observations"]).max()
-    alone = f"at most {most:.1%} of a channel's values are distinct"
+    most = math.ceil(1000 * (products["maximum"] / products["observations"]).max()) / 10
+    alone = f"at most {most:g}% of a channel's values are distinct"
     claim = f"After a binary product {alone}, after its shortcut {span(share, '{:.0%}')}"
     if share.min() > _NEARLY_ALL:
         claim = f"After a binary product {alone}, after its shortcut nearly all"
@@ -94,10 +99,8 @@ def of_one_bit(values: pd.DataFrame) -> tuple[str, str]:
     built = values[values["step"].isin(["context: + q + k + v", "FFN 2: + shortcut"])]
     share = (built["median"] / built["observations"]).median()
     made = "makes nearly all distinct" if share > _NEARLY_ALL else f"makes {span(built['median'], '{:,.0f}')}"
-    claim = (
-        f"From one bit a channel, a product and its shortcut make {span(first, '{:,.0f}')} values; the next with its"
-    )
-    return f"{claim} shortcuts {made}", (
+    claim = f"From one bit a channel, a product and its shortcut make {span(first, '{:,.0f}')} values; a second"
+    return f"{claim} product with its shortcuts {made}", (
         f"A binary product makes {span(products, '{:,.0f}')} values; the second shortcut of the FFN, which averages "
         f"channels, multiplies them by {span(ratio, '{:.0f}')}."
     )

@@ -46,7 +46,9 @@ def side_by_side(places: pd.DataFrame, images: ExampleImages, claim: str, note: 
         _draw(axes, pixels, left=0, top=row * _STEP)
         for label, own in places[places["image"] == image].groupby("label"):
             _tint(axes, pixels, _square(own, "ratio"), columns[label], row * _STEP, _NARROW)
-            _note(axes, f"{peaks.loc[image, label]:.1f}×", columns[label] + 0.96, row * _STEP + 0.9, ha="right")
+            peak = peaks.loc[image, label]
+            number = f"{peak:.1f}×" if side > 1 and not np.isnan(peak) else ""
+            _note(axes, number, columns[label] + 0.96, row * _STEP + 0.9, ha="right")
     _label_columns(axes, {left + 0.5: label for label, left in columns.items()}, 11)
     axes.set_yticks([])
     _fit(figure, axes, claim, len(columns) * _STEP, len(images.names) * _STEP)
@@ -132,7 +134,8 @@ def by_block(
     """
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.3 + 1.3 * len(quantities)))
     panels = dict(zip(quantities, figure.subplots(len(quantities), 1, squeeze=False, sharex=True)[:, 0], strict=True))
-    low = 0.5 if statistics[list(quantities)].min(axis=None) > 0.5 else 0.0
+    drawn = statistics.loc[~is_off(statistics["level"]), list(quantities)]
+    low = 0.5 if drawn.min(axis=None) > 0.5 else 0.0
     left, ticks, titles = 0.0, {}, {}
     for label, of_model in statistics.groupby("label", sort=False):
         names = (
@@ -160,10 +163,13 @@ def by_block(
     seeds = most_seeds(statistics)
     about = "one seed" if seeds == 1 else f"bar: range of up to {seeds} seeds"
     on = " that are on" * bool(is_off(statistics["level"]).any())
-    dashed = f"; dashed: mean of {yardstick}" if yardstick else ""
+    notes = [
+        f"{statistics['images'].max():,} evaluation images",
+        f"dashed: mean of {yardstick}" * bool(yardstick),
+        note,
+    ]
     bottom.set_xlabel(
-        f"block (point: a head; line and number: mean of the heads{on}; {about})\n"
-        f"{statistics['images'].max():,} evaluation images{dashed}{note}"
+        f"block (point: a head; line and number: mean of the heads{on}; {about})\n" + "; ".join(filter(None, notes))
     )
     headline(figure, claim)
     return figure

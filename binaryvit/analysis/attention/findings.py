@@ -12,19 +12,21 @@ _NEARLY_ALL = 0.99  # the share of attended keys from which a head is said to av
 
 
 def of_rollouts(places: pd.DataFrame) -> tuple[str, str]:
-    """Which model's rollout is most, and which is least selective."""
-    by_image, side = comparable_peaks(places), common_side(places)
-    peaks, images = by_image.mean(), len(by_image)
-    finding = (
+    """Which model's rollout is most, and which is least selective, by `rollout.comparable_peaks`."""
+    rolled, side = "Rolled out over all blocks, attention", common_side(places)
+    peaks, images = comparable_peaks(places).mean().dropna(), places["image"].nunique()
+    if peaks.empty:
+        return f"{rolled} falls on no place of these images", "Attention is off in every model that is shown."
+    if side == 1:
+        return f"{rolled} favours the orange places", "The models' keys form grids without common areas to compare."
+    low, high = (f"{peak:.1f} times an even share" for peak in (peaks.min(), peaks.max()))
+    claim = f"{rolled} is most peaked in {peaks.idxmax()}, {high}, and flattest in {peaks.idxmin()}, {low}"
+    if low == high:
+        claim = f"{rolled} peaks at {low} in {'every model' if len(peaks) > 1 else peaks.index[0]}"
+    return claim, (
         f"Of {side} x {side} areas, the most attended gets {peaks.max():.2f} times its even share in {peaks.idxmax()} "
         f"and {peaks.min():.2f} times in {peaks.idxmin()} (mean of {images} image{'s' * (images > 1)})."
     )
-    if len(peaks) == 1:
-        return f"Rolled out over all blocks, attention peaks at {peaks.max():.1f} times an even share", finding
-    return (
-        f"Rolled out over all blocks, attention is most peaked in {peaks.idxmax()}, {peaks.max():.1f} times an even "
-        f"share, and flattest in {peaks.idxmin()}, {peaks.min():.1f} times"
-    ), finding
 
 
 def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:

@@ -24,9 +24,8 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.models.shapes import image_size
 from binaryvit.training.build import input_settings
 
-_VERSION = 3  # of the measuring code in this file
-_ATTENDED = "; attended: a probability above half the learned level a"
-_PLACES_VERSION = 4  # of that of `attended_places`
+_VERSION, _PLACES_VERSION = 3, 4  # of the measuring code in this file, and of that of `attended_places`
+_ATTENDED = "attended: a probability above half the learned level a"
 
 
 def drawings(
@@ -150,7 +149,7 @@ def attended_places(model: nn.Module, images: ExampleImages) -> pd.DataFrame:
     """Where in each image attention falls, rolled out from the output to the image.
 
     One row per image and place. Columns: image, row, column, ratio: what falls on the place, over what would if all
-    places had the same, keys_side: of the model's coarsest grid of keys, finer than which no attention is.
+    places had the same, keys_side: of the grid of keys in the block where it is coarsest.
     """
     maps = AttentionCapture(model)(images.inputs)
     table = _long(["image", "row", "column"], images.names, ratio=output_by_place(model, maps))

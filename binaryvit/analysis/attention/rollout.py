@@ -82,10 +82,10 @@ def output_by_place(model: nn.Module, maps: Sequence[AttentionMaps]) -> Tensor:
 def comparable_peaks(places: pd.DataFrame) -> pd.DataFrame:
     """The highest ratio in each image (rows) for each model (columns), over areas of the same size for all of them.
 
-    A reduced grid of keys can't single out a place smaller than a key. So ratios are averaged over the cells of the
-    coarsest grid of keys (of several that don't divide each other: over those of a grid that divides all).
+    A block can't single out a place smaller than its keys. So ratios are averaged over the cells of the coarsest grid
+    of keys in any block (of several that don't divide each other: over those of a grid that divides all).
 
-    `places`: columns image, label (of the model), row, column, ratio, keys_side (of the model's coarsest keys).
+    `places`: columns image, label (of the model), row, column, ratio, keys_side (of the model's coarsest grid of keys).
     """
     side = places.groupby("label")["row"].transform("max") + 1
     areas = [places[axis] * common_side(places) // side for axis in ("row", "column")]

@@ -36,6 +36,10 @@ from binaryvit.models.layers import (
     PoolingBranches,
 )
 
+# The kinds of additions, by what they are added to.
+ADDED_TO_SHORTCUTS = ("attention linears", "attention products", "FFN linears", "merges")
+ADDED_TO_STREAM = ("attention branch", "FFN branch", "pooling branches")
+
 # What computes act(norm(products) + shortcut), by the kind of its products.
 _ADDS_TO_PRODUCTS = {BinaryUnit: "FFN linears", BinaryAttention: "attention products", BinaryPatchMerging: "merges"}
 

@@ -6,18 +6,14 @@ from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from binaryvit.analysis.branches.capture import GROUPS
+from binaryvit.analysis.branches.capture import ADDED_TO_SHORTCUTS, ADDED_TO_STREAM, GROUPS
 from binaryvit.analysis.strips import handles, reference, strips
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, in_lines, precision_style, styled
 from binaryvit.palette import BLACK, GREY, VERMILION
 
-KINDS = (
-    "attention linears", "attention products", "FFN linears", "merges",
-    "attention branch", "FFN branch", "pooling branches",
-)  # fmt: skip
+KINDS = (*ADDED_TO_SHORTCUTS, *ADDED_TO_STREAM)
 _LEFT = LinearSegmentedColormap.from_list("left", [VERMILION, "white"]).with_extremes(bad="#EEEEEE")
 _AT_CHANCE = ListedColormap(["#404040"])
-_TO_SHORTCUTS = 4  # of KINDS, the first ones, are added to their own shortcut
 
 
 @styled
@@ -46,19 +42,19 @@ def branch_norms(norms: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
             absent="{} of {} have none",
         )
         axes.set_yticks(range(len(KINDS)), [f"whole {kind}" if kind.endswith("branch") else kind for kind in KINDS])
-        axes.set(xscale="log", xlabel=f"norm / norm of what it is added to\n({shape})")
+        axes.set(xscale="log", xlabel=f"branch / what it is added to (norms)\n{shape}")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter("{x:g}")
         reference(axes, 1, "equal")
-        axes.axhline(_TO_SHORTCUTS - 0.5, color=GREY, linewidth=0.8)
-    places = {
-        "against their own shortcut": (0, _TO_SHORTCUTS),
-        "against the residual stream": (_TO_SHORTCUTS, len(KINDS)),
-    }
-    for text, (top, bottom) in places.items():
-        middle = (top + bottom - 1) / 2
-        axes.text(1.02, middle, text, transform=axes.get_yaxis_transform(), rotation=270, va="center", fontsize=7)
+        axes.axhline(len(ADDED_TO_SHORTCUTS) - 0.5, color=GREY, linewidth=0.8)
+    for kinds, text in (
+        (ADDED_TO_SHORTCUTS, "against their own shortcut"),
+        (ADDED_TO_STREAM, "against the residual stream"),
+    ):
+        middle = (KINDS.index(kinds[0]) + KINDS.index(kinds[-1])) / 2
+        beside = dict(transform=panels[-1].get_yaxis_transform(), rotation=270, va="center", fontsize=7)
+        panels[-1].text(1.02, middle, text, **beside)
     explained = (
         "marker: median of a model's additions of one kind, bar: their range; attention products: with the values\n"
         f"{evaluated_on}"
@@ -69,23 +65,23 @@ def branch_norms(norms: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
 
 
 @styled
-def accuracy_without(accuracies: pd.DataFrame, chance: float, evaluated_on: str, claim: str) -> Figure:
+def accuracy_without(accuracies: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
     """The accuracy without groups of branches: a row for each removal, a column for each model (or stage of one).
 
     A cell is dark where the 95% interval holds chance.
 
     Args:
-        accuracies: columns column (its name), removed, accuracy, low and high (percent, ends of the 95% interval);
-            of several seeds of a model the mean is drawn, also of the intervals' ends.
-        chance: accuracy of guessing, in percent.
+        accuracies: columns column (its name), removed, accuracy, low (percent, lower end of the 95% interval), chance
+            (accuracy of guessing, in percent); of several seeds of a model means are drawn.
         evaluated_on, claim: as in `branch_norms`.
     """
     columns, removals = list(accuracies["column"].unique()), _in_order(accuracies["removed"])
     cells = accuracies.pivot_table(["accuracy", "low"], "removed", "column")
     accuracy, low = (cells[name].reindex(removals, columns=columns).to_numpy() for name in ("accuracy", "low"))
+    chance = accuracies["chance"].iloc[0]
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.9 + 0.27 * len(removals)))
     axes = figure.subplots()
-    left = axes.imshow(accuracy, cmap=_LEFT, vmin=chance, vmax=np.nanmax(accuracy), aspect="auto")
+    left = axes.imshow(accuracy, cmap=_LEFT, vmin=chance, vmax=max(chance + 1, np.nanmax(accuracy)), aspect="auto")
     axes.imshow(np.where(low <= chance, 1, np.nan), cmap=_AT_CHANCE, aspect="auto")
     for (row, column), value in np.ndenumerate(accuracy):
         text, colour = ("none", GREY) if np.isnan(value) else (f"{value:.0f}", BLACK)
@@ -102,7 +98,8 @@ def accuracy_without(accuracies: pd.DataFrame, chance: float, evaluated_on: str,
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(
-        f"cells: top-1 in %, {evaluated_on}\nparts are removed from trained models, which are not trained again; "
+        f"cells: top-1 in %, {evaluated_on}; none: the model has no such part\n"
+        "parts are removed from trained models, which are not trained again; "
         f"dark: at chance, its 95% interval holds {chance:g}%",
         fontsize=7,
     )

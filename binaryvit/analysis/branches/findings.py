@@ -5,6 +5,7 @@ They are about models of one bit where there are any; those of other precisions 
 
 import pandas as pd
 
+from binaryvit.analysis.branches.capture import ADDED_TO_STREAM
 from binaryvit.analysis.wording import listed, span
 
 _ALL = ("all products", "all shortcuts and poolings")
@@ -18,12 +19,12 @@ def of_norms(norms: pd.DataFrame) -> tuple[str, str]:
     for which, kinds in (("smallest", medians.idxmin(axis=1)), ("largest", medians.idxmax(axis=1))):
         kind = kinds.mode()[0]
         plural = kind if kind.endswith("s") else f"whole {kind}es"
-        added_to = "the residual stream" if "branch" in kind else "their shortcut"
-        sizes.append((plural, f"{span(medians[kind], '{:.2f}')} times", added_to))
+        added_to = "the residual stream" if kind in ADDED_TO_STREAM else "their shortcut"
+        sizes.append((plural, f"{span(medians[kind], '{:.2g}')} times", added_to))
         counts.append(f"the {plural} are {which} in {(kinds == kind).sum()} of {len(kinds)} models")
     (small, least, below), (large, most, beside) = sizes
-    also = "that of " * (beside != below) + beside
-    claim = f"{small[0].upper()}{small[1:]} have {least} the norm of {below}, {large} {most} {also} (medians)"
+    also = f" that of {beside}" * (beside != below)
+    claim = f"{small[0].upper()}{small[1:]} have {least} the norm of {below}, {large} {most}{also} (medians)"
     finding = f"By the median of a model's additions, {', '.join(counts)}."
     off = int(norms["ratio"].isna().sum())
     return claim, finding + (f" Attention that is off, {off} of its products, is left out." if off else "")
@@ -35,7 +36,7 @@ def of_accuracies(table: pd.DataFrame) -> tuple[str, str]:
     intact, products, shortcuts = (span(accuracy.loc[name], "{:.0f}") for name in ("nothing", *_ALL))
     claim = (
         f"Of {intact}% top-1, trained binary models keep {products}% without their products, {shortcuts}% without "
-        "shortcuts and poolings"
+        f"shortcuts and poolings (chance: {table['chance'].iloc[0]:g}%)"
     )
     single = accuracy.drop(index=["nothing", *_ALL]).sub(accuracy.loc["nothing"]).median(axis=1)
     return claim, (

@@ -134,8 +134,7 @@ def _drawing(
 ) -> Drawing:
     """The drawing of re-estimated accuracies, a column of the heat map for each of `columns`."""
     data = _runs_with_branches(opened)[0].record.data
-    chance = 100 / data.num_classes
-    table = table.assign(column=columns).reset_index(drop=True)
+    table = table.assign(column=columns, chance=100 / data.num_classes).reset_index(drop=True)
     evaluated_on = f"{table['images'].iloc[0]:,} evaluation images of {data.label}{_about_seeds(table)}"
     claim, finding = say(table)
     finding += (
@@ -146,7 +145,7 @@ def _drawing(
         opened,
         name,
         {"accuracies": table},
-        lambda: figures.accuracy_without(table, chance, evaluated_on, claim),
+        lambda: figures.accuracy_without(table, evaluated_on, claim),
         tuple(table["run"].unique()),
         finding,
     )

@@ -157,7 +157,7 @@ def levels_by_block(table: pd.DataFrame, claim: str) -> Figure:
 def shifts_by_block(table: pd.DataFrame, claim: str) -> Figure:
     """How far the learned shifts move the thresholds of signs from 0, where they start, over the epochs.
 
-    `table`: columns label, variant, seed, block, epoch, mean_absolute_shift.
+    `table`: columns run, label, variant, seed, block, epoch, mean_absolute_shift.
     """
     figure, panels = _panels_by_block(table, "mean_absolute_shift", "mean |b|", claim, about=_ABOUT_SHIFTS)
     _name_ends(table, "mean_absolute_shift", panels)
@@ -201,11 +201,14 @@ def _name_ends(table: pd.DataFrame, column: str, panels: dict[str, Axes]) -> Non
     last = table[table["epoch"] == table.groupby("run")["epoch"].transform("max")]
     for label, axes in panels.items():
         ends = last[last["label"] == label].groupby("block")[column].mean().dropna().sort_values()
-        on_axes = (axes.transScale + axes.transLimits).transform([(1, end) for end in ends])[:, 1]
+        axes.get_ylim()  # the limits are made when they are asked for
+        data = np.column_stack([np.ones(len(ends)), ends])
+        on_axes = (axes.transScale + axes.transLimits).transform(data)[:, 1]
+        height = min(_NAME_HEIGHT, 1 / max(1, len(ends)))
         for _ in range(100):
-            overlap = (_NAME_HEIGHT - np.diff(on_axes)).clip(0) / 2
+            overlap = (height - np.diff(on_axes)).clip(0) / 2
             on_axes += np.append(0, overlap) - np.append(overlap, 0)
-        for block, place in zip(ends.index, on_axes, strict=True):
+        for block, place in zip(ends.index, on_axes.clip(0, 1), strict=True):
             axes.text(1.01, place, block, transform=axes.transAxes, va="center", fontsize=5.5)
 
 

@@ -65,7 +65,7 @@ def of_levels(table: pd.DataFrame) -> tuple[str, str]:
     ratio = (last["level"] / last["initial"])[~off]
     ends = f"end at {span(ratio, _FORM)} times their initial value."
     if not off.any():
-        return _of_ratios(last.assign(ratio=ratio)), f"All {len(last)} levels {ends}"
+        return _of_ratios(last.assign(ratio=ratio)), f"All {len(last)} levels, of every seed, {ends}"
     models = last["label"]
     seeds = ", in some seeds" * bool(set(last["run"][off]) != set(last["run"][models.isin(models[off])]))
     claim = f"Training switches attention off in {models[off].nunique()} of {models.nunique()} models{seeds}"
@@ -74,9 +74,13 @@ def of_levels(table: pd.DataFrame) -> tuple[str, str]:
 
 
 def _of_ratios(last: pd.DataFrame) -> str:
-    """Where levels end that are all above zero, from a row per run and block with its level's ratio to its start."""
+    """Where levels end that are all above zero, from a row per run and block with its level's ratio to its start.
+
+    Like the lines of the figure, the numbers are means over seeds.
+    """
+    last = last.groupby(["label", "block"], sort=False, as_index=False)["ratio"].mean()
     stage = last["block"].str.split(".").str[0]
-    pyramid = last["run"].isin(last.loc[stage != "0", "run"])
+    pyramid = last["label"].isin(last.loc[stage != "0", "label"])
     pyramids, columnar = last.loc[pyramid, "ratio"], last[~pyramid]
     is_first = columnar["block"] == "0.0"
     first, later = columnar.loc[is_first, "ratio"], columnar.loc[~is_first, "ratio"]
@@ -85,13 +89,14 @@ def _of_ratios(last: pd.DataFrame) -> str:
             f"In columnar models attention levels end at {span(later, _FORM)} times their start in all blocks but the "
             f"first, in pyramids at {span(pyramids, _FORM)} times"
         )
-    means = last.groupby(["label", "block"])["ratio"].mean()
-    return f"Levels end at {span(means, _FORM)} times their start, and none at 0, where attention would be off"
+    ends = span(last["ratio"], _FORM)
+    return f"Attention levels end at {ends} times their start, and none at 0, where attention would be off"
 
 
 def of_shifts(table: pd.DataFrame) -> tuple[str, str]:
     """How far shifts move, against the window of the gradient, when, and where most."""
     last = _last(table)
+    last = last.groupby(["label", "block"], sort=False, as_index=False)["mean_absolute_shift"].mean()
     most = last.loc[last["mean_absolute_shift"].idxmax()]
     means = table.groupby(["label", "epoch"])["mean_absolute_shift"].mean().unstack("label")
     half = (means >= means.ffill().iloc[-1] / 2).idxmax().max()  # the epoch by which even the last model has that

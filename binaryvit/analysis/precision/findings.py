@@ -3,8 +3,7 @@
 import pandas as pd
 
 from binaryvit.analysis.labels import block_of
-
-_FALL = 0.05  # of CKA from one layer to the next that is said to be one
+from binaryvit.analysis.wording import span
 
 
 def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
@@ -15,10 +14,11 @@ def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
         claim = f"{model}: top-1 reaches {', '.join(f'{accuracy:.1f}% at {name}' for name, accuracy in top1.items())}"
         return claim, "A comparison needs both W1A1 and W32A32."
     binary, real = rows.loc["W1A1"], rows.loc["W32A32"]
+    change = binary["top1"] - real["top1"]
     claim = (
-        f"{model}: one bit costs {real['top1'] - binary['top1']:.1f} points of top-1, for "
-        f"{_times(real, binary, 'bytes')} times fewer bytes and {_times(real, binary, 'ops')} times fewer operations "
-        f"({_times(real, binary, 'ops_elementwise')} with elementwise work)"
+        f"{model} reaches {binary['top1']:.1f}% at W1A1, {abs(change):.1f} points {'below' if change < 0 else 'above'} "
+        f"W32A32, with {_times(real, binary, 'bytes')} times fewer bytes and {_times(real, binary, 'ops')} times fewer "
+        f"OPs ({_times(real, binary, 'ops_elementwise')} with elementwise work)"
     )
     compared = rows.dropna(subset="difference")
     if compared.empty:
@@ -34,11 +34,11 @@ def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
 
 def _times(real: pd.Series, binary: pd.Series, cost: str) -> str:
     """How many times a cost at one bit goes into that at full precision."""
-    return f"{real[cost] / binary[cost]:.0f}"
+    return f"{real[cost] / binary[cost]:.2g}"
 
 
 def of_agreement(table: pd.DataFrame, model: str) -> tuple[str, str]:
-    """Claim and finding: where the precision with the least agreement loses it, and how near two trainings are."""
+    """Claim and finding: where the precision with the least agreement loses most, and how near two trainings are."""
     stream = table[~table["layer"].str.endswith((".attn", ".mlp"))]
     means = stream.groupby(["precision", "seed"], sort=False)["cka"].mean()
     is_reference = means.index.get_level_values("precision") == "W32A32"
@@ -46,14 +46,13 @@ def of_agreement(table: pd.DataFrame, model: str) -> tuple[str, str]:
     worst = compared.idxmin()
     along = stream[stream["precision"] == worst].groupby("layer", sort=False)["cka"].mean()
     falls = -along.diff()
-    claim = (
-        f"{model}: at {worst} the residual stream agrees with full precision throughout, to {along.min():.2f} or more"
-    )
-    if falls.max() > _FALL:
-        layer, place = falls.idxmax(), along.index.get_loc(falls.idxmax())
+    claim = f"{model}: at {worst}, the residual stream's CKA with full precision is {span(along, '{:.2f}')}"
+    if falls.max() > 0:
+        place = along.index.get_loc(falls.idxmax())
+        before, after, layer = along.iloc[place - 1], along.iloc[place], along.index[place]
         claim = (
-            f"{model}: {worst} loses most of its agreement with full precision at {block_of(layer) or layer}, from "
-            f"{along.iloc[place - 1]:.2f} to {along.iloc[place]:.2f}"
+            f"{model}: at {worst}, agreement with full precision falls most at {block_of(layer) or layer}, from "
+            f"{before:.2f} to {after:.2f}"
         )
     values = ", ".join(f"{value:.2f} for {name}" for name, value in compared.items())
     finding = f"Mean linear CKA (centred kernel alignment) with W32A32 is {values}."

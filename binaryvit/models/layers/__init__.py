@@ -1,4 +1,4 @@
-"""The building blocks of binary vision transformers: from `tokens` and `binary` by `unit` and `attention` to `block`.
+"""The building blocks of binary vision transformers: `tokens`, `binary`, then `unit`, `attention`, `block`, `patches`.
 
 Tokens are (B, N, C): batch, tokens in row-major order over the square grid, channels. Wherever `weight_bits` or
 `activation_bits` is 32, the value stays real: no sign is taken, but the learnable shifts are still added.

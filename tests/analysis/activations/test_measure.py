@@ -138,12 +138,15 @@ def test_kinds_of_layers_are_told_from_their_paths():
 def test_sentences_follow_the_numbers():
     edges = [-np.inf, -1, 0, 1, np.inf]
     histograms = pd.DataFrame({"layer": ["mlp.fc1.binarize"] * 4 + ["mlp.fc2.binarize"] * 4})
-    histograms = histograms.assign(count=[1, 2, 1, 0, 0, 0, 8, 8], bin_left=edges[:-1] * 2, bin_right=edges[1:] * 2)
+    histograms = histograms.assign(count=[1, 2, 1, 0, 0, 0, 9, 7], bin_left=edges[:-1] * 2, bin_right=edges[1:] * 2)
     claim, finding = findings.of_histograms(labelled(histograms))
     assert claim.endswith("a gradient passes, in every kind of layer and model")
-    assert finding == "By kind of layer the share is 50% (FFN 2) to 75% (FFN 1), by model 55%."
-    histograms["count"] = [1, 2, 1, 0, 0, 0, 7, 9]
+    assert finding == "By kind of layer the share is 56% (FFN 2) to 75% (FFN 1), by model 60%."
+    histograms["count"] = [1, 2, 1, 0, 0, 0, 8, 8]
     assert findings.of_histograms(labelled(histograms))[0].endswith("in every model in all kinds of layers but FFN 2")
+    histograms["count"] = [3, 1, 0, 0, 0, 0, 7, 9]
+    few = findings.of_histograms(labelled(histograms))[0]
+    assert few == "Within ±1, where a gradient passes, lie 25% to 44% of a model's pre-sign activations"
 
     table = pd.DataFrame({"layer": ["mlp.fc1.binarize", "mlp.fc2.binarize"], "channels": [30, 10], "dead": [0, 4]})
     table = labelled(table.assign(entropy=[0.9, 0.5]))
@@ -159,7 +162,7 @@ def test_sentences_follow_the_numbers():
 
     layers = labelled(pd.DataFrame({"layer": table["layer"], "flipped": [0.4, 0.0], "weights": [10, 30]}))
     claim, finding = findings.of_flipped_signs(layers)
-    assert claim == "0% to 40% of a layer's weights end with another sign than they started with, by chance 50%"
+    assert claim == "0% to 40% of a layer's weights end with another sign than they started with (by chance: 50%)"
     assert finding.startswith("Of a model's weights 10% end with another sign.") and "0% (FFN 2) to 40%" in finding
 
     latent_table = pd.DataFrame({"bin_left": [-0.5, 0.5], "bin_right": [0.5, 1], "share": [0.25, 0.75]})
@@ -178,7 +181,7 @@ def test_sentences_follow_the_numbers():
 
 
 def values_of(medians, observations=1000):
-    table = pd.DataFrame({"step": list(medians), "median": list(medians.values())})
+    table = pd.DataFrame({"step": list(medians), "median": list(medians.values()), "maximum": list(medians.values())})
     bound = np.where(table["step"].str.endswith("product"), 101.0, np.nan)
     return labelled(table.assign(block="stages.0.blocks.0", observations=observations, bound=bound))
 
@@ -188,12 +191,10 @@ def test_sentences_on_distinct_values_follow_the_numbers():
     medians |= {"FFN 1: RPReLU": 30, "FFN 2: binary product": 40, "FFN 2: batch norm": 40, "FFN 2: + shortcut": 100}
     medians |= {"pooling branches": 60, "head: input": 2, "head: pooled": 17}
     claim, finding = findings.of_one_bit(values_of(medians))
-    assert (
-        claim
-        == "From one bit a channel, a product and its shortcut make 30 values; the next with its shortcuts makes 100"
-    )
+    once = "From one bit a channel, a product and its shortcut make 30 values"
+    assert claim == f"{once}; a second product with its shortcuts makes 100"
     nearly = findings.of_one_bit(values_of(medians, observations=100))[0]
-    assert nearly.endswith("make 30 values; the next with its shortcuts makes nearly all distinct")
+    assert nearly.endswith("make 30 values; a second product with its shortcuts makes nearly all distinct")
     assert "makes 20 to 40 values; the second shortcut" in finding and finding.endswith("multiplies them by 2.")
 
     mean = labelled(pd.DataFrame({"median": [17.0], "tokens": [64]}))
@@ -205,12 +206,11 @@ def test_sentences_on_distinct_values_follow_the_numbers():
     assert findings.of_values_read(cls)[0].endswith("reads 2 values from a CLS token")
 
     claim, finding = findings.of_distinct_values(values_of(medians, observations=100))
-    assert claim == "After a binary product at most 40.0% of a channel's values are distinct, after its shortcut 65%"
+    assert claim == "After a binary product at most 40% of a channel's values are distinct, after its shortcut 65%"
     assert "takes 20 to 40 values in the median channel, 30% of what its length allows" in finding
     alike = findings.of_distinct_values(values_of(medians | {"FFN 1: + shortcut": 100}, observations=100))[0]
     assert (
-        alike
-        == "After a binary product at most 40.0% of a channel's values are distinct, after its shortcut nearly all"
+        alike == "After a binary product at most 40% of a channel's values are distinct, after its shortcut nearly all"
     )
 
 

@@ -239,14 +239,20 @@ def test_sentences_on_places_follow_the_numbers():
     claim, finding = attention_findings.of_rollouts(places(grids))
     assert claim == (
         "Rolled out over all blocks, attention is most peaked in unlike, 3.0 times an even share, and flattest in "
-        "even, 1.0 times"
+        "even, 1.0 times an even share"
     )
     assert finding == (
         "Of 2 x 2 areas, the most attended gets 3.00 times its even share in unlike and 1.00 times in even "
         "(mean of 1 image)."
     )
     alone = attention_findings.of_rollouts(places({"even": grids["even"]}))[0]
-    assert alone == "Rolled out over all blocks, attention peaks at 1.0 times an even share"
+    assert alone == "Rolled out over all blocks, attention peaks at 1.0 times an even share in even"
+    alike = attention_findings.of_rollouts(places({"even": grids["even"], "other": grids["even"]}))[0]
+    assert alike.endswith("peaks at 1.0 times an even share in every model")
+    off = places({"off": np.full((2, 2), np.nan)})
+    assert attention_findings.of_rollouts(off)[0].endswith("falls on no place of these images")
+    coarse = places(grids).assign(keys_side=1)
+    assert "without common areas" in attention_findings.of_rollouts(coarse)[1]
 
 
 def test_peaks_are_compared_on_areas_of_one_size():

@@ -175,7 +175,8 @@ def test_products_of_attention_that_is_off_have_no_ratio(study):
 def table_of(label, accuracies, part="whole model"):
     """A table of one model from removal to re-estimated accuracy in percent, of an interval of 14 points."""
     rows = pd.DataFrame({"removed": list(accuracies), "accuracy": list(accuracies.values())})
-    return rows.assign(column=label, part=part, bits="W1A1", low=rows["accuracy"] - 7, high=rows["accuracy"] + 7)
+    ends = dict(low=rows["accuracy"] - 7, high=rows["accuracy"] + 7)
+    return rows.assign(column=label, part=part, bits="W1A1", chance=10, **ends)
 
 
 def test_sentences_on_accuracies_follow_the_numbers():
@@ -184,7 +185,7 @@ def test_sentences_on_accuracies_follow_the_numbers():
     claim, finding = branch_findings.of_accuracies(pd.concat([table_of("A", first), table_of("B", second)]))
     assert claim == (
         "Of 80% top-1, trained binary models keep 11 to 40% without their products, 10 to 12% without shortcuts and "
-        "poolings"
+        "poolings (chance: 10%)"
     )
     assert finding == (
         "Of single groups, the FFN linears cost most (-30.0 points in the median model) and the merges least (-10.0)."
@@ -196,17 +197,20 @@ def test_sentences_on_norms_follow_the_numbers():
         {
             "bits": "W1A1",
             "label": "a",
-            "kind": ["xs", "xs", "y branch", "y branch"],
+            "kind": ["xs", "xs", "FFN branch", "FFN branch"],
             "ratio": [0.5, 1.5, 0.25, float("nan")],
         }
     )
     claim, finding = branch_findings.of_norms(norms)
     assert claim == (
-        "Whole y branches have 0.25 times the norm of the residual stream, xs 1.00 times that of their "
-        "shortcut (medians)"
+        "Whole FFN branches have 0.25 times the norm of the residual stream, xs 1 times that of their shortcut "
+        "(medians)"
     )
-    assert "the whole y branches are smallest in 1 of 1 models, the xs are largest in 1 of 1 models" in finding
+    assert "the whole FFN branches are smallest in 1 of 1 models, the xs are largest in 1 of 1 models" in finding
     assert "off, 1 of its products" in finding
+    alike = norms.assign(kind=["xs", "xs", "merges", "merges"])
+    claim = branch_findings.of_norms(alike)[0]
+    assert claim == "Merges have 0.25 times the norm of their shortcut, xs 1 times (medians)"
 
 
 def test_sentences_on_stages_follow_the_numbers():
@@ -226,7 +230,7 @@ def test_sentences_on_stages_follow_the_numbers():
 
 def test_a_cell_has_the_colour_of_what_is_left_and_a_dark_one_at_chance():
     table = table_of("A", {"nothing": 80, "merges": 78, "FFN linears": 30, "all products": 12})
-    left, at_chance = figures.accuracy_without(table, 10, "200 images", "A claim that is made").axes[0].images
+    left, at_chance = figures.accuracy_without(table, "200 images", "A claim that is made").axes[0].images
     assert left.get_array().ravel().tolist() == [
         80,
         30,

@@ -166,16 +166,40 @@ def test_of_seeds_of_which_one_is_off_the_others_are_drawn():
 
 def test_levels_are_claimed_by_shape_only_where_it_tells_them_apart():
     blocks = [("column", "0.0"), ("column", "0.1"), ("pyramid", "0.0"), ("pyramid", "1.0")]
-    table = pd.DataFrame(blocks, columns=["run", "block"]).assign(epoch=1, initial=0.5, label="a")
+    table = pd.DataFrame(blocks, columns=["run", "block"]).assign(epoch=1, initial=0.5)
+    table["label"] = table["run"]
     claim = findings.of_levels(table.assign(level=[0.4, 0.1, 0.3, 0.6]))[0]
     assert claim == (
         "In columnar models attention levels end at 0.2 times their start in all blocks but the first, in pyramids "
         "at 0.6 to 1.2 times"
     )
-    plain = "Levels end at 0.4 to 1.2 times their start, and none at 0, where attention would be off"
-    further = findings.of_levels(table.assign(level=[0.1, 0.2, 0.3, 0.6]))[0]
-    assert further == plain, "the first block falls further; the two runs' mean in block 0.0 is 0.4"
-    assert findings.of_levels(table.assign(level=[0.4, 0.1, 0.1, 0.6]))[0].startswith("Levels end at 0.2 to 1.2 times")
+    plain = "Attention levels end at 0.2 to 1.2 times their start, and none at 0, where attention would be off"
+    assert findings.of_levels(table.assign(level=[0.1, 0.2, 0.3, 0.6]))[0] == plain, "the first block falls further"
+    assert findings.of_levels(table.assign(level=[0.4, 0.1, 0.1, 0.6]))[0] == plain, "so does one of the pyramid's"
+    seeds = pd.concat([table.assign(level=[0.1, 0.2, 0.3, 0.6]), table.assign(run="other", level=[0.3, 0.2, 0.3, 0.8])])
+    assert "end at 0.4 to 1.4 times" in findings.of_levels(seeds)[0], "means of seeds, as the lines are"
+
+
+def test_a_block_is_named_at_the_end_of_its_line():
+    blocks = {"0.0": 0.01, "0.1": 0.03, "0.2": 0.0301}
+    rows = [("a", block, epoch, end * epoch) for block, end in blocks.items() for epoch in (0, 1)]
+    table = pd.DataFrame(rows, columns=["run", "block", "epoch", "mean_absolute_shift"])
+    figure = figures.shifts_by_block(table.assign(label="a", variant="v", seed=0), "A claim that is made")
+    assert_readable(figure)
+    axes = figure.axes[0]
+    names = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    ends = {
+        block: axes.transAxes.inverted().transform(axes.transData.transform((1, end)))[1]
+        for block, end in blocks.items()
+    }
+    assert names["0.0"] == pytest.approx(ends["0.0"], abs=0.01), "it is alone there"
+    assert names["0.2"] - names["0.1"] > 0.05 > ends["0.2"] - ends["0.1"], "names that would overlap are moved apart"
+
+
+def test_levels_that_are_all_off_have_no_names_to_draw():
+    table = pd.DataFrame({"run": "a", "block": "0.0", "epoch": [0, 1], "level": [0.1, -0.1], "initial": 0.1})
+    figure = figures.levels_by_block(table.assign(label="a", variant="v", seed=0), "A claim that is made")
+    assert not figure.axes[0].texts
 
 
 def test_a_trend_is_claimed_from_four_epochs_on(study):

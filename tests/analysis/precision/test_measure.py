@@ -79,9 +79,9 @@ def test_drawings_show_every_precision(study):
     numbers, agreement = precision.drawings(OpenStudy(study), images=20)
     assert numbers.runs == (ONE, WEIGHTS, REAL) and set(agreement.runs) == set(numbers.runs)
     title = numbers.draw().get_suptitle().replace("\n", " ")
-    assert title.startswith("BinaryViT (+ pyramid): one bit costs 30.0 points of top-1, for ")
+    assert title.startswith("BinaryViT (+ pyramid) reaches 50.0% at W1A1, 30.0 points below W32A32, with ")
     costs = numbers.inputs["precisions"].set_index("precision")["ops_elementwise"]
-    assert title.endswith(f"({costs['W32A32'] / costs['W1A1']:.0f} with elementwise work)")
+    assert title.endswith(f"({costs['W32A32'] / costs['W1A1']:.2g} with elementwise work)")
     differences = [difference(row, 80) for row in (50, 70)]
     assert [f"{text:+.1f}" for text in differences[0]] == ["-30.0", "-34.8", "-25.2"]
     assert numbers.finding == (
@@ -165,7 +165,7 @@ def test_sentences_on_agreement_follow_the_numbers():
     rows = [("W1A1", [0.92, 0.1, 0.3, 0.78, 0.7]), ("W1A32", [0.99, 0.5, 0.7, 0.87, 0.84])]
     table = pd.concat([pd.DataFrame({"precision": name, "seed": 0, "layer": layers, "cka": cka}) for name, cka in rows])
     claim, finding = precision_findings.of_agreement(table, "model")
-    assert claim == "model: W1A1 loses most of its agreement with full precision at merge 1, from 0.92 to 0.78"
+    assert claim == "model: at W1A1, agreement with full precision falls most at merge 1, from 0.92 to 0.78"
     assert "is 0.80 for W1A1, 0.90 for W1A32." in finding
     alone, _ = precision_findings.of_agreement(table[table["layer"] == "norm"], "model")
-    assert alone == "model: at W1A1 the residual stream agrees with full precision throughout, to 0.70 or more"
+    assert alone == "model: at W1A1, the residual stream's CKA with full precision is 0.70"
