@@ -8,13 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 def assert_readable(figure):
     """Asserts that all that is drawn lies inside the figure, no two labels of ticks or axes overlap, and a title
     says something."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer, (width, height) = canvas.get_renderer(), canvas.get_width_height()
-    parts = [*figure.axes, *figure.legends, *figure.texts, figure._suptitle]
-    for part, box in [(part, part.get_tightbbox(renderer)) for part in parts]:
-        inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
-        assert inside, f"{part} reaches from {box.min} to {box.max} in a figure of {width} x {height}"
+    renderer = assert_inside(figure)
     names = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.label.get_text()]
     _assert_apart([name for name in names if name.get_visible()], renderer)
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
@@ -29,3 +23,15 @@ def _assert_apart(labels, renderer):
     for one, two in itertools.combinations(labels, 2):
         overlap = one.get_window_extent(renderer).overlaps(two.get_window_extent(renderer))
         assert not overlap, f"{one.get_text()!r} and {two.get_text()!r} overlap"
+
+
+def assert_inside(figure):
+    """Asserts that nothing reaches out of the figure; returns the renderer it was drawn with."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer, (width, height) = canvas.get_renderer(), canvas.get_width_height()
+    parts = [*figure.axes, *figure.legends, *figure.texts, figure._suptitle]
+    for part, box in [(part, part.get_tightbbox(renderer)) for part in parts]:
+        inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
+        assert inside, f"{part} reaches from {box.min} to {box.max} in a figure of {width} x {height}"
+    return renderer
