@@ -25,7 +25,7 @@ def of_histograms(histograms: pd.DataFrame) -> tuple[str, str]:
     claim = f"Most pre-sign activations lie within ±1, where a gradient passes, {where}"
     if len(outside) == len(lowest):
         claim = f"Within ±1, where a gradient passes, lie {span(both, '{:.0%}')} of a model's pre-sign activations"
-    return claim, (f"By kind of layer the share is {_ends(kinds, '{:.0%}')}, by model {span(runs, '{:.0%}')}.")
+    return claim, f"By kind of layer the share is {_ends(kinds, '{:.0%}')}, by model {span(runs, '{:.0%}')}."
 
 
 def of_signs(signs: pd.DataFrame) -> tuple[str, str]:

@@ -53,9 +53,8 @@ def side_by_side(places: pd.DataFrame, images: ExampleImages, claim: str, note: 
     axes.set_yticks([])
     _fit(figure, axes, claim, len(columns) * _STEP, len(images.names) * _STEP)
     _tint_bar(figure, _NARROW, "attention on a place / its even share", images.credit)
-    figure.legend(
-        handles=[], title="\n".join(filter(None, [f"number: peak of {side} x {side} areas", note])), loc="lower right"
-    )
+    notes = [f"number: peak of {side} x {side} areas" * (side > 1), note]
+    figure.legend(handles=[], title="\n".join(filter(None, notes)), loc="lower right")
     return figure
 
 

@@ -207,8 +207,8 @@ def _name_ends(table: pd.DataFrame, column: str, panels: dict[str, Axes]) -> Non
         height = min(_NAME_HEIGHT, 1 / max(1, len(ends)))
         for _ in range(100):
             overlap = (height - np.diff(on_axes)).clip(0) / 2
-            on_axes += np.append(0, overlap) - np.append(overlap, 0)
-        for block, place in zip(ends.index, on_axes.clip(0, 1), strict=True):
+            on_axes = (on_axes + np.append(0, overlap) - np.append(overlap, 0)).clip(0, 1)
+        for block, place in zip(ends.index, on_axes, strict=True):
             axes.text(1.01, place, block, transform=axes.transAxes, va="center", fontsize=5.5)
 
 

@@ -196,6 +196,19 @@ def test_a_block_is_named_at_the_end_of_its_line():
     assert names["0.2"] - names["0.1"] > 0.05 > ends["0.2"] - ends["0.1"], "names that would overlap are moved apart"
 
 
+def test_names_stay_apart_where_all_lines_end_at_the_edge_of_a_panel():
+    levels = {"0.0": 0.51, "0.1": 0.52, "0.2": 0.53, "1.0": 0.54}
+    rows = [
+        (block, epoch, level if epoch == 2 else 0.5 / (1 + 99 * epoch))
+        for block, level in levels.items()
+        for epoch in range(3)
+    ]
+    table = pd.DataFrame(rows, columns=["block", "epoch", "level"]).assign(run="a", label="a", variant="v", seed=0)
+    axes = figures.levels_by_block(table.assign(initial=0.5), "A claim that is made").axes[0]
+    places = [text.get_position()[1] for text in axes.texts]
+    assert min(places) >= 0 and max(places) <= 1 and np.diff(places).min() > 0.07
+
+
 def test_levels_that_are_all_off_have_no_names_to_draw():
     table = pd.DataFrame({"run": "a", "block": "0.0", "epoch": [0, 1], "level": [0.1, -0.1], "initial": 0.1})
     figure = figures.levels_by_block(table.assign(label="a", variant="v", seed=0), "A claim that is made")

@@ -78,6 +78,8 @@ def test_agreement_is_that_of_the_stored_models(study):
 def test_drawings_show_every_precision(study):
     numbers, agreement = precision.drawings(OpenStudy(study), images=20)
     assert numbers.runs == (ONE, WEIGHTS, REAL) and set(agreement.runs) == set(numbers.runs)
+    ticks = [label.get_text() for label in agreement.draw().axes[0].get_xticklabels()]
+    assert ticks[0] == "stem" and ticks[-2:] == ["norm", "head"] and {"0.0", "merge 1", "2.0"} < set(ticks)
     title = numbers.draw().get_suptitle().replace("\n", " ")
     assert title.startswith("BinaryViT (+ pyramid) reaches 50.0% at W1A1, 30.0 points below W32A32, with ")
     costs = numbers.inputs["precisions"].set_index("precision")["ops_elementwise"]
