@@ -49,11 +49,14 @@ def of_agreement(table: pd.DataFrame, model: str) -> tuple[str, str]:
     claim = f"{model}: at {worst}, the residual stream's CKA with full precision is {span(along, '{:.2f}')}"
     if falls.max() > 0:
         place = along.index.get_loc(falls.idxmax())
-        before, after, layer = along.iloc[place - 1], along.iloc[place], along.index[place]
-        claim = (
-            f"{model}: at {worst}, agreement with full precision falls most at {block_of(layer) or layer}, from "
-            f"{before:.2f} to {after:.2f}"
+        before, after, name = (
+            along.iloc[place - 1],
+            along.iloc[place],
+            block_of(along.index[place]) or along.index[place],
         )
+        where = f"block {name}" if name[0].isdigit() else name
+        falls_from = f"falls most at {where}, from {before:.2f} to {after:.2f}"
+        claim = f"{model}: at {worst}, agreement with full precision {falls_from}"
     values = ", ".join(f"{value:.2f} for {name}" for name, value in compared.items())
     finding = f"Mean linear CKA (centred kernel alignment) with W32A32 is {values}."
     if is_reference.any():

@@ -168,6 +168,8 @@ def test_sentences_on_agreement_follow_the_numbers():
     table = pd.concat([pd.DataFrame({"precision": name, "seed": 0, "layer": layers, "cka": cka}) for name, cka in rows])
     claim, finding = precision_findings.of_agreement(table, "model")
     assert claim == "model: at W1A1, agreement with full precision falls most at merge 1, from 0.92 to 0.78"
+    early = table.replace({"layer": {"stages.1.embed": "stages.0.blocks.0"}})
+    assert "falls most at block 0.0, from" in precision_findings.of_agreement(early, "model")[0]
     assert "is 0.80 for W1A1, 0.90 for W1A32." in finding
     alone, _ = precision_findings.of_agreement(table[table["layer"] == "norm"], "model")
     assert alone == "model: at W1A1, the residual stream's CKA with full precision is 0.70"
