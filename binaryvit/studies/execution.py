@@ -22,6 +22,10 @@ from binaryvit.training.memory import HUGE_PAGES
 
 _PYTHON = (sys.executable, "-P", "-m")  # -P: no module in the working folder shadows another
 
+# Kernels that start at the same time may be given the same ports, and all but one of them die before their first cell
+# (https://github.com/nteract/papermill/issues/511); nothing of the notebook has run then.
+_STARTS, _DIED_AT_START = 3, "Kernel died before replying"
+
 
 class ExecutionFailed(BinaryViTError):
     """A notebook or a training that did not reach its end; the text is the error's own sentence."""
@@ -53,9 +57,12 @@ class Executor:
             given.write_text(yaml.safe_dump(dict(parameters), sort_keys=False), encoding="utf-8")
             command = [*_PYTHON, "papermill", str(notebook), str(executed), "--parameters_file", str(given)]
             command += ["--kernel", "python3", "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-"]
-            code = self.processes.run(command, self.folder, job, errors=errors, kernel=True)
+            for _ in range(_STARTS):
+                code = self.processes.run(command, self.folder, job, errors=errors, kernel=True)
+                complaint = errors.read_text(encoding="utf-8", errors="replace")
+                if code == 0 or _DIED_AT_START not in complaint:
+                    break
             document = portable(executed, notebook, self.folder, self.names)
-            complaint = errors.read_text(encoding="utf-8", errors="replace")
         if document is not None:
             write_text_atomically(output if code == 0 else failed, document)
         if code != 0 or document is None:

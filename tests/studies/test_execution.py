@@ -87,6 +87,41 @@ def test_a_kernel_that_dies_is_said_to_have_died(run):
         run("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
 
 
+@pytest.fixture
+def dying_kernels(tmp_path, monkeypatch):
+    """Lets the first kernels die as they start, so many as are asked for; returns how many have started."""
+    (tmp_path / "first").mkdir()
+    code = """
+import os, pathlib, sys
+starts = pathlib.Path(__file__).with_name("starts")
+if "ipykernel_launcher" in sys.orig_argv:
+    starts.write_text(starts.read_text() + "x" if starts.exists() else "x")
+    if len(starts.read_text()) <= int(os.environ["DYING_KERNELS"]):
+        os._exit(1)
+"""
+    (tmp_path / "first" / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "first"))
+
+    def die(times):
+        monkeypatch.setenv("DYING_KERNELS", str(times))
+        return lambda: len((tmp_path / "first" / "starts").read_text())
+
+    return die
+
+
+def test_a_kernel_that_dies_before_the_first_cell_is_started_again(run, dying_kernels):
+    started = dying_kernels(1)
+    assert "ran after all" in run("print('ran', 'after', 'all')")
+    assert started() == 2
+
+
+def test_a_kernel_that_never_starts_is_given_up(run, dying_kernels):
+    started = dying_kernels(99)
+    with pytest.raises(ExecutionFailed, match="Python process died without an error"):
+        run("pass")
+    assert started() == 3
+
+
 def test_a_notebook_that_is_none_is_refused(tmp_path):
     notebook = tmp_path / "notebooks" / "n.ipynb"
     notebook.parent.mkdir()
