@@ -1,9 +1,11 @@
 """The numerical shortcuts that PyTorch's libraries may take: chosen here, and recorded with each run."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
+
+from binaryvit.training.bfloat16 import bfloat16_products_in_float32, multiplies_bfloat16
 
 # Where each setting lives, its name in the record, and the value that every run is trained with.
 #
@@ -30,7 +32,8 @@ def chosen_numerics() -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")
         for owner, attribute, _, value in _SETTINGS:
             setattr(owner, attribute, value)
-        yield
+        with nullcontext() if multiplies_bfloat16() else bfloat16_products_in_float32():
+            yield
     finally:
         torch.set_float32_matmul_precision(matmul)
         for (owner, attribute, _, _), value in zip(_SETTINGS, before, strict=True):
@@ -40,4 +43,8 @@ def chosen_numerics() -> Iterator[None]:
 def current_numerics() -> dict[str, str | bool]:
     """The current settings, by their names in a run record."""
     settings = {name: getattr(owner, attribute) for owner, attribute, name, _ in _SETTINGS}
-    return {"float32_matmul": torch.get_float32_matmul_precision(), **settings}
+    return {
+        "float32_matmul": torch.get_float32_matmul_precision(),
+        "cpu_bfloat16_products_in_float32": not multiplies_bfloat16(),
+        **settings,
+    }

@@ -11,6 +11,9 @@ from torch.autograd.function import once_differentiable
 
 from binaryvit.models.ops.precision import exact_dtype, is_exact, product_dtype, without_autocast
 
+# Without AVX-512, PyTorch's int8 product on a CPU is a plain loop, thirty times slower than float32.
+_HAS_FAST_INT8 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
 
 def int8_sign(x: Tensor) -> Tensor:
     """The sign of x as int8, with sign(0) = +1."""
@@ -20,13 +23,14 @@ def int8_sign(x: Tensor) -> Tensor:
 def sign_product(x: Tensor, weight: Tensor) -> Tensor:
     """The exact integers x @ weight.T of signs x (T, K) and weight (O, K), both int8 in {-1, +1}.
 
-    On a CPU an int8 product with an int32 result. On a GPU float16, which tensor cores of every generation multiply and
-    which is exact up to K = 2048, else float32: int8 products of PyTorch ask for shapes that the heads do not have.
+    On a CPU an int8 product with an int32 result where that is fast, else float32. On a GPU float16, which tensor cores
+    of every generation multiply and which is exact up to K = 2048, else float32: int8 products of PyTorch ask for
+    shapes that the heads do not have.
     """
-    terms = weight.shape[1]
-    if x.device.type == "cpu" and terms > 1:  # with one term it returns memory it never wrote
+    terms, on_cpu = weight.shape[1], x.device.type == "cpu"
+    if on_cpu and _HAS_FAST_INT8 and terms > 1:  # with one term it returns memory it never wrote
         return torch._int_mm(x, weight.t())
-    dtype = torch.float16 if is_exact(torch.float16, terms) else torch.float32
+    dtype = torch.float16 if is_exact(torch.float16, terms) and not on_cpu else torch.float32
     return F.linear(x.to(dtype), weight.to(dtype))
 
 

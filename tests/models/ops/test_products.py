@@ -18,11 +18,18 @@ HALF = [torch.bfloat16, torch.float16]
 
 @given(rows=st.integers(1, 20), terms=st.integers(1, 300), columns=st.integers(1, 20), seed=st.integers(0, 99))
 def test_products_of_signs_are_exact(rows: int, terms: int, columns: int, seed: int) -> None:
+    x, weight, expected = signs_and_their_product(rows, terms, columns, seed)
+    for has_fast_int8 in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(products, "_HAS_FAST_INT8", has_fast_int8)
+            assert torch.equal(products.sign_product(x, weight).long(), expected)
+
+
+def signs_and_their_product(rows: int, terms: int, columns: int, seed: int) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
     x = products.int8_sign(torch.randn(rows, terms, generator=generator))
     weight = products.int8_sign(torch.randn(columns, terms, generator=generator))
-    expected = (x.unsqueeze(1).long() * weight.long()).sum(2)
-    assert torch.equal(products.sign_product(x, weight).long(), expected)
+    return x, weight, (x.unsqueeze(1).long() * weight.long()).sum(2)
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
