@@ -1,4 +1,4 @@
-"""Products of bfloat16 tensors on a CPU that has no instructions for them: in float32, ten times faster than PyTorch's."""
+"""Products of bfloat16 tensors on a CPU without instructions for them: in float32, ten times faster than PyTorch's."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
