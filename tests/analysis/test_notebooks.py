@@ -83,8 +83,9 @@ def test_default_studies_are_found_from_the_repository_and_from_its_notebooks(fo
     monkeypatch.chdir(folder)
     defaults = [papermill.inspect_notebook(str(path)).get("study") for path in NOTEBOOKS.glob("*.ipynb")]
     studies = {default["default"] for default in defaults if default} - {'""'}
-    assert studies == {'"results/smoke"'}
-    assert open_study("results/smoke").study.output.resolve() == ROOT / "results" / "smoke"
+    assert studies == {'"results/smoke"', '"results/cifar10"'}
+    for study in studies:
+        assert open_study(study.strip('"')).study.output.resolve() == ROOT / study.strip('"')
 
 
 def test_papermill_knows_every_parameter_and_its_help():

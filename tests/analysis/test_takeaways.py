@@ -142,7 +142,7 @@ TAKEAWAYS = {
     "attention": (attention_, ["cifar10", "smoke"]),
     "activations": (activations_, ["cifar10", "smoke"]),
     "branches": (branches_, ["cifar10", "smoke"]),
-    "precision": (precision_, ["cifar10", "smoke"]),
+    "precision": (precision_, ["cifar10"]),
     "explore": (explore, ["cifar10", "smoke"]),
     "deployment": (deployment_, ["cifar10", "smoke"]),
 }

@@ -43,7 +43,7 @@ def test_class_names_come_from_a_file_where_the_weights_have_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "run", ["binaryvit_micro_patch2_32", "binaryvit_micro_patch2_32_w32a32", "deit_micro_patch4_32"]
+    "run", ["binaryvit_micro_patch2_32", "binaryvit_micro_patch2_32_some_fp", "deit_micro_patch4_32"]
 )
 def test_timm_opens_the_folder_and_gives_the_runs_logits(run, tmp_path):
     folder = export_timm(RUNS / f"{run}-seed0", tmp_path / "model")
@@ -143,7 +143,7 @@ def test_a_link_to_nothing_is_a_users_too(form, tmp_path, capsys):
     ("run", "form", "match"),
     [
         ("deit_micro_patch4_32-seed0", "packed", "Only a vision transformer with binary layers"),
-        ("binaryvit_micro_patch2_32_w32a32-seed0", "packed", "32-bit"),
+        ("../../cifar10/runs/binaryvit_w32a32-seed0", "packed", "32-bit"),
         ("no_such_run", "packed", "There is no file"),
         ("", "packed", "no run.json"),
         ("binaryvit_micro_patch2_32-seed0/weights.safetensors", "timm", None),
