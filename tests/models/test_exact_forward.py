@@ -1,6 +1,7 @@
 """With 1-bit weights and activations the forward pass does not depend on the precision of training."""
 
 import copy
+import itertools
 
 import pytest
 import timm
@@ -8,6 +9,7 @@ import torch
 
 import binaryvit  # noqa: F401 - registers the models
 from binaryvit.models.ladder import LADDER
+from binaryvit.models.ops import native
 from binaryvit.training.build import compile_blocks
 
 # The whole ladder, and the model with the widest products.
@@ -32,21 +34,22 @@ def model_and_images(variant: str, device: torch.device, **arguments) -> tuple[t
 
 @pytest.mark.parametrize("variant", BINARY)
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_under_autocast_logits_are_the_same(variant: str, half: torch.dtype, device: torch.device) -> None:
+def test_under_autocast_logits_are_the_same(
+    variant: str, half: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # C++ steps, PyTorch's and the modules (without gradients) round differently, which may flip a sign. Autocast in
+    # float16 excludes the C++ steps, so they are excluded without it too.
+    if half == torch.float16:
+        monkeypatch.setattr(native, "fits", lambda *_: False)
     model, images = model_and_images(variant, device)
-    for mode in (True, False):
-        model.train(mode)
-        other = copy.deepcopy(model)
-        expected = model(images)
-        with torch.autocast(device.type, half):
-            found = other(images)
-            with torch.no_grad():
-                unseen = copy.deepcopy(model)(images)
+    for training, gradients in itertools.product((True, False), repeat=2):
+        model.train(training)
+        with torch.set_grad_enabled(gradients):
+            expected = copy.deepcopy(model)(images)
+            with torch.autocast(device.type, half):
+                found = copy.deepcopy(model)(images)
         assert found.dtype == torch.float32
-        # In training on a CPU, bfloat16 takes the same C++ step; float16 takes PyTorch's, which rounds differently.
-        close = dict(rtol=1e-5, atol=1e-5) if half == torch.bfloat16 or not mode else dict(rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(found, expected, **close)
-        torch.testing.assert_close(unseen, expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
