@@ -183,7 +183,7 @@ def values_read(pooled: pd.DataFrame, claim: str) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(
-        "distinct values that the classifier reads in the median channel; final tokens are signs\n"
+        "distinct values that the classifier reads in the median channel; final tokens replaced by signs\n"
         f"{pooled['counted_on'].iloc[0]}"
     )
     headline(figure, claim)

@@ -78,8 +78,8 @@ def of_distinct_values(values: pd.DataFrame) -> tuple[str, str]:
     products, sums = (values[values["step"].str.endswith(end)] for end in ("binary product", "+ shortcut"))
     share = (sums["median"] / sums["observations"]).groupby(sums["label"], sort=False).median()
     used = (products["median"] / products["bound"]).median()
-    most = math.ceil(1000 * (products["maximum"] / products["observations"]).max()) / 10
-    alone = f"at most {most:g}% of a channel's values are distinct"
+    most = math.ceil(1000 * (products["median"] / products["observations"]).max()) / 10
+    alone = f"at most {most:g}% of the median channel's values are distinct"
     claim = f"After a binary product {alone}, after its shortcut {span(share, '{:.0%}')}"
     if share.min() > _NEARLY_ALL:
         claim = f"After a binary product {alone}, after its shortcut nearly all"
@@ -99,8 +99,8 @@ def of_one_bit(values: pd.DataFrame) -> tuple[str, str]:
     built = values[values["step"].isin(["context: + q + k + v", "FFN 2: + shortcut"])]
     share = (built["median"] / built["observations"]).median()
     made = "makes nearly all distinct" if share > _NEARLY_ALL else f"makes {span(built['median'], '{:,.0f}')}"
-    claim = f"From one bit a channel, a product and its shortcut make {span(first, '{:,.0f}')} values; a second"
-    return f"{claim} product with its shortcuts {made}", (
+    claim = f"Fed only signs, a block's first product and its shortcut make {span(first, '{:,.0f}')} values"
+    return f"{claim}, the second with its shortcuts {made}", (
         f"A binary product makes {span(products, '{:,.0f}')} values; the second shortcut of the FFN, which averages "
         f"channels, multiplies them by {span(ratio, '{:.0f}')}."
     )
@@ -110,11 +110,11 @@ def of_values_read(pooled: pd.DataFrame) -> tuple[str, str]:
     """What the classifier is left with where the final tokens are signs."""
     read = pooled.groupby("label", sort=False)["median"].median()
     cls = pooled.groupby("label", sort=False)["tokens"].first() == 1
-    claim = f"If final tokens are signs, the classifier reads {span(read[~cls], '{:,g}')} values from a mean of tokens"
+    claim = f"If final tokens were signs, a channel would take {span(read[~cls], '{:,g}')} values in their mean"
     if cls.any() and not cls.all():
-        claim += f", {span(read[cls], '{:,g}')} from a CLS token"
+        claim += f", {span(read[cls], '{:,g}')} in a CLS token"
     elif cls.all():
-        claim = f"If final tokens are signs, the classifier reads {span(read, '{:,g}')} values from a CLS token"
+        claim = f"If the CLS token were signs, a channel would take {span(read, '{:,g}')} values"
     return claim, (
         f"It reads {_ends(read, '{:,g}')}. A mean of N tokens takes at most N + 1 values, so a pyramid, which ends "
         "with fewer tokens, has fewer."

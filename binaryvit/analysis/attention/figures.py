@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
-from binaryvit.analysis.attention.rollout import common_side, comparable_peaks
+from binaryvit.analysis.attention.rollout import common_side, comparable_areas
 from binaryvit.analysis.images import ExampleImages
 from binaryvit.analysis.labels import block_of, most_seeds
 from binaryvit.analysis.levels import is_off
@@ -34,26 +34,28 @@ _BELOW = 0.72  # inches for colour bar and legend
 
 @styled
 def side_by_side(places: pd.DataFrame, images: ExampleImages, claim: str, note: str = "") -> Figure:
-    """A map over each image for each model, with its `comparable_peaks`; `note` says which runs they are.
+    """A map over each image for each model, its most attended of `comparable_areas` outlined; `note` says which runs.
 
     `places`: columns label (of the model), image, row, column, ratio: how much of the attention falls on a place, as a
     multiple of what it would be if all places had the same; NaN where attention is off; keys_side: see there.
     """
     figure, axes = _canvas()
-    peaks, side = comparable_peaks(places), common_side(places)
+    peaks, side = comparable_areas(places).set_index(["image", "label"]), common_side(places)
     columns = {label: place * _STEP for place, label in enumerate(["image", *places["label"].unique()])}
     for row, (image, pixels) in enumerate(zip(images.names, images.pixels, strict=True)):
         _draw(axes, pixels, left=0, top=row * _STEP)
         for label, own in places[places["image"] == image].groupby("label"):
             _tint(axes, pixels, _square(own, "ratio"), columns[label], row * _STEP, _NARROW)
-            peak = peaks.loc[image, label]
-            number = f"{peak:.1f}×" if side > 1 and not np.isnan(peak) else ""
-            _note(axes, number, columns[label] + 0.96, row * _STEP + 0.9, ha="right")
+            if side > 1 and (image, label) in peaks.index:
+                peak = peaks.loc[(image, label)]
+                corner = columns[label] + peak["column"] / side, row * _STEP + peak["row"] / side
+                _outline(axes, *corner, 1 / side, width=0.5)
+                _note(axes, f"{peak['ratio']:.1f}×", columns[label] + 0.96, row * _STEP + 0.9, ha="right")
     _label_columns(axes, {left + 0.5: label for label, left in columns.items()}, 11)
     axes.set_yticks([])
     _fit(figure, axes, claim, len(columns) * _STEP, len(images.names) * _STEP)
     _tint_bar(figure, _NARROW, "attention on a place / its even share", images.credit)
-    notes = [f"number: peak of {side} x {side} areas" * (side > 1), note]
+    notes = [f"outlined, with its mean: the most attended of {side} x {side} areas" * (side > 1), note]
     figure.legend(handles=[], title="\n".join(filter(None, notes)), loc="lower right")
     return figure
 
@@ -101,8 +103,10 @@ def heads(maps: pd.DataFrame, images: ExampleImages, patch: tuple[float, float, 
     _tint_bar(figure, _WIDE, "probability × number of keys", images.credit)
     number = "share of keys kept, mean of the row's heads" if binary else "the row's highest ratio, at the dot"
     cells = sorted(set(maps.groupby("layer")["row"].max() + 1), reverse=True)
-    pooled = "pooled to " * (cells[0] < round(1 / patch[2]))
-    keys = f"square: the patch that asks; cells: its keys, {pooled}{' or '.join(f'{side} x {side}' for side in cells)}"
+    pooled = "which its blocks pool to " * (cells[0] < round(1 / patch[2]))
+    later = " (later: the token it is merged into)" * bool(len(cells) > 1 or pooled)
+    grids = " or ".join(f"{side} x {side}" for side in cells)
+    keys = f"square: the patch that asks{later}\ncells: its keys, {pooled}{grids}"
     figure.legend(
         handles=[Patch(color=_VEIL, label="not attended")] if binary else [],
         title=f"{keys}\nrow: block, column: head\nnumber: {number}",
@@ -274,11 +278,13 @@ def _mark_highest(axes: Axes, of_block: pd.DataFrame, left: float, top: float) -
     axes.plot(left + highest["head"] * _STEP + across, top + down, "o", color="black", mec="white", mew=0.6, ms=3)
 
 
-def _outline(axes: Axes, left: float, top: float, side: float) -> None:
+def _outline(axes: Axes, left: float, top: float, side: float, width: float = 1.2) -> None:
     """Frames a patch of an image, bright or dark."""
-    effects = [withStroke(linewidth=3, foreground="black")]
+    effects = [withStroke(linewidth=2.5 * width, foreground="black")]
     axes.add_patch(
-        Rectangle((left, top), side, side, fill=False, edgecolor="white", linewidth=1.2, zorder=3, path_effects=effects)
+        Rectangle(
+            (left, top), side, side, fill=False, edgecolor="white", linewidth=width, zorder=3, path_effects=effects
+        )
     )
 
 

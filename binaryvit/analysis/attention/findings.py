@@ -1,8 +1,10 @@
 """What the numbers on attention say: for each figure its claim, which is its title, and a finding of two sentences."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
-from binaryvit.analysis.attention.rollout import common_side, comparable_peaks
+from binaryvit.analysis.attention.rollout import common_side, comparable_areas
 from binaryvit.analysis.labels import block_of
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.wording import listed, span
@@ -12,21 +14,28 @@ _NEARLY_ALL = 0.99  # the share of attended keys from which a head is said to av
 
 
 def of_rollouts(places: pd.DataFrame) -> tuple[str, str]:
-    """Which model's rollout is most, and which is least selective, by `rollout.comparable_peaks`."""
+    """Which model's rollout is most, and which is least selective, by `rollout.comparable_areas`."""
     rolled, side = "Rolled out over all blocks, attention", common_side(places)
-    peaks, images = comparable_peaks(places).mean().dropna(), places["image"].nunique()
+    areas, images = comparable_areas(places), places["image"].nunique()
+    peaks = areas.groupby("label", sort=False)["ratio"].mean()
     if peaks.empty:
         return f"{rolled} falls on no place of these images", "Attention is off in every model that is shown."
     if side == 1:
         return f"{rolled} favours the orange places", "The models' keys form grids without common areas to compare."
-    low, high = (f"{peak:.1f} times an even share" for peak in (peaks.min(), peaks.max()))
-    claim = f"{rolled} is most peaked in {peaks.idxmax()}, {high}, and flattest in {peaks.idxmin()}, {low}"
+    low, high = (f"{peak:.1f}" for peak in (peaks.min(), peaks.max()))
+    flattest, peaked = (_named(peaks.index[peaks.map("{:.1f}".format) == shown]) for shown in (low, high))
+    claim = f"{rolled} is most peaked in {peaked}, {high} times an even share, and flattest in {flattest}, {low} times"
     if low == high:
-        claim = f"{rolled} peaks at {low} in {'every model' if len(peaks) > 1 else peaks.index[0]}"
+        claim = f"{rolled} peaks at {low} times an even share in {'every model' if len(peaks) > 1 else peaks.index[0]}"
     return claim, (
         f"Of {side} x {side} areas, the most attended gets {peaks.max():.2f} times its even share in {peaks.idxmax()} "
         f"and {peaks.min():.2f} times in {peaks.idxmin()} (mean of {images} image{'s' * (images > 1)})."
     )
+
+
+def _named(models: Sequence[str]) -> str:
+    """Up to two models by name, more by their number."""
+    return listed(models) if len(models) < 3 else f"{len(models)} models"
 
 
 def of_heads(maps: pd.DataFrame, label: str) -> tuple[str, str]:

@@ -79,22 +79,29 @@ def output_by_place(model: nn.Module, maps: Sequence[AttentionMaps]) -> Tensor:
     return ratio.unflatten(-1, (first.grid_size, first.grid_size))
 
 
-def comparable_peaks(places: pd.DataFrame) -> pd.DataFrame:
-    """The highest ratio in each image (rows) for each model (columns), over areas of the same size for all of them.
+def comparable_areas(places: pd.DataFrame) -> pd.DataFrame:
+    """The most attended area of each image and model, among areas of the same size for all of them.
 
     A block can't single out a place smaller than its keys. So ratios are averaged over the cells of the coarsest grid
     of keys in any block (of several that don't divide each other: over those of a grid that divides all).
 
-    `places`: columns image, label (of the model), row, column, ratio, keys_side (of the model's coarsest grid of keys).
+    Args:
+        places: columns image, label (of the model), row, column, ratio, keys_side (of the model's coarsest grid of
+            keys).
+
+    Returns:
+        Columns image, label, row and column (of the area, on a grid of `common_side`), and ratio, its mean; no row
+        where attention is off.
     """
     side = places.groupby("label")["row"].transform("max") + 1
-    areas = [places[axis] * common_side(places) // side for axis in ("row", "column")]
-    means = places.groupby(["image", "label", *areas], sort=False)["ratio"].mean()
-    return means.groupby(["image", "label"], sort=False).max().unstack("label")[places["label"].unique()]
+    areas = {axis: places[axis] * common_side(places) // side for axis in ("row", "column")}
+    of_area = ["image", "label", *areas]
+    means = places.assign(**areas).groupby(of_area, sort=False)["ratio"].mean().dropna().reset_index()
+    return means.loc[means.groupby(["image", "label"], sort=False)["ratio"].idxmax()]
 
 
 def common_side(places: pd.DataFrame) -> int:
-    """How many areas `comparable_peaks` has along a side."""
+    """How many areas `comparable_areas` compares along a side."""
     return math.gcd(*map(int, places["keys_side"].unique()))
 
 

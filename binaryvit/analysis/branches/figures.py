@@ -56,8 +56,8 @@ def branch_norms(norms: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
         beside = dict(transform=panels[-1].get_yaxis_transform(), rotation=270, va="center", fontsize=7)
         panels[-1].text(1.02, middle, text, **beside)
     explained = (
-        "marker: median of a model's additions of one kind, bar: their range; attention products: with the values\n"
-        f"{evaluated_on}"
+        "marker: median of a model's additions of one kind, bar: their range\n"
+        f"attention products: attention times values; {evaluated_on}"
     )
     figure.legend(handles=handles(looks.items()), loc="outside lower center", ncols=3, title=explained)
     headline(figure, claim)
@@ -98,7 +98,7 @@ def accuracy_without(accuracies: pd.DataFrame, evaluated_on: str, claim: str) ->
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(
-        f"cells: top-1 in %, {evaluated_on}; none: the model has no such part\n"
+        f"cells: top-1 in %, {evaluated_on}; none: no such binary part\n"
         "parts are removed from trained models, which are not trained again; "
         f"dark: at chance, its 95% interval holds {chance:g}%",
         fontsize=7,

@@ -24,7 +24,8 @@ def of_norms(norms: pd.DataFrame) -> tuple[str, str]:
         counts.append(f"the {plural} are {which} in {(kinds == kind).sum()} of {len(kinds)} models")
     (small, least, below), (large, most, beside) = sizes
     also = f" that of {beside}" * (beside != below)
-    claim = f"{small[0].upper()}{small[1:]} have {least} the norm of {below}, {large} {most}{also} (medians)"
+    bits = "binary models" if (norms["bits"] == "W1A1").all() else "these models"
+    claim = f"In {bits}, {small} have {least} the norm of {below}, {large} {most}{also} (medians)"
     finding = f"By the median of a model's additions, {', '.join(counts)}."
     off = int(norms["ratio"].isna().sum())
     return claim, finding + (f" Attention that is off, {off} of its products, is left out." if off else "")
@@ -35,8 +36,8 @@ def of_accuracies(table: pd.DataFrame) -> tuple[str, str]:
     accuracy = _of_one_bit(table).pivot_table("accuracy", "removed", "column")
     intact, products, shortcuts = (span(accuracy.loc[name], "{:.0f}") for name in ("nothing", *_ALL))
     claim = (
-        f"Of {intact}% top-1, trained binary models keep {products}% without their products, {shortcuts}% without "
-        f"shortcuts and poolings (chance: {table['chance'].iloc[0]:g}%)"
+        f"Without their products, trained binary models fall from {intact}% top-1 to {products}%, without shortcuts "
+        f"and poolings to {shortcuts}% (chance: {table['chance'].iloc[0]:g}%)"
     )
     single = accuracy.drop(index=["nothing", *_ALL]).sub(accuracy.loc["nothing"]).median(axis=1)
     return claim, (

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from binaryvit.analysis.labels import most_seeds
 from binaryvit.analysis.levels import is_off
@@ -103,7 +103,7 @@ def all_curves(table: pd.DataFrame, claim: str) -> Figure:
                 _draw_seeds(axes, model, column, look.colour, label, look.marker)
         axes.set_ylabel(name)
         _along_epochs(axes)
-    title = f"{table['evaluated_on'].iloc[0]}; {_about_seeds(table)}"
+    title = f"{table['evaluated_on'].iloc[0]}; line: {_about_seeds(table)}"
     figure.legend(handles=panels[0].lines, loc="outside lower center", ncols=3, title=title)
     headline(figure, claim)
     return figure
@@ -148,7 +148,9 @@ def levels_by_block(table: pd.DataFrame, claim: str) -> Figure:
         axes.plot(epochs, [floor] * len(epochs), "x", color=VERMILION, zorder=3)
         axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     _name_ends(table, "ratio", panels)
     return figure
 
@@ -177,7 +179,7 @@ def _panels_by_block(
     for label, axes in panels.items():
         blocks = models[label].groupby("block", sort=False)
         for (block, curve), shade in zip(blocks, _SHADES(np.linspace(0, 1, len(blocks))), strict=True):
-            _draw_seeds(axes, curve, column, shade, block, ".")
+            _draw_seeds(axes, curve, column, shade, block, ".", ":" if block.startswith("merge") else "-")
         axes.set_title(label)
         _along_epochs(axes)
         axes.label_outer()
@@ -187,10 +189,11 @@ def _panels_by_block(
     for axes in grid[:, 0]:
         axes.set_ylabel(name)
     first, last = (" or ".join(table.groupby("label", sort=False)["block"].nth(end).unique()) for end in (0, -1))
-    between = "between, and merges" if table["block"].str.startswith("merge").any() else "between, in order"
-    shades = {f"first block ({first})": 0.0, between: 0.5, f"last block ({last})": 1.0}
+    shades = {f"first block ({first})": 0.0, "between, in order": 0.5, f"last block ({last})": 1.0}
     lines = [Line2D([], [], color=_SHADES(share), label=name) for name, share in shades.items()]
-    title = "\n".join(filter(None, [about, f"blocks: stage.block, from 0; {_about_seeds(table)}"]))
+    if table["block"].str.startswith("merge").any():
+        lines.append(Line2D([], [], color=_SHADES(0.5), linestyle=":", label="merges"))
+    title = "\n".join(filter(None, [about, f"a line for each block (stage.block, from 0), {_about_seeds(table)}"]))
     figure.legend(handles=[*lines, *further], loc="outside lower center", ncols=4, title=title)
     headline(figure, claim)
     return figure, panels
@@ -203,27 +206,34 @@ def _name_ends(table: pd.DataFrame, column: str, panels: dict[str, Axes]) -> Non
         ends = last[last["label"] == label].groupby("block")[column].mean().dropna().sort_values()
         axes.get_ylim()  # the limits are made when they are asked for
         data = np.column_stack([np.ones(len(ends)), ends])
-        on_axes = (axes.transScale + axes.transLimits).transform(data)[:, 1]
+        ends_at = on_axes = (axes.transScale + axes.transLimits).transform(data)[:, 1]
         height = min(_NAME_HEIGHT, 1 / max(1, len(ends)))
         for _ in range(100):
             overlap = (height - np.diff(on_axes)).clip(0) / 2
             on_axes = (on_axes + np.append(0, overlap) - np.append(overlap, 0)).clip(0, 1)
-        for block, place in zip(ends.index, on_axes, strict=True):
-            axes.text(1.01, place, block, transform=axes.transAxes, va="center", fontsize=5.5)
+        colours = {line.get_label(): line.get_color() for line in axes.lines}
+        beside = dict(transform=axes.transAxes, clip_on=False)
+        for block, end, place in zip(ends.index, ends_at, on_axes, strict=True):
+            axes.plot([1, 1.03], [end, place], color=colours[block], linewidth=0.6, **beside)
+            axes.text(1.04, place, block, color=colours[block], va="center", fontsize=5.5, **beside)
 
 
-def _draw_seeds(axes: Axes, model: pd.DataFrame, column: str, colour: str, label: str, marker: str) -> None:
+def _draw_seeds(
+    axes: Axes, model: pd.DataFrame, column: str, colour: str, label: str, marker: str, line: str = "-"
+) -> None:
     """The mean over seeds at each epoch, and a band from the lowest to the highest seed."""
     by_epoch = model.groupby("epoch")[column]
     mean = by_epoch.mean()
-    axes.plot(mean, color=colour, label=label, marker=marker if len(mean) <= _MARKED else "", markersize=4)
+    axes.plot(
+        mean, color=colour, label=label, marker=marker if len(mean) <= _MARKED else "", markersize=3, linestyle=line
+    )
     if model["seed"].nunique() > 1:
         axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.2, linewidth=0)
 
 
 def _about_seeds(table: pd.DataFrame) -> str:
     seeds = most_seeds(table)
-    return f"line: mean of up to {seeds} seeds, band: their range" if seeds > 1 else "one seed per model"
+    return f"mean of up to {seeds} seeds, band: their range" if seeds > 1 else "one seed of each model"
 
 
 def _along_epochs(axes: Axes) -> None:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from binaryvit.analysis.labels import block_of
-from binaryvit.analysis.style import DOUBLE_COLUMN, headline, in_lines, precision_style, styled
+from binaryvit.analysis.style import DOUBLE_COLUMN, headline, precision_style, styled
 
 _LINES = {"W1A1": "-", "W1A32": "--", "W32A1": ":", "W32A32": "-"}
 _PARTS = {"attn": "attention branches", "mlp": "FFN branches"}
@@ -30,7 +30,7 @@ def accuracy_size_operations(table: pd.DataFrame, variant: str, evaluated_on: st
         drawn = dict(color=look.colour, marker=look.marker, linestyle="none", markersize=5.5)
         if pd.notna(row.top1):
             accuracy.errorbar(row.top1, place, xerr=[[row.top1 - row.low], [row.high - row.top1]], **drawn)
-            _number(accuracy, row.top1, place, f"{row.top1:.1f}")
+            _number(accuracy, row.top1, place, f"{row.top1:.2f}")
         else:
             accuracy.text(0.5, place, "not run", transform=accuracy.get_yaxis_transform(), ha="center", va="center")
         size.plot(row.bytes / 1e6, place, **drawn)
@@ -42,11 +42,9 @@ def accuracy_size_operations(table: pd.DataFrame, variant: str, evaluated_on: st
     accuracy.set_ylim(len(table) - 0.5, -0.6)
     seeds = table["seeds"].max()
     about = "one seed" if seeds == 1 else f"mean of up to {seeds} seeds"
-    accuracy.set_xlabel(
-        f"top-1 accuracy (%), {about}\nbar: 95% interval for the choice of\n{in_lines(evaluated_on, 34)}"
-    )
+    accuracy.set_xlabel(f"top-1 accuracy (%)\n{about}")
     size.set_xlabel("size of the parameters (MB)")
-    operations.set_xlabel("OPs per image (M);\nhollow: with elementwise work")
+    operations.set_xlabel("OPs per image (M); hollow: with\nnorms, activations, additions")
     for axes in (size, operations):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -54,6 +52,8 @@ def accuracy_size_operations(table: pd.DataFrame, variant: str, evaluated_on: st
         axes.xaxis.set_minor_formatter(NullFormatter())
     for axes in (accuracy, size, operations):
         axes.margins(x=0.35)
+    about = f"bar: 95% interval for the choice of {evaluated_on}; a model without accuracy is counted, not trained"
+    figure.legend(handles=[], loc="outside lower center", title=about)
     headline(figure, claim)
     return figure
 
@@ -82,7 +82,7 @@ def agreement(table: pd.DataFrame, variant: str, evaluated_on: str, claim: str) 
         _along_layers(axes, own, variant)
         axes.set_title(name)
     grid[0].set_ylabel("linear centred kernel alignment\n(CKA) with W32A32 (1: equal)")
-    title = f"across: stage.block, from image to logits; features of {evaluated_on}"
+    title = f"across: stage.block, from image to logits; one run of each precision; features of {evaluated_on}"
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, title=title)
     headline(figure, claim)
     return figure

@@ -55,8 +55,8 @@ def of_agreement(table: pd.DataFrame, model: str) -> tuple[str, str]:
             block_of(along.index[place]) or along.index[place],
         )
         where = f"block {name}" if name[0].isdigit() else name
-        falls_from = f"falls most at {where}, from {before:.2f} to {after:.2f}"
-        claim = f"{model}: at {worst}, agreement with full precision {falls_from}"
+        falls_from = f"falls most across {where}, from {before:.2f} to {after:.2f}"
+        claim = f"{model}: at {worst}, the residual stream's agreement with full precision {falls_from}"
     values = ", ".join(f"{value:.2f} for {name}" for name, value in compared.items())
     finding = f"Mean linear CKA (centred kernel alignment) with W32A32 is {values}."
     if is_reference.any():

@@ -191,27 +191,26 @@ def test_sentences_on_distinct_values_follow_the_numbers():
     medians |= {"FFN 1: RPReLU": 30, "FFN 2: binary product": 40, "FFN 2: batch norm": 40, "FFN 2: + shortcut": 100}
     medians |= {"pooling branches": 60, "head: input": 2, "head: pooled": 17}
     claim, finding = findings.of_one_bit(values_of(medians))
-    once = "From one bit a channel, a product and its shortcut make 30 values"
-    assert claim == f"{once}; a second product with its shortcuts makes 100"
+    once = "Fed only signs, a block's first product and its shortcut make 30 values"
+    assert claim == f"{once}, the second with its shortcuts makes 100"
     nearly = findings.of_one_bit(values_of(medians, observations=100))[0]
-    assert nearly.endswith("make 30 values; a second product with its shortcuts makes nearly all distinct")
+    assert nearly == f"{once}, the second with its shortcuts makes nearly all distinct"
     assert "makes 20 to 40 values; the second shortcut" in finding and finding.endswith("multiplies them by 2.")
 
     mean = labelled(pd.DataFrame({"median": [17.0], "tokens": [64]}))
     cls = mean.assign(label="a", median=2.0, tokens=1)
     claim, finding = findings.of_values_read(mean)
-    assert claim == "If final tokens are signs, the classifier reads 17 values from a mean of tokens"
+    assert claim == "If final tokens were signs, a channel would take 17 values in their mean"
     assert finding.startswith("It reads 17. ")
-    assert findings.of_values_read(pd.concat([cls, mean]))[0] == f"{claim}, 2 from a CLS token"
-    assert findings.of_values_read(cls)[0].endswith("reads 2 values from a CLS token")
+    assert findings.of_values_read(pd.concat([cls, mean]))[0] == f"{claim}, 2 in a CLS token"
+    assert findings.of_values_read(cls)[0] == "If the CLS token were signs, a channel would take 2 values"
 
     claim, finding = findings.of_distinct_values(values_of(medians, observations=100))
-    assert claim == "After a binary product at most 40% of a channel's values are distinct, after its shortcut 65%"
+    product = "After a binary product at most 40% of the median channel's values are distinct"
+    assert claim == f"{product}, after its shortcut 65%"
     assert "takes 20 to 40 values in the median channel, 30% of what its length allows" in finding
     alike = findings.of_distinct_values(values_of(medians | {"FFN 1: + shortcut": 100}, observations=100))[0]
-    assert (
-        alike == "After a binary product at most 40% of a channel's values are distinct, after its shortcut nearly all"
-    )
+    assert alike == f"{product}, after its shortcut nearly all"
 
 
 def test_figures_draw_the_numbers(drawings):

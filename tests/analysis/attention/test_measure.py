@@ -16,7 +16,7 @@ from binaryvit.analysis.attention import figures
 from binaryvit.analysis.attention import findings as attention_findings
 from binaryvit.analysis.attention import measure as attention
 from binaryvit.analysis.attention.capture import AttentionCapture, attention_statistics
-from binaryvit.analysis.attention.rollout import common_side, comparable_peaks, output_by_place
+from binaryvit.analysis.attention.rollout import common_side, comparable_areas, output_by_place
 from binaryvit.analysis.images import ExampleImages, evaluation_batches, example_images
 from binaryvit.analysis.measurements import stored_ones_only
 from binaryvit.analysis.models import open_model
@@ -136,7 +136,7 @@ def test_pictures_can_be_read_and_show_every_map(drawn):
     assert sorted({image.get_array().shape[0] for image in axes.images}) == [4, 8, 16]
     table = side_by_side.inputs["places"]
     assert table.groupby("run")["keys_side"].first().to_dict() == {TEACHER: 4, BASELINE: 4, PYRAMID: 2}
-    peaks = comparable_peaks(table).to_numpy().ravel()
+    peaks = comparable_areas(table)["ratio"]
     assert sorted(text.get_text() for text in axes.texts) == sorted(f"{peak:.1f}×" for peak in peaks)
 
 
@@ -239,8 +239,10 @@ def test_sentences_on_places_follow_the_numbers():
     claim, finding = attention_findings.of_rollouts(places(grids))
     assert claim == (
         "Rolled out over all blocks, attention is most peaked in unlike, 3.0 times an even share, and flattest in "
-        "even, 1.0 times an even share"
+        "even, 1.0 times"
     )
+    many = grids | {f"even {number}": np.ones((2, 2)) for number in range(2)}
+    assert attention_findings.of_rollouts(places(many))[0].endswith("flattest in 3 models, 1.0 times")
     assert finding == (
         "Of 2 x 2 areas, the most attended gets 3.00 times its even share in unlike and 1.00 times in even "
         "(mean of 1 image)."
@@ -261,10 +263,11 @@ def test_peaks_are_compared_on_areas_of_one_size():
     fine[2, 3] = 2.5
     table = places({"fine": fine, "coarse": [[1.0, 1.5], [0.5, 1.0]]})
     assert common_side(table) == 2
-    assert comparable_peaks(table).loc["one"].to_dict() == {"fine": (4 + 1 + 1 + 1) / 4, "coarse": 1.5}
+    found = [["one", "fine", 0, 0, (4 + 1 + 1 + 1) / 4], ["one", "coarse", 0, 1, 1.5]]
+    assert comparable_areas(table).to_numpy().tolist() == found
     alone = table[table["label"] == "fine"]
-    assert comparable_peaks(alone).loc["one"].to_dict() == {"fine": 4.0}
-    assert comparable_peaks(alone.assign(keys_side=1)).loc["one"].to_dict() == {"fine": fine.mean()}
+    assert comparable_areas(alone).to_numpy().tolist() == [["one", "fine", 0, 0, 4.0]]
+    assert comparable_areas(alone.assign(keys_side=1)).to_numpy().tolist() == [["one", "fine", 0, 0, fine.mean()]]
 
 
 def maps_of(rows):

@@ -184,8 +184,8 @@ def test_sentences_on_accuracies_follow_the_numbers():
     second = first | {"all products": 11, "all shortcuts and poolings": 10}
     claim, finding = branch_findings.of_accuracies(pd.concat([table_of("A", first), table_of("B", second)]))
     assert claim == (
-        "Of 80% top-1, trained binary models keep 11 to 40% without their products, 10 to 12% without shortcuts and "
-        "poolings (chance: 10%)"
+        "Without their products, trained binary models fall from 80% top-1 to 11 to 40%, without shortcuts and "
+        "poolings to 10 to 12% (chance: 10%)"
     )
     assert finding == (
         "Of single groups, the FFN linears cost most (-30.0 points in the median model) and the merges least (-10.0)."
@@ -203,14 +203,14 @@ def test_sentences_on_norms_follow_the_numbers():
     )
     claim, finding = branch_findings.of_norms(norms)
     assert claim == (
-        "Whole FFN branches have 0.25 times the norm of the residual stream, xs 1 times that of their shortcut "
-        "(medians)"
+        "In binary models, whole FFN branches have 0.25 times the norm of the residual stream, xs 1 times that of "
+        "their shortcut (medians)"
     )
     assert "the whole FFN branches are smallest in 1 of 1 models, the xs are largest in 1 of 1 models" in finding
     assert "off, 1 of its products" in finding
     alike = norms.assign(kind=["xs", "xs", "merges", "merges"])
     claim = branch_findings.of_norms(alike)[0]
-    assert claim == "Merges have 0.25 times the norm of their shortcut, xs 1 times (medians)"
+    assert claim == "In binary models, merges have 0.25 times the norm of their shortcut, xs 1 times (medians)"
 
 
 def test_sentences_on_stages_follow_the_numbers():

@@ -74,7 +74,7 @@ def test_curves_are_the_runs_own(study):
     assert drawing.runs == (TEACHER, BASELINE, PYRAMID)
     assert table[table["run"] == BASELINE]["top1"].tolist() == [30.0, 45.0, 60.0]
     figure = drawing.draw()
-    assert figure.get_suptitle() == "The binary models stand in their final order from epoch 2 on"
+    assert figure.get_suptitle() == "By mean accuracy, the binary models stand in their final order from epoch 2 on"
     top1 = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
     assert top1["BinaryViT (+ pyramid)"] == [31.0, 43.0, 55.0] and len(top1) == 3
     assert drawing.finding.startswith("Accuracy still rose in the last epoch in 2 of 2 models, most in ReActNet")
@@ -120,8 +120,9 @@ def test_flips_of_a_block_are_weighted_by_its_weights(study):
     assert table.loc[(PYRAMID, "merge 1", 1), ["flip_rate", "lr"]].tolist() == pytest.approx([0.1, 3e-3])
     figure = drawing.draw()
     named = [text.get_text() for text in figure.legends[0].texts]
-    assert named[:3] == ["first block (0.0)", "between, and merges", "last block (merge 1)"]
-    assert figure.axes[-1].get_ylim()[1] == pytest.approx(3e-3) and "top of the panel" in named[3]
+    assert named[:4] == ["first block (0.0)", "between, in order", "last block (merge 1)", "merges"]
+    assert {line.get_label() for line in figure.axes[1].lines if line.get_linestyle() == ":"} == {"merge 1"}
+    assert figure.axes[-1].get_ylim()[1] == pytest.approx(3e-3) and "top of the panel" in named[4]
     assert figure.get_suptitle() == "Which share of the binary weights flips, epoch by epoch", "three make no trend"
     assert [axes.get_title() for axes in figure.axes[:2]] == ["ReActNet-DeiT (baseline)", "BinaryViT (+ pyramid)"]
     assert curves.flips(OpenStudy(study, (TEACHER,))) is None
@@ -170,10 +171,10 @@ def test_levels_are_claimed_by_shape_only_where_it_tells_them_apart():
     table["label"] = table["run"]
     claim = findings.of_levels(table.assign(level=[0.4, 0.1, 0.3, 0.6]))[0]
     assert claim == (
-        "In columnar models attention levels end at 0.2 times their start in all blocks but the first, in pyramids "
-        "at 0.6 to 1.2 times"
+        "On average over seeds, attention levels end at 0.2 times their start in all blocks but the first of columnar "
+        "models, and at 0.6 to 1.2 times in pyramids"
     )
-    plain = "Attention levels end at 0.2 to 1.2 times their start, and none at 0, where attention would be off"
+    plain = "On average over seeds, attention levels end at 0.2 to 1.2 times their start"
     assert findings.of_levels(table.assign(level=[0.1, 0.2, 0.3, 0.6]))[0] == plain, "the first block falls further"
     assert findings.of_levels(table.assign(level=[0.4, 0.1, 0.1, 0.6]))[0] == plain, "so does one of the pyramid's"
     seeds = pd.concat([table.assign(level=[0.1, 0.2, 0.3, 0.6]), table.assign(run="other", level=[0.3, 0.2, 0.3, 0.8])])

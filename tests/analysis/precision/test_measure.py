@@ -90,12 +90,12 @@ def test_drawings_show_every_precision(study):
         "Top-1 against W32A32 in points, with its 95% interval over images and the seed that all have, so chance in "
         f"training is not in it: W1A1 {said(differences[0])}, W1A32 {said(differences[1])}."
     )
-    assert {"50.0", "70.0", "80.0"} == {text.get_text() for text in numbers.draw().axes[0].texts}
+    assert {"50.00", "70.00", "80.00"} == {text.get_text() for text in numbers.draw().axes[0].texts}
     for drawing in (numbers, agreement):
         figure = drawing.draw()
         assert_readable(figure)
         assert len(figure.axes) == 3
-    assert "360 evaluation" in numbers.draw().axes[0].get_xlabel().replace("\n", " ")
+    assert "360 evaluation" in numbers.draw().legends[0].get_title().get_text()
     stream, attention, ffn = agreement.draw().axes
     assert "20 evaluation images of digits" in agreement.draw().legends[0].get_title().get_text()
     assert [axes.get_title() for axes in (attention, ffn)] == ["attention branches", "FFN branches"]
@@ -167,9 +167,12 @@ def test_sentences_on_agreement_follow_the_numbers():
     rows = [("W1A1", [0.92, 0.1, 0.3, 0.78, 0.7]), ("W1A32", [0.99, 0.5, 0.7, 0.87, 0.84])]
     table = pd.concat([pd.DataFrame({"precision": name, "seed": 0, "layer": layers, "cka": cka}) for name, cka in rows])
     claim, finding = precision_findings.of_agreement(table, "model")
-    assert claim == "model: at W1A1, agreement with full precision falls most at merge 1, from 0.92 to 0.78"
+    assert claim == (
+        "model: at W1A1, the residual stream's agreement with full precision falls most across merge 1, from 0.92 to "
+        "0.78"
+    )
     early = table.replace({"layer": {"stages.1.embed": "stages.0.blocks.0"}})
-    assert "falls most at block 0.0, from" in precision_findings.of_agreement(early, "model")[0]
+    assert "falls most across block 0.0, from" in precision_findings.of_agreement(early, "model")[0]
     assert "is 0.80 for W1A1, 0.90 for W1A32." in finding
     alone, _ = precision_findings.of_agreement(table[table["layer"] == "norm"], "model")
     assert alone == "model: at W1A1, the residual stream's CKA with full precision is 0.70"
