@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from binaryvit.training.bfloat16 import bfloat16_products_in_float32, multiplies_bfloat16
+from binaryvit.training.bfloat16 import bfloat16_products_in_float32, multiplies_bfloat16, multiplies_in_float32
 
 # Where each setting lives, its name in the record, and the value that every run is trained with.
 #
@@ -45,6 +45,6 @@ def current_numerics() -> dict[str, str | bool]:
     settings = {name: getattr(owner, attribute) for owner, attribute, name, _ in _SETTINGS}
     return {
         "float32_matmul": torch.get_float32_matmul_precision(),
-        "cpu_bfloat16_products_in_float32": not multiplies_bfloat16(),
+        "cpu_bfloat16_products_in_float32": multiplies_in_float32(),
         **settings,
     }

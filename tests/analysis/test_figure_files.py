@@ -129,7 +129,7 @@ def test_its_title_says_what_one_bit_costs():
     saved = "with 90 to 180 times fewer operations than their teacher (80.0%)"
     assert title(table) == f"The ladder's binary models reach 50.0 to 70.5% {saved}"
     better = table.iloc[[1]].assign(variant="reactresnet_micro_patch2_32", label="binary ResNet", top1=72.0)
-    assert title(pd.concat([table, better])) == f"{title(table)}; binary ResNet: 72.0%"
+    assert title(pd.concat([table, better])) == f"{title(table)}; binary ResNet reaches 72.0%"
     assert title(pd.concat([table, better.assign(top1=70.0)])) == title(table)
     assert title(table.assign(bops=0)) == title(table[1:]) == "Accuracy and cost of each model"
 

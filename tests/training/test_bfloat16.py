@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from binaryvit.training import numerics
+from binaryvit.training import bfloat16, numerics
 from binaryvit.training.bfloat16 import bfloat16_products_in_float32
 
 
@@ -10,66 +10,95 @@ def random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).bfloat16()
 
 
-PRODUCTS = {
-    "mm": (torch.mm, (random(3, 70), random(70, 5))),
-    "addmm": (torch.addmm, (random(5), random(3, 70), random(70, 5))),
-    "bmm": (torch.bmm, (random(2, 3, 70), random(2, 70, 5))),
-    "baddbmm": (torch.baddbmm, (random(2, 3, 5), random(2, 3, 70), random(2, 70, 5))),
-    "convolution": (F.conv2d, (random(2, 8, 6, 6), random(4, 8, 3, 3), random(4))),
+MATRIX_PRODUCTS = {
+    "mm": (torch.mm, (random(3, 70), random(70, 5)), {}),
+    "addmm": (torch.addmm, (random(5), random(3, 70), random(70, 5)), {"beta": 2, "alpha": 0.5}),
+    "bmm": (torch.bmm, (random(2, 3, 70), random(2, 70, 5)), {}),
+    "baddbmm": (torch.baddbmm, (random(2, 3, 5), random(2, 3, 70), random(2, 70, 5)), {"beta": 2, "alpha": 0.5}),
 }
+CONVOLUTIONS = {
+    "convolution": (F.conv2d, (random(2, 8, 6, 6), random(4, 8, 3, 3), random(4)), {}),
+    "without a bias": (F.conv2d, (random(2, 8, 6, 6), random(8, 1, 3, 3)), {"groups": 8, "padding": 1}),
+}
+PRODUCTS = MATRIX_PRODUCTS | CONVOLUTIONS
+
+
+@pytest.fixture
+def widened(monkeypatch):
+    """What was widened to float32, as it comes: where the CPU's own product is the same, it shows which was taken."""
+    values, widen = [], bfloat16._widen
+    monkeypatch.setattr(bfloat16, "_widen", lambda value: values.append(value) or widen(value))
+    return values
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_a_product_of_bfloat16_is_the_one_in_float32_rounded_once(name):
-    product, factors = PRODUCTS[name]
-    expected = product(*(factor.float() for factor in factors)).bfloat16()
+def test_a_product_of_bfloat16_is_the_one_in_float32_rounded_once(name, widened):
+    product, factors, settings = PRODUCTS[name]
+    expected = product(*(factor.float() for factor in factors), **settings).bfloat16()
     with bfloat16_products_in_float32():
-        assert torch.equal(product(*factors), expected)
+        assert torch.equal(product(*factors, **settings), expected) and widened
 
 
-@pytest.mark.parametrize("name", [name for name in PRODUCTS if name != "convolution"])
-def test_a_product_into_given_memory_is_the_same(name):
-    product, factors = PRODUCTS[name]
+@pytest.mark.parametrize("name", MATRIX_PRODUCTS)
+def test_a_product_into_given_memory_is_the_same(name, widened):
+    product, factors, settings = MATRIX_PRODUCTS[name]
+    expected = product(*factors, **settings)
     with bfloat16_products_in_float32():
-        expected = product(*factors)
-        out = torch.empty_like(expected)
-        assert product(*factors, out=out) is out
-    assert torch.equal(out, expected)
+        for out in (torch.empty_like(expected), expected.new_empty(0), torch.empty_like(expected.mT).mT):
+            assert product(*factors, **settings, out=out) is out and widened
+            assert torch.equal(out, product(*factors, **settings))
+        with pytest.raises(RuntimeError):
+            product(*factors, **settings, out=expected.float())
 
 
-def test_gradients_pass_through_a_product_in_float32():
-    product, factors = PRODUCTS["convolution"]
-    wide = [factor.float().requires_grad_() for factor in factors]
-    narrow = [factor.clone().requires_grad_() for factor in factors]
-    product(*wide).sum().backward()
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_gradients_pass_through_a_product_in_float32(name, widened):
+    product, factors, settings = CONVOLUTIONS[name]
+    wide = [factor.float().requires_grad_(place > 0) for place, factor in enumerate(factors)]  # images need none
+    narrow = [factor.clone().requires_grad_(place > 0) for place, factor in enumerate(factors)]
+    product(*wide, **settings).sum().backward()
     with bfloat16_products_in_float32():
-        product(*narrow).sum().backward()
-    for ours, theirs in zip(narrow, wide, strict=True):
+        result = product(*narrow, **settings).sum()
+        widened.clear()
+        result.backward()
+        assert widened
+    for ours, theirs in zip(narrow[1:], wide[1:], strict=True):
         assert torch.equal(ours.grad, theirs.grad.bfloat16())
 
 
-def test_other_types_are_computed_as_before_and_all_are_afterwards(monkeypatch):
-    widened = []
-    monkeypatch.setattr("binaryvit.training.bfloat16._widen", lambda value: widened.append(value) or value.float())
-    product, factors = PRODUCTS["mm"]
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_other_types_are_computed_as_before(name, widened):
+    product, factors, settings = PRODUCTS[name]
     wide = [factor.double() for factor in factors]
-    expected = product(*wide)
     with bfloat16_products_in_float32():
-        assert torch.equal(product(*wide), expected)
-        assert not widened
+        inside = product(*wide, **settings)
+        with pytest.raises(RuntimeError):
+            product(*factors[:-1], factors[-1].float(), **settings)
+    assert torch.equal(inside, product(*wide, **settings)) and not widened
+
+
+def test_it_ends_with_the_context_also_when_nested_and_after_an_error(widened):
+    product, factors, _ = PRODUCTS["mm"]
+
+    def is_widened() -> bool:
+        widened.clear()
         product(*factors)
-        assert len(widened) == 2
-    product(*factors)
-    assert len(widened) == 2
+        return bool(widened)
+
+    with bfloat16_products_in_float32():
+        with pytest.raises(ZeroDivisionError), bfloat16_products_in_float32():
+            assert is_widened()
+            1 / 0  # noqa: B018
+        assert is_widened() and bfloat16.multiplies_in_float32()
+    assert not is_widened() and not bfloat16.multiplies_in_float32()
 
 
 @pytest.mark.parametrize("has_instructions", [True, False])
-def test_training_computes_them_so_where_the_cpu_lacks_instructions(monkeypatch, has_instructions):
-    product, factors = PRODUCTS["bmm"]
-    widened = []
-    monkeypatch.setattr("binaryvit.training.bfloat16._widen", lambda value: widened.append(value) or value.float())
+def test_training_computes_them_so_where_the_cpu_lacks_instructions(monkeypatch, widened, has_instructions):
+    product, factors, _ = PRODUCTS["bmm"]
     monkeypatch.setattr(numerics, "multiplies_bfloat16", lambda: has_instructions)
     with numerics.chosen_numerics():
         product(*factors)
-        assert numerics.current_numerics()["cpu_bfloat16_products_in_float32"] is not has_instructions
+        assert numerics.current_numerics()["cpu_bfloat16_products_in_float32"] is bool(widened)
     assert bool(widened) is not has_instructions
+    assert numerics.current_numerics()["cpu_bfloat16_products_in_float32"] is False

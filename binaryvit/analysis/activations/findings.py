@@ -98,7 +98,7 @@ def of_one_bit(values: pd.DataFrame) -> tuple[str, str]:
     first = values.loc[values["step"].isin(["query: + shortcut", "FFN 1: + shortcut"]), "median"]
     built = values[values["step"].isin(["context: + q + k + v", "FFN 2: + shortcut"])]
     share = (built["median"] / built["observations"]).median()
-    made = "makes nearly all distinct" if share > _NEARLY_ALL else f"makes {span(built['median'], '{:,.0f}')}"
+    made = "makes nearly all values distinct" if share > _NEARLY_ALL else f"makes {span(built['median'], '{:,.0f}')}"
     claim = f"Fed only signs, a block's first product and its shortcut make {span(first, '{:,.0f}')} values"
     return f"{claim}, the second with its shortcuts {made}", (
         f"A binary product makes {span(products, '{:,.0f}')} values; the second shortcut of the FFN, which averages "

@@ -49,7 +49,8 @@ def side_by_side(places: pd.DataFrame, images: ExampleImages, claim: str, note: 
             if side > 1 and (image, label) in peaks.index:
                 peak = peaks.loc[(image, label)]
                 corner = columns[label] + peak["column"] / side, row * _STEP + peak["row"] / side
-                _outline(axes, *corner, 1 / side, width=0.5)
+                if peak["ratio"] > 1.005:  # of areas that are all alike, none is the most attended
+                    _outline(axes, *corner, 1 / side, width=0.5)
                 _note(axes, f"{peak['ratio']:.1f}×", columns[label] + 0.96, row * _STEP + 0.9, ha="right")
     _label_columns(axes, {left + 0.5: label for label, left in columns.items()}, 11)
     axes.set_yticks([])
@@ -122,6 +123,7 @@ def by_block(
     quantities: Mapping[str, str],
     claim: str,
     yardstick: str | None = None,
+    even: Mapping[str, str] | None = None,
     note: str = "",
 ) -> Figure:
     """Shares of attention heads over the blocks of all models: a panel per quantity, a point per head.
@@ -133,6 +135,7 @@ def by_block(
         quantities: columns to draw, and what their axes are called.
         claim: what the figure says.
         yardstick: the label of a model whose mean is drawn through all others.
+        even: for a quantity the column whose mean it would have if attention were even, drawn in its panel too.
         note: what else the reader must know.
     """
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.3 + 1.3 * len(quantities)))
@@ -148,6 +151,9 @@ def by_block(
             mean = _heads_of(axes, of_model, column, left, len(names), low)
             if label == yardstick:
                 axes.axhline(mean, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
+            if column in (even or {}):
+                of_even = of_model.loc[~is_off(of_model["level"]), even[column]].mean()
+                axes.hlines(of_even, left - 0.45, left + len(names) - 0.55, color=GREY, linestyle=(0, (2, 1)), zorder=3)
             if left:
                 axes.axvline(left - 0.8, color=GREY, linewidth=0.5, linestyle=":")
         ticks |= {left + block: names[block] for block in range(0, len(names), -(-len(names) // 5))}
@@ -169,6 +175,7 @@ def by_block(
     notes = [
         f"{statistics['images'].max():,} evaluation images",
         f"dashed: mean of {yardstick}" * bool(yardstick),
+        "dashed: if attention were even" * bool(even),
         note,
     ]
     bottom.set_xlabel(

@@ -110,7 +110,7 @@ def density(opened: OpenStudy, images: int = 200) -> Drawing | None:
     shares, said = {"density": "keys attended", "kept": "probability\non them"}, findings.of_density(binary)
     return Drawing.of(
         opened, "attention_density", {"statistics": binary}, said,
-        lambda claim: figures.by_block(binary, shares, claim, note=_ATTENDED),
+        lambda claim: figures.by_block(binary, shares, claim, even={"kept": "density"}, note=_ATTENDED),
     )  # fmt: skip
 
 

@@ -36,8 +36,8 @@ def of_accuracies(table: pd.DataFrame) -> tuple[str, str]:
     accuracy = _of_one_bit(table).pivot_table("accuracy", "removed", "column")
     intact, products, shortcuts = (span(accuracy.loc[name], "{:.0f}") for name in ("nothing", *_ALL))
     claim = (
-        f"Without their products, trained binary models fall from {intact}% top-1 to {products}%, without shortcuts "
-        f"and poolings to {shortcuts}% (chance: {table['chance'].iloc[0]:g}%)"
+        f"Trained binary models reach {intact}% top-1, without their products {products}%, without shortcuts and "
+        f"poolings {shortcuts}% (chance: {table['chance'].iloc[0]:g}%)"
     )
     single = accuracy.drop(index=["nothing", *_ALL]).sub(accuracy.loc["nothing"]).median(axis=1)
     return claim, (

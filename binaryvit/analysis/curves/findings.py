@@ -86,11 +86,11 @@ def _of_ratios(last: pd.DataFrame) -> str:
     first, later = columnar.loc[is_first, "ratio"], columnar.loc[~is_first, "ratio"]
     if len(pyramids) and len(later) and later.max() < min(1, first.min(), pyramids.min()):
         return (
-            f"On average over seeds, attention levels end at {span(later, _FORM)} times their start in all blocks but "
-            f"the first of columnar models, and at {span(pyramids, _FORM)} times in pyramids"
+            f"In columnar models attention levels end at {span(later, _FORM)} times their start in all blocks but the "
+            f"first, in pyramids at {span(pyramids, _FORM)} times (means of seeds)"
         )
     ends = span(last["ratio"], _FORM)
-    return f"On average over seeds, attention levels end at {ends} times their start"
+    return f"Attention levels end at {ends} times their start (means of seeds)"
 
 
 def of_shifts(table: pd.DataFrame) -> tuple[str, str]:

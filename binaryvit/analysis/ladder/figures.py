@@ -92,7 +92,7 @@ def _claim(points: pd.DataFrame) -> str:
     teacher = teachers.iloc[0]
     fewer = span(teacher["ops"] / steps["ops"], "{:.0f}")
     others = points[~_is_step(points) & (points["bops"] > 0) & (points["top1"] > steps["top1"].max())]
-    more = "".join(f"; {other.label}: {other.top1:.1f}%" for other in others.itertuples())
+    more = "".join(f"; {other.label} reaches {other.top1:.1f}%" for other in others.itertuples())
     return (
         f"The ladder's binary models reach {span(steps['top1'], '{:.1f}')}% with {fewer} times fewer operations than "
         f"their teacher ({teacher['top1']:.1f}%){more}"

@@ -52,7 +52,7 @@ def accuracy_size_operations(table: pd.DataFrame, variant: str, evaluated_on: st
         axes.xaxis.set_minor_formatter(NullFormatter())
     for axes in (accuracy, size, operations):
         axes.margins(x=0.35)
-    about = f"bar: 95% interval for the choice of {evaluated_on}; a model without accuracy is counted, not trained"
+    about = f"bar: 95% interval for the choice of {evaluated_on}"
     figure.legend(handles=[], loc="outside lower center", title=about)
     headline(figure, claim)
     return figure

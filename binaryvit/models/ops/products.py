@@ -31,7 +31,8 @@ def sign_product(x: Tensor, weight: Tensor) -> Tensor:
     if on_cpu and _HAS_FAST_INT8 and terms > 1:  # with one term it returns memory it never wrote
         return torch._int_mm(x, weight.t())
     dtype = torch.float16 if is_exact(torch.float16, terms) and not on_cpu else torch.float32
-    return F.linear(x.to(dtype), weight.to(dtype))
+    with without_autocast(x):  # which would round it
+        return F.linear(x.to(dtype), weight.to(dtype))
 
 
 class _SignLinear(Function):

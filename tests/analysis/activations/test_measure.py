@@ -194,7 +194,7 @@ def test_sentences_on_distinct_values_follow_the_numbers():
     once = "Fed only signs, a block's first product and its shortcut make 30 values"
     assert claim == f"{once}, the second with its shortcuts makes 100"
     nearly = findings.of_one_bit(values_of(medians, observations=100))[0]
-    assert nearly == f"{once}, the second with its shortcuts makes nearly all distinct"
+    assert nearly == f"{once}, the second with its shortcuts makes nearly all values distinct"
     assert "makes 20 to 40 values; the second shortcut" in finding and finding.endswith("multiplies them by 2.")
 
     mean = labelled(pd.DataFrame({"median": [17.0], "tokens": [64]}))

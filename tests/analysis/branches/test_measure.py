@@ -184,8 +184,8 @@ def test_sentences_on_accuracies_follow_the_numbers():
     second = first | {"all products": 11, "all shortcuts and poolings": 10}
     claim, finding = branch_findings.of_accuracies(pd.concat([table_of("A", first), table_of("B", second)]))
     assert claim == (
-        "Without their products, trained binary models fall from 80% top-1 to 11 to 40%, without shortcuts and "
-        "poolings to 10 to 12% (chance: 10%)"
+        "Trained binary models reach 80% top-1, without their products 11 to 40%, without shortcuts and poolings "
+        "10 to 12% (chance: 10%)"
     )
     assert finding == (
         "Of single groups, the FFN linears cost most (-30.0 points in the median model) and the merges least (-10.0)."

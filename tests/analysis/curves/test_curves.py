@@ -171,10 +171,10 @@ def test_levels_are_claimed_by_shape_only_where_it_tells_them_apart():
     table["label"] = table["run"]
     claim = findings.of_levels(table.assign(level=[0.4, 0.1, 0.3, 0.6]))[0]
     assert claim == (
-        "On average over seeds, attention levels end at 0.2 times their start in all blocks but the first of columnar "
-        "models, and at 0.6 to 1.2 times in pyramids"
+        "In columnar models attention levels end at 0.2 times their start in all blocks but the first, in pyramids "
+        "at 0.6 to 1.2 times (means of seeds)"
     )
-    plain = "On average over seeds, attention levels end at 0.2 to 1.2 times their start"
+    plain = "Attention levels end at 0.2 to 1.2 times their start (means of seeds)"
     assert findings.of_levels(table.assign(level=[0.1, 0.2, 0.3, 0.6]))[0] == plain, "the first block falls further"
     assert findings.of_levels(table.assign(level=[0.4, 0.1, 0.1, 0.6]))[0] == plain, "so does one of the pyramid's"
     seeds = pd.concat([table.assign(level=[0.1, 0.2, 0.3, 0.6]), table.assign(run="other", level=[0.3, 0.2, 0.3, 0.8])])

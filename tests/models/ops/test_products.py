@@ -1,6 +1,7 @@
 """Products of two binary factors are exact integers, and their gradients those of the products they stand for."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -19,10 +20,17 @@ HALF = [torch.bfloat16, torch.float16]
 @given(rows=st.integers(1, 20), terms=st.integers(1, 300), columns=st.integers(1, 20), seed=st.integers(0, 99))
 def test_products_of_signs_are_exact(rows: int, terms: int, columns: int, seed: int) -> None:
     x, weight, expected = signs_and_their_product(rows, terms, columns, seed)
-    for has_fast_int8 in (True, False):
-        with pytest.MonkeyPatch.context() as patch:
+    for has_fast_int8, autocast in itertools.product((True, False), repeat=2):
+        with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             patch.setattr(products, "_HAS_FAST_INT8", has_fast_int8)
             assert torch.equal(products.sign_product(x, weight).long(), expected)
+
+
+def test_the_largest_sums_of_signs_are_exact_under_autocast(device: torch.device) -> None:
+    """bfloat16 holds every integer up to 256 only."""
+    ones = torch.ones(3, 771, dtype=torch.int8, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert (products.sign_product(ones, ones) == 771).all()
 
 
 def signs_and_their_product(rows: int, terms: int, columns: int, seed: int) -> tuple[torch.Tensor, ...]:
