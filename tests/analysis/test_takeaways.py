@@ -54,7 +54,7 @@ def curves_(opened):
     flips = curves.flips(opened).inputs["curves"].groupby(["label", "epoch"])["flip_rate"].mean().unstack()
     assert (flips.idxmax(axis=1) == flips.columns[0]).all() and (flips.idxmin(axis=1) == flips.columns[-1]).all()
     assert curves.shifts(opened).inputs["curves"]["mean_absolute_shift"].max() < 1 / 4
-    return []
+    return ["0.25", "1"]
 
 
 def train(opened):
@@ -96,7 +96,7 @@ def branches_(opened):
     assert accuracy["all shortcuts and poolings"].max() < 2 * chance
     assert (accuracy["nothing"] - accuracy["all products"]).min() >= 15
     lost = accuracy.loc[PYRAMIDS[0], "nothing"] - accuracy.loc[PYRAMIDS[0], list(BINARY_GROUPS)]
-    assert lost.idxmax() == "merges" and lost.idxmin() == "attention products"
+    assert lost.idxmax() == "merges"
     return ["15"]
 
 

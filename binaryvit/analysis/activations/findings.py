@@ -99,10 +99,11 @@ def of_one_bit(values: pd.DataFrame) -> tuple[str, str]:
     built = values[values["step"].isin(["context: + q + k + v", "FFN 2: + shortcut"])]
     share = (built["median"] / built["observations"]).median()
     made = "makes nearly all values distinct" if share > _NEARLY_ALL else f"makes {span(built['median'], '{:,.0f}')}"
+    least = "at least " * bool(share > _NEARLY_ALL)  # where nearly all differ, more could have
     claim = f"Fed only signs, a block's first product and its shortcut make {span(first, '{:,.0f}')} values"
     return f"{claim}, the second with its shortcuts {made}", (
         f"A binary product makes {span(products, '{:,.0f}')} values; the second shortcut of the FFN, which averages "
-        f"channels, multiplies them by {span(ratio, '{:.0f}')}."
+        f"channels, multiplies them by {least}{span(ratio, '{:.0f}')}."
     )
 
 

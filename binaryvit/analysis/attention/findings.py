@@ -91,7 +91,8 @@ def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
     averaging = int((on["density"] > _NEARLY_ALL).sum())
     several = statistics["run"].nunique() if statistics["seed"].nunique() > 1 else 0
     number = f"{len(on)} heads" + f" in {several} runs" * bool(several)
-    merely = f"No head keeps more than {on['density'].max():.0%} of its keys, so none averages over the whole image"
+    ends = span(on["density"], "{:.1%}")
+    merely = f"Single heads keep {ends} of their keys, so none averages over the whole image"
     if averaging:
         keep = "keeps nearly all keys and so averages" if averaging == 1 else "keep nearly all keys and so average"
         merely = f"{averaging} of {number} {keep} over the image"

@@ -56,10 +56,12 @@ def of_stages(table: pd.DataFrame) -> tuple[str, str]:
     group, stage = single.idxmin()
     unresolved = (table["high"] - table["low"]).max() / 2
     alike = [name for name, cost in single[group].items() if cost < single.min() + unresolved]
-    products = ", ".join(f"{value:+.0f} in {name}" for name, value in median.loc["all products"].items())
+    products = change[change["removed"] == "all products"].groupby(["column", "part"], sort=False)["change"].mean()
+    by_model = products.groupby(products.index.get_level_values("column").str.rsplit(", ", n=1).str[0], sort=False)
+    by_stage = [f"{', '.join(own.map('{:+.0f}'.format))} in {label}" for label, own in by_model]
     return f"Of single groups, the {group} of {listed(alike)} cost most", (
         f"Without them accuracy changes by {median.loc[group, stage]:+.0f} points in the median model, without all "
-        f"products by {products}."
+        f"products of {listed(median.columns)} by {listed(by_stage)}."
     )
 
 

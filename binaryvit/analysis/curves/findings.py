@@ -89,8 +89,11 @@ def _of_ratios(last: pd.DataFrame) -> str:
             f"In columnar models attention levels end at {span(later, _FORM)} times their start in all blocks but the "
             f"first, in pyramids at {span(pyramids, _FORM)} times (means of seeds)"
         )
-    ends = span(last["ratio"], _FORM)
-    return f"Attention levels end at {ends} times their start (means of seeds)"
+    ends = f"{span(last['ratio'], _FORM)} times their start"
+    if len(pyramids) and len(columnar):
+        column = span(columnar["ratio"], _FORM)
+        ends = f"{column} times their start in columnar models, {span(pyramids, _FORM)} in pyramids"
+    return f"Attention levels end at {ends} (means of seeds)"
 
 
 def of_shifts(table: pd.DataFrame) -> tuple[str, str]:

@@ -133,7 +133,7 @@ def missing(opened: OpenStudy) -> str:
     if _compared_runs(opened)[1] is None:
         sentences.append(f"Without {REFERENCE} there is nothing to compare features with.")
     command = f"binaryvit reproduce {opened.study.path.name} --only {' '.join(run.id for run in waiting)}"
-    return " ".join([*sentences, f"To train them: `{command}`, and the data's own options."])
+    return " ".join([*sentences, f"To train them, in the study's folder: `{command}`, and the data's own options."])
 
 
 def agreement_with_reference(

@@ -329,7 +329,7 @@ def test_sentences_on_statistics_follow_the_numbers():
     two = pd.concat([off, off.assign(seed=1, level=0.1)])
     assert attention_findings.of_density(two)[1].endswith("Attention is off in block 0.0 of a, seed 0.")
     few = attention_findings.of_density(table.assign(density=[0.5, 0.5, 0.25]))[1]
-    assert few.startswith("No head keeps more than 50% of its keys, so none averages over the whole image")
+    assert few.startswith("Single heads keep 25.0% to 50.0% of their keys, so none averages over the whole image")
     alike = pd.concat([table, table.assign(seed=1, run=table["run"] + "1")])
     assert attention_findings.of_density(alike)[1].startswith("2 of 6 heads in 4 runs keep nearly all keys")
     assert attention_findings.of_density(table.assign(level=0))[0] == "Binary attention is off in every head"
