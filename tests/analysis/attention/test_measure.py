@@ -10,6 +10,7 @@ import timm
 import torch
 from helpers.pictures import assert_readable
 from helpers.stored_study import BASELINE, PYRAMID, TEACHER, stored_study
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from binaryvit.analysis.attention import figures
@@ -23,6 +24,7 @@ from binaryvit.analysis.models import open_model
 from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.weights_file import save_inference_weights
+from binaryvit.palette import GREY
 from binaryvit.studies.study import load_study
 from binaryvit.training.build import model_arguments
 
@@ -152,6 +154,18 @@ def test_maps_are_laid_over_their_image():
     assert "Images: ours" in [text.get_text() for text in figure.texts]
 
 
+def test_the_most_attended_area_is_outlined_where_one_is():
+    ratio = np.ones((4, 4))
+    ratio[2, 1] = ratio[3, 0] = 3.0
+    table = places({"peaked": ratio, "even": np.ones((4, 4))}).assign(keys_side=2)
+    images = ExampleImages(np.full((1, 4, 4, 3), 100, dtype=np.uint8), None, ("one",), "ours")
+    [axes, *_] = figures.side_by_side(table, images, "A claim that is made").axes
+    [outline] = axes.patches
+    left, right, bottom, top = axes.images[-1].get_extent()
+    assert outline.get_bbox().extents == pytest.approx([left, (top + bottom) / 2, (left + right) / 2, bottom])
+    assert [text.get_text() for text in axes.texts] == ["1.0×", "2.0×"]
+
+
 def switched_off(study, folder):
     """A copy of the study in which training drove the level of the pyramid's first block below zero."""
     shutil.copytree(study.output, folder)
@@ -197,6 +211,16 @@ def test_panels_show_every_head_that_is_on(drawn):
         assert sorted(points[~np.isnan(points)]) == sorted(table[column].dropna())
     ticks = [label.get_text() for label in drawn["attention_density"].draw().axes[1].get_xticklabels()]
     assert ticks == ["0.0", "0.1", "0.0", "0.1", "1.0", "1.1", "2.0"]
+
+
+def test_what_even_attention_would_hold_is_drawn_beside_what_attended_keys_hold(drawn):
+    drawing = drawn["attention_density"]
+    keys, held = (
+        [lines.get_segments()[0][0][1] for lines in axes.collections if lines.get_color()[0][:3] == pytest.approx(grey)]
+        for axes, grey in ((axes, to_rgb(GREY)) for axes in drawing.draw().axes[:2])
+    )
+    statistics = drawing.inputs["statistics"]
+    assert not keys and held == pytest.approx(statistics.groupby("label", sort=False)["density"].mean().tolist())
 
 
 def two_seeds(statistics):
