@@ -7,6 +7,7 @@ contradict each other are refused in sentences, all at once, before anything is 
 import difflib
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -31,8 +32,13 @@ _NOT_MODEL_ARGS = {
     "drop_rate": "is set by dropout",
     "attn_drop_rate": "is set by attention_dropout",
     "drop_path_rate": "is set by drop_path",
+    "in_chans": "is 3: images are RGB",
+    "features_only": "would leave no classifier",
     "pretrained": "would load weights: training starts from random ones",
     "checkpoint_path": "would load weights: training starts from random ones",
+    "pretrained_cfg": "would change how images are prepared: the variant says that",
+    "pretrained_cfg_overlay": "would change how images are prepared: the variant says that",
+    "cache_dir": "is of weights that are fetched, and none are",
 }
 
 # What the paper's two kinds of runs on ImageNet-1k use, as differences to the class defaults below, which are the
@@ -179,6 +185,11 @@ class TrainingConfig(BaseModel):
             for name, where in _NOT_MODEL_ARGS.items()
             if name in self.model_args
         ]
+        problems += [
+            f"model_args.{name} is {value!r}: give a number, a text, or a list of these."
+            for name, value in self.model_args.items()
+            if any(isinstance(part, (list, dict)) for part in (value if isinstance(value, list) else [value]))
+        ]
         for field in ("variant", "teacher_variant"):
             name = getattr(self, field)
             if name is not None and not timm.is_model(name):
@@ -234,6 +245,10 @@ class TrainingConfig(BaseModel):
                 f"teacher_variant={self.teacher_variant!r} is given without a teacher: give teacher as well.",
             ),
             (
+                self.teacher_variant is not None and (self.teacher or "").startswith("timm:"),
+                f"teacher={self.teacher!r} names its model: leave teacher_variant={self.teacher_variant!r} out.",
+            ),
+            (
                 self.teacher is not None and self.label_smoothing > 0 and not self.mixing,
                 f"label_smoothing={self.label_smoothing:g} would do nothing: with a teacher and without mixup the "
                 "labels are not used. Leave it out, or turn mixup on.",
@@ -286,7 +301,7 @@ class TrainingConfig(BaseModel):
 
 def without_place(path: str) -> str:
     """A name or relative path unchanged; the last part of an absolute path, which belongs to one machine."""
-    return Path(path).name if Path(path).expanduser().is_absolute() else path
+    return Path(path).name if os.path.isabs(os.path.expanduser(path)) else path
 
 
 def suggestion(name: str, known: list[str]) -> str:

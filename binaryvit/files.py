@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -27,9 +28,15 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     Raises:
         BinaryViTError: it cannot be written there.
     """
-    path = Path(path)
+    with saying_why_not_written(path):
+        _write_atomically(Path(path), write)
+
+
+@contextmanager
+def saying_why_not_written(path: str | Path) -> Iterator[None]:
+    """Within it, failing to write `path` raises a BinaryViTError that says why."""
     try:
-        _write_atomically(path, write)
+        yield
     except (FileExistsError, NotADirectoryError) as error:  # the first is what mkdir says of a file in its way
         raise BinaryViTError(f"{path} cannot be written: a part of its path is a file, not a folder.") from error
     except (OSError, SafetensorError) as error:  # safetensors puts its own name on a full disk

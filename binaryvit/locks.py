@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from binaryvit.errors import BinaryViTError
+from binaryvit.files import saying_why_not_written
+
+
+class _RemovedError(Exception):
+    """A holder on another machine removed the lock file while it was open here."""
 
 
 @contextmanager
@@ -23,11 +28,12 @@ def hold(path: str | Path) -> Iterator[int | None]:
     On a network file system it works between machines where that supports flock: NFS does (since Linux 2.6.12,
     by its server's byte-range locks), Lustre when mounted with `flock`.
 
-    Raises BinaryViTError where there are no locks.
+    Raises BinaryViTError where there are no locks, or no file can be made.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _take(path)
+    with saying_why_not_written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _take(path)
     try:
         yield descriptor
     finally:
@@ -48,6 +54,8 @@ def _take(path: Path) -> int | None:
                     return descriptor
             elif not _flock(descriptor, fcntl.LOCK_SH, path):
                 return None
+        except _RemovedError:
+            pass  # the next attempt makes a new file
         finally:
             if not taken:
                 os.close(descriptor)
@@ -72,19 +80,24 @@ def is_locked(path: str | Path) -> bool:
         return False
     try:
         return not _flock(descriptor, fcntl.LOCK_SH, path)  # shared: looking does not disturb others who look
+    except _RemovedError:
+        return False
     finally:
         os.close(descriptor)
 
 
 def _flock(descriptor: int, kind: int, path: str | Path) -> bool:
-    """Whether the lock could be taken at once. Raises BinaryViTError on a file system without locks."""
+    """Whether the lock could be taken at once.
+
+    Raises `_RemovedError` when the file no longer exists, and BinaryViTError on a file system without locks.
+    """
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno == errno.ESTALE:  # a holder on another machine removed it; the next attempt meets a new file
-            return False
+        if error.errno == errno.ESTALE:
+            raise _RemovedError from error
         raise BinaryViTError(
             f"{path} cannot be locked ({error.strerror}), so nothing would keep two processes from training the same "
             "run: mount its file system with locks (Lustre: flock), or choose an --output on another one."

@@ -1,10 +1,14 @@
 """Who looks at a lock never keeps a run from starting."""
 
+import errno
 import fcntl
 import os
 import threading
 import time
 
+import pytest
+
+from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold, is_locked
 
 
@@ -39,6 +43,29 @@ def test_a_starter_waits_for_one_who_looks_and_not_for_one_who_trains(tmp_path):
     with hold(path) as first, hold(path) as second:
         assert first is not None and time.monotonic() - begun >= 0.15
         assert second is None
+
+
+def test_a_lock_file_removed_on_another_machine_is_made_again(tmp_path, monkeypatch):
+    calls, flock = [], fcntl.flock
+
+    def stale_at_first(descriptor: int, kind: int) -> None:
+        calls.append(kind)
+        if len(calls) == 1:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", stale_at_first)
+    with hold(tmp_path / "run.lock") as descriptor:
+        assert descriptor is not None
+    (tmp_path / "run.lock").touch()
+    calls.clear()
+    assert not is_locked(tmp_path / "run.lock")
+
+
+def test_a_place_without_room_for_a_lock_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BinaryViTError, match="a part of its path is a file"), hold(tmp_path / "file" / "run.lock"):
+        pass
 
 
 def test_of_many_who_start_at_once_exactly_one_holds_the_lock(tmp_path):

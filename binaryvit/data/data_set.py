@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -223,5 +224,5 @@ def _labels(split: str, table: datasets.Dataset, column: str, class_names: tuple
 
 def _name_of(data: str) -> str:
     """A data set's name; for a folder, the last part of its path, because paths belong to one machine."""
-    folder = Path(data).expanduser()
+    folder = Path(os.path.expanduser(data))
     return folder.resolve().name if folder.is_dir() else data

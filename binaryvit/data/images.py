@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from binaryvit.errors import BinaryViTError
 PIXEL_CACHE_BYTES = 2**30
 """Splits whose decoded pixels take no more than this are decoded once and kept in memory."""
 
-_CHUNK = 256
+_CHUNK = 64  # encoded images read at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class ImageSplit:
         """
         if self.pixels is not None:
             return [Image.fromarray(self.pixels[index]) for index in indices]
-        return self._decoded(indices)
+        return list(self._decoded(indices))
 
     @cached_property
     def pixels(self) -> list[np.ndarray] | None:
@@ -77,15 +77,18 @@ class ImageSplit:
         pixels: list[np.ndarray] = []
         taken = 0
         for start in range(0, len(self), _CHUNK):
-            chunk = self._decoded(range(start, min(start + _CHUNK, len(self))))
-            pixels += [np.asarray(image) for image in chunk]
-            taken += sum(image.nbytes for image in pixels[start:])
+            for image in self._decoded(range(start, min(start + _CHUNK, len(self)))):
+                pixels.append(np.asarray(image))
+                taken += pixels[-1].nbytes
+                if taken > PIXEL_CACHE_BYTES:
+                    return None
             if taken / len(pixels) * len(self) > PIXEL_CACHE_BYTES:
                 return None
         return pixels
 
-    def _decoded(self, indices: Sequence[int]) -> list[Image.Image]:
-        return [self._decode(index, data) for index, data in zip(indices, self.encoded(indices), strict=True)]
+    def _decoded(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+        for index, data in zip(indices, self.encoded(indices), strict=True):
+            yield self._decode(index, data)
 
     def _decode(self, index: int, data: bytes) -> Image.Image:
         try:

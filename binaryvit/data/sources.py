@@ -52,7 +52,7 @@ def open_source(data: str, data_dir: str | Path | None = None, data_config: str 
         if data_dir is not None:
             raise BinaryViTError("The data set 'digits' comes with scikit-learn: leave data_dir out.")
         return _digits()
-    folder = Path(data_dir if data_dir is not None else data).expanduser()
+    folder = Path(os.path.expanduser(data_dir if data_dir is not None else data))
     if folder.is_dir():
         inner = folder / data_config if data_config and (folder / data_config).is_dir() else folder
         files = [*inner.glob("*.parquet"), *inner.glob("*/*.parquet")]
@@ -96,13 +96,13 @@ def _class_folders(folder: Path) -> Source:
         if not classes:
             continue
         index_of = {name: index for index, name in enumerate(classes)}
-        try:
-            files = make_dataset(str(folder / split), index_of, is_valid_file=is_image_file)
-        except FileNotFoundError as error:
-            empty = ", ".join(name for name in classes if name in str(error))
+        files = make_dataset(str(folder / split), index_of, is_valid_file=is_image_file, allow_empty=True)
+        filled = {label for _, label in files}
+        if empty := [name for name, label in index_of.items() if label not in filled]:
             raise BinaryViTError(
-                f"Of the class folders in {folder / split}, some hold no images ({empty}): fill or remove them."
-            ) from error
+                f"Of the class folders in {folder / split}, some hold no images ({', '.join(empty)}): fill or remove "
+                "them."
+            )
         features = datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=classes))
         images = [{"bytes": None, "path": str(Path(path).relative_to(folder))} for path, _ in files]
         columns = {"image": images, "label": [label for _, label in files]}

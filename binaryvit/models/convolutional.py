@@ -23,7 +23,7 @@ from binaryvit.models.layers import (
     prepare_binary_weights,
     tokens_to_grid,
 )
-from binaryvit.models.shapes import check_choice, check_grid, check_widening, one_per_stage, one_side
+from binaryvit.models.shapes import check_choice, check_grid, check_widening, count_stages, one_per_stage, one_side
 
 
 class BinaryConvBlock(nn.Module):
@@ -86,14 +86,15 @@ class BinaryResNet(TokenClassifier):
         check_choice("weight_bits", weight_bits, (1, 32))
         check_choice("activation_bits", activation_bits, (1, 32))
         img_size, patch_size = one_side("img_size", img_size), one_side("patch_size", patch_size)
+        num_stages = count_stages("dims", dims)
         dims, depths = (
-            one_per_stage(name, value, len(dims), like="dims") for name, value in (("dims", dims), ("depths", depths))
+            one_per_stage(name, value, num_stages, like="dims") for name, value in (("dims", dims), ("depths", depths))
         )
-        check_grid(img_size, patch_size, len(dims))
+        check_grid(img_size, patch_size, num_stages)
         self.img_size, self.in_chans = img_size, in_chans
         self.num_features = self.head_hidden_size = dims[-1]
         self.num_prefix_tokens, self.global_pool = 0, "avg"
-        self.stem = PatchEmbedding(in_chans, dims[0], patch_size, norm=True)
+        self.stem = PatchEmbedding(img_size, in_chans, dims[0], patch_size, norm=True)
         grid_size, stages = img_size // patch_size, []
         for index, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             blocks = []
@@ -102,11 +103,8 @@ class BinaryResNet(TokenClassifier):
                 blocks.append(BinaryConvBlock(dims[index - 1], dim, grid_size, 2, weight_bits, activation_bits))
                 grid_size //= 2
             blocks += [BinaryConvBlock(dim, dim, grid_size, 1, weight_bits, activation_bits) for _ in range(depth)]
-            stages.append(ConvStage(blocks))
+            stages.append(ConvStage(grid_size, blocks))
         self.stages = nn.ModuleList(stages)
-        self.feature_info = [
-            dict(num_chs=dim, reduction=patch_size * 2**i, module=f"stages.{i}") for i, dim in enumerate(dims)
-        ]
         self._add_head(num_classes, drop_rate)
         self.register_load_state_dict_pre_hook(_adapt_state_dict)
 
@@ -126,10 +124,11 @@ def _adapt_state_dict(model: BinaryResNet, state_dict: dict[str, Tensor], prefix
 
 
 class ConvStage(nn.Module):
-    """The blocks of one stage; the first may halve the grid."""
+    """The blocks of one stage; the first may halve the grid, to the side `grid_size`."""
 
-    def __init__(self, blocks: list[BinaryConvBlock]):
+    def __init__(self, grid_size: int, blocks: list[BinaryConvBlock]):
         super().__init__()
+        self.grid_size = grid_size
         self.blocks = nn.ModuleList(blocks)
 
 

@@ -23,6 +23,7 @@ from timm.layers import Attention as TimmAttention
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 
+from binaryvit.models.classifier import TokenClassifier
 from binaryvit.models.convolutional import BinaryConvBlock, BinaryResNet
 from binaryvit.models.layers import (
     POOLING_WINDOWS,
@@ -232,13 +233,7 @@ def _residuals(block: nn.Module, x: Tensor, output: Tensor) -> _Operations:
     return _Operations(elementwise=2 * output.numel())
 
 
-def _grid_mean(model: BinaryResNet, x: Tensor, output: Tensor) -> _Operations:
-    if model.global_pool != "avg":
-        return _Operations()
-    return _Operations(elementwise=model.stages[-1].blocks[-1].grid_size ** 2 * model.num_features)
-
-
-def _token_mean(model: BinaryVisionTransformer, x: Tensor, output: Tensor) -> _Operations:
+def _token_mean(model: TokenClassifier, x: Tensor, output: Tensor) -> _Operations:
     if model.global_pool != "avg":
         return _Operations()
     return _Operations(elementwise=model.stages[-1].grid_size ** 2 * model.num_features)
@@ -257,7 +252,7 @@ _RULES: dict[type, Callable] = {
     BinaryBlock: _residuals,
     PoolingBranches: _pooling_branches,
     BinaryVisionTransformer: _token_mean,
-    BinaryResNet: _grid_mean,
+    BinaryResNet: _token_mean,
     nn.BatchNorm1d: _elements(2),
     nn.LayerNorm: _elements(2),
     RPReLU: _elements(4),

@@ -24,10 +24,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise BinaryViTError(f"There is no checkpoint file {path}; check the path.")
     try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_file(path) if _is_safetensors(path) else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # anything but plain tensors and containers
         raise BinaryViTError(
             f"{path} is no PyTorch file, or holds more than tensors and is not opened, for it could run code; "
@@ -40,9 +37,20 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    ):
         raise BinaryViTError(f"{path} holds no state dict (names with tensors); nothing was loaded from it.")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is safetensors, by its content: eight bytes with the length of its header, then JSON."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return path.suffix == ".safetensors" or start[8:] == b"{"
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:

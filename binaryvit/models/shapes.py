@@ -77,7 +77,7 @@ def stage_shapes(
         BinaryViTError: names the argument that is inconsistent, and what would be right.
     """
     check_choice("global_pool", global_pool, ("", "avg", "token"))
-    num_stages = len(embed_dims) if isinstance(embed_dims, (tuple, list)) else 1
+    num_stages = count_stages("embed_dims", embed_dims)
     per_stage = {
         name: one_per_stage(name, value, num_stages, like="embed_dims")
         for name, value in dict(
@@ -114,6 +114,15 @@ def one_side(name: str, value: Any) -> int:
     if len(set(sides)) != 1 or not isinstance(sides[0], int) or isinstance(sides[0], bool) or sides[0] < 1:
         raise BinaryViTError(f"{name}={value!r} must be one positive whole number, for images and patches are square.")
     return sides[0]
+
+
+def count_stages(name: str, value: Any) -> int:
+    """How many stages the argument that holds their channels describes: a number is one. Refuses an empty list."""
+    if not isinstance(value, (tuple, list)):
+        return 1
+    if not value:
+        raise BinaryViTError(f"{name}={value!r} describes no stage; give the channels of each.")
+    return len(value)
 
 
 def one_per_stage(name: str, value: Any, num_stages: int, like: str) -> tuple[int, ...]:

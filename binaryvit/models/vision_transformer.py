@@ -97,7 +97,7 @@ class BinaryVisionTransformer(TokenClassifier):
         stages = []
         for index, shape in enumerate(shapes):
             if index == 0:
-                embed = PatchEmbedding(in_chans, shape.dim, patch_size, norm=stem_norm)
+                embed = PatchEmbedding(img_size, in_chans, shape.dim, patch_size, norm=stem_norm)
             elif merge == "binary":
                 embed = BinaryPatchMerging(shapes[index - 1].dim, shape.dim, shapes[index - 1].grid_size, **bits)
             else:
@@ -161,7 +161,10 @@ class BinaryVisionTransformer(TokenClassifier):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups for layer-wise rates: the stem, then the blocks (coarse: the stages), then norm and head."""
+        """Parameter groups for layer-wise rates: the stem, then the blocks (coarse: the stages), then the head.
+
+        The final norm is in the last block's group; coarse, in the head's.
+        """
         blocks = r"^stages\.(\d+)" if coarse else [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
         if not coarse:
             blocks.insert(1, (r"^stages\.([1-9]\d*)\.(?:embed|pos_embed)", (-1,)))
@@ -207,13 +210,14 @@ class BinaryVisionTransformer(TokenClassifier):
             indices: the last n features if an int, all if None, else the chosen ones.
             norm: applies the final norm to the features that have its width; others can't take it. It is a batch norm
                 trained on the last feature: in training mode others would enter its statistics.
-            stop_early: ends after the last chosen feature.
+            stop_early: ends after the last chosen feature, whose width the final norm must have unless
+                intermediates_only.
             output_fmt: "NCHW" grids or "NLC" tokens, both without the CLS token.
             intermediates_only: leaves out the final, normalized feature.
             return_prefix_tokens: makes each feature a pair (feature, CLS token), for models that have one.
 
         Raises:
-            BinaryViTError: an unknown output_fmt, or norm on a feature of another width.
+            BinaryViTError: an unknown output_fmt, or the final norm on a feature of another width.
         """
         check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
         take, last = feature_take_indices(len(self.feature_info), indices)
@@ -232,7 +236,14 @@ class BinaryVisionTransformer(TokenClassifier):
             taken = [y.transpose(1, 2).unflatten(2, (int(y.shape[1] ** 0.5), -1)).contiguous() for y in taken]
         if return_prefix_tokens and self.num_prefix_tokens:
             taken = list(zip(taken, prefix, strict=True))
-        return taken if intermediates_only else (self.norm(x), taken)
+        if intermediates_only:
+            return taken
+        if x.shape[-1] != self.num_features:
+            raise BinaryViTError(
+                f"stop_early=True ends at a feature of {x.shape[-1]} channels, and the final norm is for "
+                f"{self.num_features}: choose intermediates_only=True, or stop_early=False."
+            )
+        return self.norm(x), taken
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

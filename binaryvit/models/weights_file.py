@@ -34,6 +34,8 @@ from binaryvit.models.shapes import image_size, input_channels
 
 FORMAT = "binaryvit-inference-weights"
 VERSION = 3
+_DEEPEST = 200  # blocks of a model, ten times those of a usual one; each takes milliseconds and memory to describe
+_LARGEST_IMAGE = 1024  # of models that are not ours, some of which enumerate all pairs of places
 # Arguments of timm.create_model that read or fetch other files.
 LOADING_ARGS = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
 
@@ -128,7 +130,8 @@ class WeightsFile:
             stored = sum(tensor.nbytes for tensor in self.tensors.values())
             # No size exceeds the number of weights, each of which takes at least a bit; and a layer or block, with
             # its norms and scales, at least 100 bytes.
-            _check_bounds(arguments, largest=8 * stored, deepest=stored // 100)
+            is_ours = timm.models.model_entrypoint(variant).__module__.startswith("binaryvit.")
+            _check_bounds(arguments, is_ours, largest=8 * stored, deepest=min(stored // 100, _DEEPEST))
             arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
             with torch.device("meta"):
                 return timm.create_model(variant, **arguments).eval()
@@ -275,13 +278,21 @@ def _brief(text: str) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-def _check_bounds(model_args: dict[str, Any], largest: int, deepest: int) -> None:
-    """Refuses sizes that the stored tensors can't have, before a model of them is even described."""
+def _check_bounds(model_args: dict[str, Any], is_ours: bool, largest: int, deepest: int) -> None:
+    """Refuses sizes that the stored tensors can't have, before a model of them is even described.
+
+    What a number means to a model that is not ours is known of few names; any other could be of layers or of places.
+    """
     for name, value in model_args.items():
         values = value if isinstance(value, list) else [value]
         if any(isinstance(number, (list, dict)) for number in values):
             raise ValueError(f"{name}={value!r} is no number, text or list of these")
-        limit = deepest if any(word in name for word in ("depth", "layer", "block")) else largest
+        if is_ours:
+            limit = deepest if "depth" in name else largest
+        elif name == "img_size":
+            limit = min(largest, 2 * _LARGEST_IMAGE)  # the sum of two sides
+        else:
+            limit = largest if name == "num_classes" or "dim" in name or "chan" in name else deepest
         if sum(abs(number) for number in values if isinstance(number, (int, float))) > limit:
             raise ValueError(f"{name}={value!r} is more than the file holds")
 

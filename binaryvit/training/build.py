@@ -50,9 +50,13 @@ def create_model(config: TrainingConfig, num_classes: int) -> nn.Module:
         torch.default_generator.manual_seed(config.seed)
         try:
             model = timm.create_model(config.variant, **arguments)
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        except BinaryViTError:
+            raise
+        except Exception as error:  # whatever a constructor does with arguments it does not foresee
             given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-            raise BinaryViTError(f"{config.variant} cannot be built with {given}: {error}.") from error
+            raise BinaryViTError(
+                f"{config.variant} cannot be built with {given}: {type(error).__name__}: {error}."
+            ) from error
     if config.latent_scale != 1.0:
         with torch.no_grad():
             for layer in binary_layers(model).values():

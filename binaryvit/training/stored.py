@@ -18,10 +18,12 @@ from binaryvit.training.evaluation import Evaluation, evaluate
 from binaryvit.training.numerics import chosen_numerics
 from binaryvit.training.teacher import check_classes
 
-# The fields of a run's record that its evaluation needs. The rest says how it was trained.
-_EVALUATION_FIELDS = (
+# The fields of a run's record that its evaluation needs: how images are cut and dealt, and of which data they are. The
+# rest says how it was trained.
+_IMAGE_FIELDS = ("eval_crop", "batch_size")
+_DATA_FIELDS = (
     "data", "data_label", "data_config", "image_column", "label_column", "train_split", "eval_split",
-    "max_train_images", "max_eval_images", "holdout_images", "eval_crop", "batch_size",
+    "max_train_images", "max_eval_images", "holdout_images",
 )  # fmt: skip
 # What a configuration needs but no evaluation uses: the model is the stored one.
 _UNUSED = {"variant": "deit_micro_patch4_32", "min_learning_rate": 0.0}
@@ -33,7 +35,8 @@ def evaluate_stored(place: str | Path, **settings: Any) -> tuple[Evaluation, str
     Args:
         place: the folder of a finished run, or a weights file of ours.
         settings: fields of TrainingConfig that say which data, and how they are cut and dealt. Of a run's folder they
-            replace the run's own; a file needs at least `data`, and knows how its images are cut.
+            replace the run's own, and other `data` all that the run says of its own. A file needs at least `data`, and
+            knows how its images are cut.
 
     Returns:
         The evaluation, and in words which images it is of: their number, split and data set, and whether the data are
@@ -42,11 +45,13 @@ def evaluate_stored(place: str | Path, **settings: Any) -> tuple[Evaluation, str
     Raises:
         BinaryViTError: there are no such weights or data, or they have different classes.
     """
-    path, record = Path(place), None
+    path, record, given = Path(place), None, settings
     if path.is_dir():
         if (record := read_record(path)) is None:
             raise BinaryViTError(f"{place} is not the folder of a finished run: give one, or a weights file.")
-        own = {name: record.config[name] for name in _EVALUATION_FIELDS if name in record.config}
+        is_own = settings.get("data", record.config["data"]) == record.config["data"]
+        names = (*_IMAGE_FIELDS, *_DATA_FIELDS) if is_own else _IMAGE_FIELDS
+        own = {name: record.config[name] for name in names if name in record.config}
         if "eval_split" in settings:
             own.pop("holdout_images", None)  # the split that it is held out of is asked for by name
         settings, path = own | settings, path / record.weights.file
@@ -55,18 +60,25 @@ def evaluate_stored(place: str | Path, **settings: Any) -> tuple[Evaluation, str
     process = PartialState(cpu=not torch.cuda.is_available())
     file = read_weights_file(path)
     model = model_of(file).float().to(process.device)
-    if record is None and file.description.preprocessing:
-        settings = {"eval_crop": file.description.preprocessing.crop_pct} | settings
+    preprocessing = file.description.preprocessing
+    if record is None and preprocessing:
+        settings = {"eval_crop": preprocessing.crop_pct} | settings
     config = TrainingConfig(**_UNUSED | settings)
     data = load_data(config)
     check_classes(str(place), model.num_classes, file.description.class_names, data.class_names)
     (_, mean, std), size = input_settings(model), (3, *image_size(model))
+    if preprocessing:
+        mean, std = preprocessing.mean, preprocessing.std
     loader = eval_loader(data, config, size, process.process_index, process.num_processes)
     with chosen_numerics():
         result = evaluate(model, map(ToDevice(mean, std, process.device), loader.epoch()), process.device)
     loader.close()
     name, images = data.splits["eval"]
-    words = f"{images} images of split '{name}' of {data.label}"
-    if record is not None:
-        words += ", the run's own data" if data.fingerprint == record.data.fingerprint else ", not the run's own data"
-    return result, words
+    images_of = f"{images} images of split '{name}' of"
+    if record is None:
+        return result, f"{images_of} {data.label}"
+    if data.fingerprint == record.data.fingerprint:
+        return result, f"{images_of} {data.label}, the run's own data"
+    # What a run calls its data may be untrue of those in another folder.
+    label = data.name if "data_dir" in given and "data_label" not in given else data.label
+    return result, f"{images_of} {label}, not the run's own data"

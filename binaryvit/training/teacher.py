@@ -63,11 +63,22 @@ def load_teacher(place: str, variant: str | None, class_names: Sequence[str]) ->
     if place.startswith(PRETRAINED):
         model = pretrained_model(place.removeprefix(PRETRAINED))
     elif variant is not None:
+        if Path(place).is_dir():
+            raise BinaryViTError(
+                f"teacher_variant={variant!r} is for checkpoints that do not say what model they are of, and the "
+                f"teacher {place!r} is a folder: leave teacher_variant out."
+            )
         model = timm.create_model(variant, num_classes=len(class_names))
         load_checkpoint(model, place)
     else:
         path = Path(place)
-        file = read_weights_file(path / finished_run(path).weights.file if path.is_dir() else path)
+        try:
+            file = read_weights_file(path / finished_run(path).weights.file if path.is_dir() else path)
+        except BinaryViTError as error:
+            raise BinaryViTError(
+                f"{error} A teacher that is a checkpoint of another kind needs teacher_variant, the timm name of its "
+                "model."
+            ) from error
         model, own_names = model_of(file), file.description.class_names
     check_classes(f"The teacher {place!r}", model.num_classes, own_names, class_names)
     return model.requires_grad_(False).float().eval()

@@ -251,8 +251,8 @@ def test_folders_that_are_none(tmp_path):
     with pytest.raises(BinaryViTError, match=r"neither parquet files nor class folders"):
         load_data(config(tmp_path))
     class_folders(tmp_path, train=CLASSES, val=CLASSES)
-    (tmp_path / "train" / "cow").mkdir()
-    with pytest.raises(BinaryViTError, match=r"hold no images \(cow\)"):
+    (tmp_path / "train" / "owlet").mkdir()
+    with pytest.raises(BinaryViTError, match=r"hold no images \(owlet\)"):
         load_data(config(tmp_path))
 
 
@@ -482,5 +482,10 @@ def test_large_splits_stay_encoded(tmp_path, monkeypatch):
     monkeypatch.setattr(binaryvit.data.images, "PIXEL_CACHE_BYTES", bytes_taken - 1)
     encoded = load_data(config(folder)).train
     assert encoded.pixels is None
+    monkeypatch.setattr(binaryvit.data.images, "PIXEL_CACHE_BYTES", bytes_taken // 3)
+    with monkeypatch.context() as patch:
+        opened = []
+        patch.setattr(binaryvit.data.images, "to_rgb", lambda image: opened.append(image) or to_rgb(image))
+        assert load_data(config(folder)).train.pixels is None and len(opened) == 4, "it ends where the limit is passed"
     for one, other in zip(cached.images(range(9)), encoded.images(range(9)), strict=True):
         assert np.array_equal(one, other)

@@ -35,6 +35,12 @@ def test_a_block_is_its_formula(stride: int, bits: tuple[int, int]) -> None:
     torch.testing.assert_close(block(x), expected.flatten(2).mT)
 
 
+@pytest.mark.parametrize("dims", [64, ()])
+def test_it_says_what_is_wrong_with_its_stages(dims) -> None:
+    with pytest.raises(BinaryViTError, match=r"depths=.* describes 3 stages|describes no stage"):
+        timm.create_model(NAME, dims=dims)
+
+
 def test_it_costs_what_binaryvit_costs() -> None:
     counted, other = (cost(timm.create_model(name)) for name in (NAME, "binaryvit_micro_patch2_32"))
     for name in ("parameters", "bops", "ops"):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.external_checkpoint import load_checkpoint
+from binaryvit.models.external_checkpoint import load_checkpoint, read_state_dict
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": s, "epoch": 3}])
@@ -57,9 +57,16 @@ def test_truncated_missing_and_empty_files(suffix, tmp_path):
         path.write_bytes(content)
         with pytest.raises(BinaryViTError, match="truncated"):
             load_checkpoint(model, path)
-    torch.save({"a": 1}, tmp_path / "numbers.pth")
-    with pytest.raises(BinaryViTError, match="no state dict"):
-        load_checkpoint(model, tmp_path / "numbers.pth")
+    for content in ({"a": 1}, {0: torch.zeros(1)}):
+        torch.save(content, tmp_path / "numbers.pth")
+        with pytest.raises(BinaryViTError, match="no state dict"):
+            load_checkpoint(model, tmp_path / "numbers.pth")
+
+
+def test_safetensors_are_known_by_their_content(tmp_path):
+    model = timm.create_model("reactdeit_micro_patch4_32")
+    save_file(model.state_dict(), tmp_path / "weights.bin")
+    assert read_state_dict(tmp_path / "weights.bin").keys() == model.state_dict().keys()
 
 
 def test_another_architecture_is_refused_and_the_model_unchanged(tmp_path):

@@ -278,3 +278,13 @@ def test_a_cls_token_cannot_be_asked_for_later():
         model.forward_intermediates(images_for(model), output_fmt="NHWC")
     with pytest.raises(BinaryViTError, match="norm=True"):
         model.forward_intermediates(images_for(model), norm=True)
+    with pytest.raises(BinaryViTError, match="stop_early=True ends at a feature of 64 channels"):
+        model.forward_intermediates(images_for(model), indices=[0], stop_early=True)
+
+
+@pytest.mark.parametrize("name", [*MICRO[1:], "reactresnet_micro_patch2_32"])
+@pytest.mark.parametrize("shape", [(3, 16, 64), (3, 33, 33), (3, 64, 64), (1, 32, 32)])
+def test_images_of_another_shape_are_refused(name, shape):
+    """16 x 64 pixels have as many patches as 32 x 32, and 33 x 33 nearly."""
+    with pytest.raises(BinaryViTError, match=r"takes images of the shape \(3, 32, 32\), and these have"):
+        timm.create_model(name)(torch.zeros(1, *shape))

@@ -9,12 +9,14 @@ from helpers.places import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.external_checkpoint import load_checkpoint
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.layers import TokenBatchNorm, binary_layers
 from binaryvit.models.weights_file import (
     FORMAT,
+    LOADING_ARGS,
     Preprocessing,
     load_inference_weights,
     read_weights_file,
@@ -182,6 +184,29 @@ def test_forged_descriptions_are_refused(saved, change, match):
     save_file(tensors, path, {FORMAT: json.dumps({**description, **change})})
     with pytest.raises(BinaryViTError, match=match):
         load_inference_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("variant", "model_args"),
+    [
+        ("binaryvit_micro_patch2_32", {"depths": [1000, 1, 1]}),
+        ("hiera_tiny_224", {"stages": [15_000, 1, 1, 1]}),
+        ("tiny_vit_5m_224", {"window_sizes": [150] * 4}),
+        ("levit_128s", {"img_size": 4096}),
+    ],
+)
+def test_a_forged_description_takes_no_time_to_refuse(variant, model_args, saved, monkeypatch):
+    path, tensors, description = saved
+    save_file(tensors, path, {FORMAT: json.dumps({**description, "variant": variant, "model_args": model_args})})
+    monkeypatch.setattr(timm, "create_model", None)  # would take from seconds to hours
+    with pytest.raises(BinaryViTError, match="more than the file holds"):
+        load_inference_weights(path)
+
+
+def test_what_loads_other_files_is_no_argument_of_a_run_either(tmp_path):
+    for name in LOADING_ARGS:
+        with pytest.raises(BinaryViTError, match=f"model_args holds '{name}'"):
+            TrainingConfig(variant="binaryvit_micro_patch2_32", model_args={name: "x"})
 
 
 def test_the_images_of_a_timm_model_are_checked(tmp_path):

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from helpers.places import TESTS
 from helpers.training_setup import PYRAMID, TIMING, VIT, student, teacher, write_teacher
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from binaryvit.cli import main
@@ -485,6 +486,24 @@ def test_stored_weights_are_evaluated_again(finished, capsys):
         evaluate_stored(finished)
 
 
+def test_other_data_are_not_called_by_the_name_of_the_runs_own(finished, tmp_path):
+    for split, name in product(("train", "val"), map(str, range(10))):
+        (tmp_path / "squares" / split / name).mkdir(parents=True)
+        grey = 100 * (split == "val") + 10 * int(name)
+        Image.new("L", (8, 8), grey).save(tmp_path / "squares" / split / name / "0.png")
+    shutil.copytree(finished / "student", tmp_path / "run")
+    record = read_record(tmp_path / "run")
+    called = record.config | {"data": "numbers", "data_label": "Numbers (of its own)", "max_eval_images": 3}
+    record.model_copy(update={"config": called}).write(tmp_path / "run")
+    squares = str(tmp_path / "squares")
+    assert evaluate_stored(tmp_path / "run", data=squares)[1] == (
+        "10 images of split 'val' of squares, not the run's own data"
+    )
+    assert evaluate_stored(tmp_path / "run", data_dir=squares)[1] == (
+        "3 images of split 'val' of numbers, not the run's own data"
+    )
+
+
 def test_of_a_run_with_held_out_images_another_split_can_be_evaluated(finished, tmp_path):
     shutil.copytree(finished / "student", tmp_path / "run")
     record = read_record(tmp_path / "run")
@@ -511,6 +530,10 @@ def test_a_weights_file_knows_how_its_images_are_cut(finished, tmp_path):
         evaluate_stored(other, data="digits", **crop)[0].loss for crop in ({}, {"eval_crop": 0.5}, {"eval_crop": 1.0})
     ]
     assert losses[0] == losses[1] != losses[2]
+    brighter = said.preprocessing.model_copy(update={"mean": (0.0, 0.0, 0.0)})
+    save_inference_weights(load_inference_weights(path), other, said.variant, said.model_args, preprocessing=brighter)
+    own = evaluate_stored(path, data="digits")[0].loss
+    assert evaluate_stored(other, data="digits")[0].loss != own, "its own mean normalizes its images"
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
@@ -626,6 +649,7 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path):
         ({"batch_size": 128}, "100 images"),
         ({"model_args": {"reductions": 3}}, "reductions"),
         ({"model_args": {"bogus": 3}}, "bogus=3"),
+        ({"variant": "vit_tiny_patch16_224", "model_args": {"act_layer": "nosuch"}}, "KeyError: 'nosuch'"),
         ({"teacher": "nowhere"}, "'nowhere' cannot be read"),
         ({"teacher": "timm:vit_tinny"}, "vit_tinny has no pretrained weights"),
     ],
@@ -712,6 +736,10 @@ def test_teacher_from_a_local_checkpoint(tmp_path):
     images = torch.rand(1, 3, 224, 224)
     assert torch.equal(loaded(images), model.eval()(images))
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    with pytest.raises(BinaryViTError, match="needs teacher_variant"):
+        load_teacher(str(tmp_path / "weights.pt"), None, list("abcde"))
+    with pytest.raises(BinaryViTError, match="is a folder: leave teacher_variant out"):
+        load_teacher(str(tmp_path), "vit_tiny_patch16_224", list("abcde"))
 
 
 def test_teacher_sees_images_in_its_own_size_and_normalization():

@@ -3,20 +3,31 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers.binary import BinaryActivation, BinaryConv2d
 from binaryvit.models.layers.tokens import RPReLU, TokenBatchNorm, add_shortcut, grid_to_tokens, tokens_to_grid
 from binaryvit.models.ops.precision import without_autocast
 
 
 class PatchEmbedding(nn.Module):
-    """The full-precision stem, images to tokens (B, N, C): a convolution over patches, optionally a batch norm."""
+    """The full-precision stem, images to tokens (B, N, C): a convolution over patches, optionally a batch norm.
 
-    def __init__(self, in_chans: int, dim: int, patch_size: int, norm: bool):
+    Raises BinaryViTError for images of another size than (in_chans, img_size, img_size).
+    """
+
+    def __init__(self, img_size: int, in_chans: int, dim: int, patch_size: int, norm: bool):
         super().__init__()
+        self.image_shape = (in_chans, img_size, img_size)
         self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
         self.norm = TokenBatchNorm(dim) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        # Another shape can have as many patches, and would be computed on the wrong grid.
+        if tuple(x.shape[1:]) != self.image_shape:
+            raise BinaryViTError(
+                f"The model takes images of the shape {self.image_shape}, and these have {tuple(x.shape[1:])}: resize "
+                "them, or create the model with their img_size and in_chans."
+            )
         with without_autocast(x):
             return self.norm(grid_to_tokens(self.proj(x)))
 

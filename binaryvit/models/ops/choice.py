@@ -32,6 +32,7 @@ def _is_binary_training(unit: nn.Module) -> bool:
     return (
         unit.training
         and torch.is_grad_enabled()
+        and not unit.linear.is_fixed  # its weight is binary already, and a step would centre and scale it again
         and unit.linear.weight_bits == unit.binarize.activation_bits == 1
         and not torch.compiler.is_exporting()
     )

@@ -4,10 +4,10 @@ A sum of K signs is an integer of magnitude at most K. bfloat16 holds every inte
 float32 up to 2^24, and so does TF32, whose factors +-1 are exact and whose sums are float32. As every partial sum is
 such an integer too, neither the order of a sum nor the accumulator's width changes it.
 
-Under autocast, half precision rounds what has a real factor, and only this: all products of the backward pass, the
-full-precision merges of the "some-fp" variant, every product of a model with 32-bit weights or activations, and the
-teacher. Products of two binary factors, the stem and the classifier are computed as without autocast, so the logits of
-a model with 1-bit weights and activations do not depend on it.
+Under autocast, half precision rounds what has a real factor, and only this: the backward products of what is binary,
+the full-precision merges of the "some-fp" variant, every product of a model with 32-bit weights or activations, and the
+teacher. Products of two binary factors are computed as without autocast, and so are the stem, the pooling branches and
+the classifier in both directions. So the logits of a model with 1-bit weights and activations do not depend on it.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -78,8 +78,8 @@ def test_statistics_are_those_of_exact_integers(tokens: int, inputs: int, copies
 
 @needs_compiler
 def test_threads_change_no_bit() -> None:
-    unit = randomized(BinaryUnit(16, 48, 1, 1), torch.float32)
-    x, gradient = torch.randn(3, 333, 16), torch.randn(3, 333, 48)
+    unit = randomized(BinaryUnit(48, 48, 1, 1), torch.float32)  # smaller ones are left to one thread
+    x, gradient = torch.randn(3, 333, 48), torch.randn(3, 333, 48)
     parameters = unit.parameters_in_order()
     before, sums = torch.get_num_threads(), []
     try:
