@@ -47,8 +47,8 @@ def labelled(table: pd.DataFrame, runs: Sequence[StoredRun]) -> pd.DataFrame:
 
 
 def bits_of(run: StoredRun) -> str:
-    """The bits of weights and activations, "W1A32"; those of a model without binary layers are "W32A32"."""
-    if not run.is_binary:
+    """The bits of weights and activations of a binary transformer, "W1A32"; any other model counts as "W32A32"."""
+    if not run.is_binary_transformer:
         return "W32A32"
     arguments = run.record.config["model_args"]
     return f"W{arguments.get('weight_bits', 1)}A{arguments.get('activation_bits', 1)}"

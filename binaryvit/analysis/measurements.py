@@ -19,7 +19,8 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
 from binaryvit.records.notes import Note, csv_of, sha256_of
 from binaryvit.records.provenance import git_state
-from binaryvit.studies.study import Study
+from binaryvit.studies.rows import record_of
+from binaryvit.studies.study import PlannedRun, State, Study
 
 MEASUREMENTS_FOLDER = "measurements"
 _OTHER_SETTINGS = "it was made with other settings"
@@ -94,6 +95,19 @@ def measured(
 def measurement_path(study: Study, name: str, run_id: str) -> Path:
     """The CSV file of a run's measurement."""
     return study.output / MEASUREMENTS_FOLDER / name / f"{run_id}.csv"
+
+
+def stored_measurement(study: Study, name: str, run: PlannedRun) -> pd.DataFrame | None:
+    """A measurement of a finished run as it is stored, whatever its settings.
+
+    None where there is none, it is of another training of the run, or its file was changed since it was written.
+    """
+    path = measurement_path(study, name, run.id)
+    note = Note.read(note_path(path))
+    if note is None or run.state is not State.DONE or not path.is_file():
+        return None
+    is_current = note.source.get("key") == record_of(run).key.model_dump()
+    return pd.read_csv(path) if is_current and note.files.get(path.name) == sha256_of(path) else None
 
 
 def note_path(path: Path) -> Path:

@@ -10,7 +10,7 @@ from torch import nn
 from binaryvit.config import TrainingConfig, suggestion
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import LIBRARY_PARENT, find_upwards
-from binaryvit.models.ladder import LADDER, variant_style
+from binaryvit.models.ladder import BINARY_VARIANTS, variant_style
 from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.records.run_record import RECORD_FILE, RUNS_FOLDER, RunRecord, read_record
 from binaryvit.studies.rows import labelled_runs, record_of
@@ -48,10 +48,10 @@ class StoredRun:
         return TrainingConfig(**self.record.config)
 
     @property
-    def is_binary(self) -> bool:
-        """Whether the model has weights or activations of one bit."""
+    def is_binary_transformer(self) -> bool:
+        """Whether the model is a binary variant of the ladder, with weights or activations of one bit."""
         bits = [self.record.config["model_args"].get(name, 1) for name in ("weight_bits", "activation_bits")]
-        return 1 in bits and any(self.variant in binary for _, *binary in LADDER.values())
+        return 1 in bits and self.variant in BINARY_VARIANTS
 
     def model(self) -> nn.Module:
         """The trained model, in evaluation mode, on the CPU. Raises BinaryViTError when its weights are missing."""

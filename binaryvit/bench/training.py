@@ -21,7 +21,7 @@ from timm.optim import create_optimizer_v2
 from binaryvit.bench.processes import MeasuringProcess, ask_all, peak_memory, together
 from binaryvit.config import suggestion
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.ladder import LADDER
+from binaryvit.models.ladder import BINARYVIT, LADDER, LAST_COLUMNAR
 from binaryvit.models.ops.synchronized import synchronize
 from binaryvit.records.provenance import available_cores
 from binaryvit.training.build import compile_blocks, data_parallel, input_settings
@@ -72,9 +72,12 @@ def cases(family: str, variants: Sequence[str] = (), modes: Sequence[str] = ()) 
     for variant in variants:
         if not timm.is_model(variant):
             raise BinaryViTError(f"timm has no model {variant!r}{suggestion(variant, timm.list_models())}")
-    ladder = LADDER[family]
-    chosen = [(variant, mode) for variant in variants or (ladder[5], ladder[4]) for mode in modes or _USUAL_MODES]
-    return [Case(*case) for case in dict.fromkeys([(ladder[0], "eager fp32"), *chosen])]
+    chosen = [
+        (variant, mode)
+        for variant in variants or (BINARYVIT[family], LAST_COLUMNAR[family])
+        for mode in modes or _USUAL_MODES
+    ]
+    return [Case(*case) for case in dict.fromkeys([(LADDER[family][0], "eager fp32"), *chosen])]
 
 
 def measure_training(

@@ -68,6 +68,12 @@ LADDER: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# Who is who in a family.
+TEACHERS = frozenset(family[0] for family in LADDER.values())
+BINARY_VARIANTS = frozenset(name for family in LADDER.values() for name in family[1:])
+LAST_COLUMNAR = {name: family[4] for name, family in LADDER.items()}
+BINARYVIT = {name: family[5] for name, family in LADDER.items()}
+
 # What the rungs of the ladder differ in, in its order: the shape, by family, and the parts.
 _RUNGS: tuple[tuple[dict[str, dict[str, Any]], dict[str, Any]], ...] = (
     (_COLUMNAR, dict(global_pool="token", pooling_branches=False, affine=False)),

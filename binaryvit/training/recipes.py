@@ -4,7 +4,7 @@ from typing import Any
 
 from binaryvit.config import RECIPES, TrainingConfig
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.ladder import LADDER
+from binaryvit.models.ladder import BINARY_VARIANTS
 
 # The paper's recipe is for millions of photographs; with these settings a model learns the digits in a few epochs.
 _DIGITS = {"batch_size": 64, "learning_rate": 2e-3, "learning_rate_batch": 64, "crop_scale": (0.7, 1.0)}
@@ -16,12 +16,10 @@ DIGITS_SETTINGS: dict[str, dict[str, Any]] = {
     | {"color_jitter": None, "random_erasing": 0.0, "repeated_augmentation": 1, "drop_path": 0.0},
 }
 
-_BINARY_VARIANTS = {name for _, *binary in LADDER.values() for name in binary}
-
 
 def recipe_of(variant: str) -> str:
     """The recipe whose defaults a variant is trained with: "student" for the binary ones, "teacher" for all others."""
-    return "student" if variant in _BINARY_VARIANTS else "teacher"
+    return "student" if variant in BINARY_VARIANTS else "teacher"
 
 
 def configure(settings: dict[str, Any] | None, **parameters: Any) -> TrainingConfig:

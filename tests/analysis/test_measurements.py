@@ -28,7 +28,7 @@ class Norms:
         if self.error:
             raise BinaryViTError(self.error)
         self.made.append(run.id)
-        parameters = run.model().named_parameters() if run.is_binary else []
+        parameters = run.model().named_parameters() if run.is_binary_transformer else []
         rows = [{"layer": name, "norm": parameter.norm().item()} for name, parameter in parameters]
         return pd.DataFrame(rows, columns=["layer", "norm"])
 

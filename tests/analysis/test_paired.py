@@ -41,7 +41,7 @@ def test_intervals_hold_what_they_promise():
         sides = [[rng.normal(0, 0.1) + gain + hard + rng.normal(size=400) > 0 for _ in range(3)] for gain in (0.0, 0.0)]
         found = paired_difference(*sides)
         inside += found.low <= 0 <= found.high
-    assert 0.94 <= inside / trials <= 1.0
+    assert 0.91 <= inside / trials <= 0.97
 
 
 def test_other_images_or_seeds_are_refused():

@@ -37,7 +37,7 @@ def study(original, tmp_path):
 def test_runs_come_in_the_studys_order_with_their_models(original):
     runs = stored_runs(original)
     assert [run.id for run in runs] == [TEACHER, BASELINE, PYRAMID]
-    assert [run.is_binary for run in runs] == [False, True, True]
+    assert [run.is_binary_transformer for run in runs] == [False, True, True]
     assert [run.label for run in runs][1:] == ["ReActNet-DeiT (baseline)", "BinaryViT (+ pyramid)"]
     images = torch.rand(2, 3, 16, 16)
     for run in runs:

@@ -119,8 +119,10 @@ def explore(opened):
     explorer = Explorer(opened, 1)
     for run in opened.runs():
         seen = explorer._see(Selection(run.id, explorer.images[0]))
-        assert bool(seen.before_sign) == run.is_binary
-        assert all((len(maps.used.unique()) <= 2) == run.is_binary for maps in seen.maps if maps.used.shape[-1] > 1)
+        assert bool(seen.before_sign) == run.is_binary_transformer
+        assert all(
+            (len(maps.used.unique()) <= 2) == run.is_binary_transformer for maps in seen.maps if maps.used.shape[-1] > 1
+        )
     return []
 
 

@@ -2,6 +2,7 @@
 
 import re
 
+import nbformat
 import pytest
 from helpers.pictures import assert_inside
 from helpers.places import ROOT
@@ -40,6 +41,13 @@ def test_nothing_is_cut_off_in_a_committed_figure(name):
 
 def test_every_study_that_has_runs_has_its_tables():
     assert "smoke" in STUDIES and {path.parent.name for path in RESULTS.glob("*/runs")} <= set(STUDIES)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/*.ipynb")), ids=lambda path: "-".join(path.parts[-2:]))
+def test_executed_notebooks_are_those_of_today(path):
+    source, executed = (nbformat.read(place, as_version=4) for place in (ROOT / "notebooks" / path.name, path))
+    own = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    assert [(cell.cell_type, cell.source) for cell in own] == [(cell.cell_type, cell.source) for cell in source.cells]
 
 
 def test_measurements_are_small():

@@ -123,11 +123,16 @@ def of_values_read(pooled: pd.DataFrame) -> tuple[str, str]:
 
 
 def shares_inside(histograms: pd.DataFrame, by: str | pd.Series | list[str | pd.Series]) -> pd.Series:
-    """Which share of the pre-sign activations lies in the window (-1, 1), by columns or Series."""
+    """Which share of pre-sign activations lies in the window (-1, 1), by columns or Series.
+
+    The mean of layers: each counts as much as any other, however many tokens it has.
+    """
     inside = (histograms["bin_left"] >= -1) & (histograms["bin_right"] <= 1)
-    counts = histograms.assign(inside=histograms["count"].where(inside, 0))
-    sums = counts.groupby(by, sort=False)[["inside", "count"]].sum()
-    return sums["inside"] / sums["count"]
+    layer = [histograms["run"], histograms["layer"]]
+    share = histograms["count"].where(inside, 0).groupby(layer).transform("sum")
+    share /= histograms["count"].groupby(layer).transform("sum")
+    once = ~histograms.duplicated(["run", "layer"])
+    return histograms.assign(share=share)[once].groupby(by, sort=False)["share"].mean()
 
 
 def shares_near(latent: pd.DataFrame) -> dict[str, float]:

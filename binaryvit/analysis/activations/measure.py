@@ -117,8 +117,8 @@ def _one_bit_runs(opened: OpenStudy) -> list[StoredRun]:
     runs = [run for run in chosen if bits_of(run) == "W1A1"]
     if not runs:
         raise BinaryViTError(
-            f"No run with weights and activations of one bit is selected, only {', '.join(run.id for run in chosen)}: "
-            "choose others."
+            "No binary transformer with weights and activations of one bit is selected, only "
+            f"{', '.join(run.id for run in chosen)}: choose others."
         )
     return runs
 

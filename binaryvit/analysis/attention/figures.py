@@ -51,7 +51,8 @@ def side_by_side(places: pd.DataFrame, images: ExampleImages, claim: str, note: 
                 corner = columns[label] + peak["column"] / side, row * _STEP + peak["row"] / side
                 if peak["ratio"] > 1.005:  # of areas that are all alike, none is the most attended
                     _outline(axes, *corner, 1 / side, width=0.5)
-                _note(axes, f"{peak['ratio']:.1f}×", columns[label] + 0.96, row * _STEP + 0.9, ha="right")
+                beside = 0.1 if peak["row"] >= side / 2 else 0.9  # the half without the outline
+                _note(axes, f"{peak['ratio']:.1f}×", columns[label] + 0.96, row * _STEP + beside, ha="right")
     _label_columns(axes, {left + 0.5: label for label, left in columns.items()}, 11)
     axes.set_yticks([])
     _fit(figure, axes, claim, len(columns) * _STEP, len(images.names) * _STEP)

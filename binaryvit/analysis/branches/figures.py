@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from binaryvit.analysis.branches.capture import ADDED_TO_SHORTCUTS, ADDED_TO_STREAM, GROUPS
+from binaryvit.analysis.intervals import wilson_interval
 from binaryvit.analysis.strips import handles, reference, strips
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, in_lines, precision_style, styled
 from binaryvit.palette import BLACK, GREY, VERMILION
@@ -71,21 +72,22 @@ def accuracy_without(accuracies: pd.DataFrame, evaluated_on: str, claim: str) ->
     A cell is dark where the 95% interval holds chance.
 
     Args:
-        accuracies: columns column (its name), removed, accuracy, low (percent, lower end of the 95% interval), chance
-            (accuracy of guessing, in percent); of several seeds of a model means are drawn.
+        accuracies: columns column (its name), removed, accuracy (percent), images, chance (accuracy of guessing, in
+            percent); of several seeds of a model means are drawn.
         evaluated_on, claim: as in `branch_norms`.
     """
     columns, removals = list(accuracies["column"].unique()), _in_order(accuracies["removed"])
-    cells = accuracies.pivot_table(["accuracy", "low"], "removed", "column")
-    accuracy, low = (cells[name].reindex(removals, columns=columns).to_numpy() for name in ("accuracy", "low"))
-    chance = accuracies["chance"].iloc[0]
+    cells = accuracies.pivot_table("accuracy", "removed", "column").reindex(removals, columns=columns)
+    accuracy, chance, images = cells.to_numpy(), accuracies["chance"].iloc[0], accuracies["images"].iloc[0]
+    low, high = np.vectorize(wilson_interval)(accuracy / 100 * images, images)
+    at_chance = (low <= chance) & (chance <= high)
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.9 + 0.27 * len(removals)))
     axes = figure.subplots()
     left = axes.imshow(accuracy, cmap=_LEFT, vmin=chance, vmax=max(chance + 1, np.nanmax(accuracy)), aspect="auto")
-    axes.imshow(np.where(low <= chance, 1, np.nan), cmap=_AT_CHANCE, aspect="auto")
+    axes.imshow(np.where(at_chance, 1, np.nan), cmap=_AT_CHANCE, aspect="auto")
     for (row, column), value in np.ndenumerate(accuracy):
         text, colour = ("none", GREY) if np.isnan(value) else (f"{value:.0f}", BLACK)
-        colour = "white" if low[row, column] <= chance else colour
+        colour = "white" if at_chance[row, column] else colour
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_yticks(range(len(removals)), removals)
     axes.set_ylabel("removed")
@@ -98,7 +100,7 @@ def accuracy_without(accuracies: pd.DataFrame, evaluated_on: str, claim: str) ->
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(
-        f"cells: top-1 in %, {evaluated_on}; none: no such binary part\n"
+        f"cells: top-1 in %, {evaluated_on}; none: no such part\n"
         "parts are removed from trained models, which are not trained again; "
         f"dark: at chance, its 95% interval holds {chance:g}%",
         fontsize=7,

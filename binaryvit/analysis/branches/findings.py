@@ -3,6 +3,8 @@
 They are about models of one bit where there are any; those of other precisions are drawn beside them.
 """
 
+import math
+
 import pandas as pd
 
 from binaryvit.analysis.branches.capture import ADDED_TO_STREAM
@@ -46,6 +48,13 @@ def of_accuracies(table: pd.DataFrame) -> tuple[str, str]:
     )
 
 
+def unresolved(table: pd.DataFrame) -> float:
+    """Below how many points two accuracies of the table can't be told apart: the widest of their intervals, as if they
+    were independent. They are of the same images, so this is more than enough.
+    """
+    return math.sqrt(2) * (table["high"] - table["low"]).max() / 2
+
+
 def of_stages(table: pd.DataFrame) -> tuple[str, str]:
     """Claim and finding: which stage's branches cost most."""
     intact = table[table["removed"] == "nothing"].groupby("column")["accuracy"].mean()
@@ -54,8 +63,7 @@ def of_stages(table: pd.DataFrame) -> tuple[str, str]:
     median.columns = median.columns.str.replace("stages.", "stage ")
     single = median.drop(index=["nothing", *_ALL]).stack()
     group, stage = single.idxmin()
-    unresolved = (table["high"] - table["low"]).max() / 2
-    alike = [name for name, cost in single[group].items() if cost < single.min() + unresolved]
+    alike = [name for name, cost in single[group].items() if cost < single.min() + unresolved(table)]
     products = change[change["removed"] == "all products"].groupby(["column", "part"], sort=False)["change"].mean()
     by_model = products.groupby(products.index.get_level_values("column").str.rsplit(", ", n=1).str[0], sort=False)
     by_stage = [f"{', '.join(own.map('{:+.0f}'.format))} in {label}" for label, own in by_model]

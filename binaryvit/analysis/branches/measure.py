@@ -19,7 +19,7 @@ from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun, stored_runs
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.ladder import LADDER
+from binaryvit.models.ladder import BINARY_VARIANTS
 from binaryvit.models.layers import attention_levels
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
 from binaryvit.studies.study import State, plan
@@ -139,7 +139,7 @@ def _drawing(
     claim, finding = say(table)
     finding += (
         f" Batch-norm statistics are re-estimated on {min(statistics_images, data.train_images):,} training images; "
-        f"differences below {(table['high'] - table['low']).max() / 2:.1f} points rank nothing."
+        f"differences below {findings.unresolved(table):.1f} points rank nothing."
     )
     return Drawing(
         opened,
@@ -217,7 +217,7 @@ def _runs_with_branches(opened: OpenStudy) -> list[StoredRun]:
         known = {run.id for run in (*opened.study.ladder, *(row.runs[0] for row in precision_rows(opened)))}
         ids = [run.id for run in plan(opened.study) if run.id in known and run.state is State.DONE] or None
     runs = stored_runs(opened.study, ids)
-    suitable = [run for run in runs if any(run.variant in binary for _, *binary in LADDER.values())]
+    suitable = [run for run in runs if run.variant in BINARY_VARIANTS]
     others = [run.id for run in runs if run not in suitable]
     if not suitable or (opened.ids is not None and others):
         raise BinaryViTError(

@@ -12,15 +12,13 @@ from binaryvit.analysis.labels import most_seeds
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, styled
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.ladder import LADDER, variant_style
+from binaryvit.models.ladder import TEACHERS, variant_style
 from binaryvit.palette import BLACK, BLUE, GREY, SKY, VERMILION
 
 _OTHERS = "thin lines: evaluation of the best other run of each variant, trained alike"
 _SHADES = LinearSegmentedColormap.from_list("depth", [SKY, BLUE, BLACK])
 _ABOUT_LEVELS = "binarized attention takes the values 0 and a, with a learned level a per block; at a ≤ 0 it is off"
-_ABOUT_SHIFTS = (
-    "a shift b, learned per channel, moves the threshold of sign(x + b) to x = -b; mean of a block's channels"
-)
+_ABOUT_SHIFTS = "a shift b, learned per channel, moves the threshold of sign(x + b) to x = -b; mean of a block's layers"
 _MARKED = 40  # epochs up to which each has a marker
 _NAME_HEIGHT = 0.08  # of a line's name, as a share of its panel
 
@@ -88,7 +86,7 @@ def all_curves(table: pd.DataFrame, claim: str) -> Figure:
 
     `table`: columns label, variant, seed, epoch, top1 (percent), eval_loss, evaluated_on ("10,000 images of CIFAR-10").
     """
-    longest = table.loc[~table["variant"].isin(teacher for teacher, *_ in LADDER.values()), "epoch"].max()
+    longest = table.loc[~table["variant"].isin(TEACHERS), "epoch"].max()
     figure = Figure(figsize=(DOUBLE_COLUMN, 3.3))
     panels = figure.subplots(1, 2)
     for axes, (column, name) in zip(

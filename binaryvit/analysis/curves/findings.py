@@ -4,16 +4,15 @@ import pandas as pd
 
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.wording import span
-from binaryvit.models.ladder import LADDER
+from binaryvit.models.ladder import TEACHERS
 
-_TEACHERS = {teacher for teacher, *_ in LADDER.values()}
 _FEWEST = 4  # epochs that make a trend
 _FORM = "{:.2g}"
 
 
 def of_curves(table: pd.DataFrame) -> tuple[str, str]:
     """From when on the binary models stand in the order in which they end; which models still rose at the end."""
-    binary = table[~table["variant"].isin(_TEACHERS)]
+    binary = table[~table["variant"].isin(TEACHERS)]
     means = (binary if len(binary) else table).groupby(["label", "epoch"], sort=False)["top1"].mean()
     gains = means.groupby("label", sort=False).diff().groupby("label", sort=False).last().dropna()
     rising = gains[gains > 0]
@@ -38,7 +37,7 @@ def of_curves(table: pd.DataFrame) -> tuple[str, str]:
 
 def of_flips(table: pd.DataFrame) -> tuple[str, str]:
     """Whether fewer weights flip at the end than at first, and where most do."""
-    means = table.groupby(["label", "epoch"], sort=False)["flip_rate"].mean()
+    means = table.groupby(["label", "epoch"], sort=False)["model_flip_rate"].mean()
     first, last = (means.groupby("label", sort=False).agg(which) for which in ("first", "last"))
     if table["epoch"].nunique() < _FEWEST:
         claim = "Which share of the binary weights flips, epoch by epoch"
@@ -52,9 +51,8 @@ def of_flips(table: pd.DataFrame) -> tuple[str, str]:
     blocks = table.groupby(["label", "block"])["flip_rate"].mean()
     label, block = blocks.idxmax()
     return claim, (
-        f"On average over a model's blocks, {first.min():.1%} to {first.max():.1%} of the binary weights flip in the "
-        f"first epoch and {last.min():.1%} to {last.max():.1%} in the last. Most flip in block {block} of {label}: "
-        f"{blocks.max():.1%} per epoch."
+        f"Of a model's binary weights {span(first, '{:.1%}')} flip in the first epoch, {span(last, '{:.1%}')} in the "
+        f"last. Most flip in block {block} of {label}: {blocks.max():.1%} per epoch."
     )
 
 

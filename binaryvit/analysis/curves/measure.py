@@ -47,7 +47,8 @@ def flips(opened: OpenStudy) -> Drawing | None:
     table["flipped"] = table["flip_rate"] * table["weights"]
     table = table.groupby(_KEYS, sort=False, as_index=False)[["flipped", "weights"]].sum()
     table["flip_rate"] = table.pop("flipped") / table.pop("weights")
-    table = table.merge(_tables(opened, METRICS_FILE)[["run", "epoch", "lr"]], on=["run", "epoch"])
+    whole = _tables(opened, METRICS_FILE)[["run", "epoch", "lr", "flip_rate"]]
+    table = table.merge(whole.rename(columns={"flip_rate": "model_flip_rate"}), on=["run", "epoch"])
     said = findings.of_flips(table)
     return Drawing.of(
         opened, "weight_flips", {"curves": table}, said, lambda claim: figures.flips_by_block(table, claim)

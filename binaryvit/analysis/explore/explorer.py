@@ -76,7 +76,7 @@ class Explorer:
 
     def first(self) -> Selection:
         """The first run that takes signs (else the first), and the first of everything else."""
-        binary = [run for run in self._runs.values() if run.is_binary]
+        binary = [run for run in self._runs.values() if run.is_binary_transformer]
         run = (binary or [*self._runs.values()])[0]
         return self.fit(Selection(run.id, self.images[0]))
 

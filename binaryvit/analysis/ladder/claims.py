@@ -7,12 +7,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from binaryvit.analysis.ladder.headline import put_into
 from binaryvit.analysis.ladder.tables import accuracy
-from binaryvit.analysis.measurements import measurement_path
+from binaryvit.analysis.measurements import stored_measurement
 from binaryvit.analysis.paired import PairedDifference
 from binaryvit.analysis.steps import difference, extra_gain
 from binaryvit.config import read_yaml
@@ -65,12 +64,15 @@ def claims(study: Study) -> str:
 
 
 def outcome(step: PairedDifference | None) -> str:
-    """What a difference says about a claim: "holds", "fails", "not resolved" or "not run yet"."""
+    """What a difference says about a claim: "holds", "fails", "not resolved" or "not run yet".
+
+    With one seed it says so, for another one may say otherwise.
+    """
     if step is None:
         return "not run yet"
     if not step.is_resolved:
         return "not resolved"
-    return "holds" if step.points > 0 else "fails"
+    return ("holds" if step.points > 0 else "fails") + " for one seed" * (step.seeds == 1)
 
 
 def _table(title: str, listed: Sequence[Claim], rows: Mapping[str, Row]) -> str:
@@ -87,10 +89,10 @@ def _values_read(study: Study, ladder: Sequence[Row]) -> str:
     """The values that the classifier reads from one bit a channel, as measured on the first seed, beside top-1."""
     lines = ["| Model | values in the median channel (first seed) | top-1 (%) |", "| --- | ---: | ---: |"]
     for row in ladder:
-        path = measurement_path(study, "distinct_values_from_one_bit", row.runs[0].id)
         if row.is_teacher:
             continue
-        values = f"{pd.read_csv(path).set_index('step')['median']['head: pooled']:g}" if path.is_file() else NOTHING
+        table = stored_measurement(study, "distinct_values_from_one_bit", row.runs[0])
+        values = NOTHING if table is None else f"{table.set_index('step')['median']['head: pooled']:g}"
         lines.append(f"| {row.label} | {values} | {accuracy(row, 'top1')} |")
     return "\n".join(lines)
 

@@ -8,10 +8,9 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, styled
 from binaryvit.analysis.wording import span
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.ladder import LADDER, variant_style
+from binaryvit.models.ladder import BINARY_VARIANTS, TEACHERS, variant_style
 from binaryvit.palette import GREY
 
-_TEACHERS = [teacher for teacher, *_ in LADDER.values()]
 _COSTS = {"ops": "operations per image\n(binary ones / 64 + others)", "bytes": "bytes of the weights"}
 # How a published figure is drawn by its certainty: filled where the authors themselves gave it.
 _CERTAINTY_MARKERS = {
@@ -65,7 +64,7 @@ def accuracy_against_operations(
 
 def _is_step(points: pd.DataFrame) -> pd.Series:
     """Which points are binary models of the ladder; the rest are teachers and other architectures."""
-    return points["variant"].isin(name for _, *steps in LADDER.values() for name in steps)
+    return points["variant"].isin(BINARY_VARIANTS)
 
 
 def _range(few: int, many: int) -> str:
@@ -86,7 +85,7 @@ def _draw_points(axes: Axes, points: pd.DataFrame, cost: str) -> None:
 
 def _claim(points: pd.DataFrame) -> str:
     """What the figure shows: what the ladder's binary models reach, and what they save."""
-    steps, teachers = points[_is_step(points) & (points["bops"] > 0)], points[points["variant"].isin(_TEACHERS)]
+    steps, teachers = points[_is_step(points) & (points["bops"] > 0)], points[points["variant"].isin(TEACHERS)]
     if steps.empty or teachers.empty:
         return "Accuracy and cost of each model"
     teacher = teachers.iloc[0]

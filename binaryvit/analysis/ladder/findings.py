@@ -19,7 +19,7 @@ def of_ablation(rows: Sequence[Row]) -> str:
     best = max(binary, key=top1)
     teachers = [row for row in current if row.is_teacher]
     sentences = [price(teacher, best) for teacher in teachers]
-    sentences = sentences or [f"The best binary model is {best.label} with {top1(best):.2f}% top-1."]
+    sentences = sentences or [f"The best binary model of the ladder is {best.label} with {top1(best):.2f}% top-1."]
     gains = steps(rows)
     return " ".join([*sentences, *([of_steps(gains)] if gains else [])])
 
@@ -41,9 +41,10 @@ def price(teacher: Row, best: Row) -> str:
     else:
         less = f"{-gap.points:.2f} ({-gap.high:.2f} to {-gap.low:.2f})"
         accuracy = f"is below its full-precision teacher by {less} points"
+    less_work = large.ops_elementwise / small.ops_elementwise
     return (
-        f"The best binary model, {best.label}, {accuracy}, with {large.bytes / small.bytes:.0f} times fewer bytes and "
-        f"{large.ops / small.ops:.0f} times fewer operations."
+        f"The best binary model of the ladder, {best.label}, {accuracy}, with {large.bytes / small.bytes:.0f} times "
+        f"fewer bytes and {large.ops / small.ops:.0f} times fewer OPs ({less_work:.2g} times with elementwise work)."
     )
 
 

@@ -16,11 +16,15 @@ from binaryvit.analysis.steps import difference, steps
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
-from binaryvit.models.ladder import LADDER
+from binaryvit.models.cost import Cost
+from binaryvit.models.ladder import BINARYVIT, LAST_COLUMNAR
 from binaryvit.studies.rows import Row, describe_scale, model_cost, read_ladder
 from binaryvit.studies.study import State, Study, load_study, plan
 
-_PYRAMIDS = [family[5] for family in LADDER.values()]
+_EXPLAINED = (
+    "Difference: to the row before, with its 95% interval. OPs: multiply-accumulates of one image, binary ones divided "
+    "by 64; elementwise work (norms, activation functions, additions, poolings) is not counted."
+)
 # What stands between these two lines of a page is made here.
 _BEGIN, _END = "<!-- made from results/ -->", "<!-- until here -->"
 
@@ -28,7 +32,7 @@ _BEGIN, _END = "<!-- made from results/ -->", "<!-- until here -->"
 def headline(study: Study) -> str:
     """The short table and its sentences, in Markdown; a study that is not finished says so."""
     rows = read_ladder(study)
-    paragraphs = [_table(rows), f"{describe_scale(rows)}. Difference: to the row before, with its 95% interval."]
+    paragraphs = [_table(rows), f"{describe_scale(rows)}. {_EXPLAINED}"]
     runs = plan(study)
     if unfinished := sum(run.state is not State.DONE for run in runs):
         paragraphs.append(
@@ -63,23 +67,28 @@ def take_away(rows: Sequence[Row]) -> list[str]:
     teachers, finished = ([row for row in current if row.is_teacher is is_teacher] for is_teacher in (True, False))
     sentences = [price(teacher, max(finished, key=top1)) for teacher in teachers if finished]
     columnar = [row for row in rows if not row.is_teacher and not row.variant.startswith("binaryvit")]
-    if gains := steps(columnar):
+    if gains := steps(rows):
         sentences.append(of_steps(gains))
-    pyramid = next((row for row in rows if row.variant in _PYRAMIDS), None)
+    pyramid = next((row for row in rows if row.variant in BINARYVIT.values()), None)
     if columnar and pyramid and (step := difference(columnar[-1], pyramid)):
         sentences.append(_last_step(step, columnar[-1], pyramid))
     return sentences
 
 
 def _last_step(step: PairedDifference, columnar: Row, pyramid: Row) -> str:
-    share = pyramid.model_cost.ops / columnar.model_cost.ops
-    of_paper = [model_cost(TrainingConfig(variant=name), 1000).ops for name in LADDER["small"][4:6]]
+    shares = _shares_of_operations(columnar.model_cost, pyramid.model_cost)
+    of_paper = [model_cost(TrainingConfig(variant=name), 1000) for name in (LAST_COLUMNAR["small"], BINARYVIT["small"])]
     verb = "gains" if step.points > 0 else "loses"
     verb = verb if step.is_resolved else "makes a difference that is not resolved"
     return (
-        f"The last step, the pyramid, {verb}: {step} points, with {share:.2f} of the columnar model's operations. "
-        f"In the paper it gains, with {of_paper[1] / of_paper[0]:.2f}."
+        f"The last step, the pyramid, {verb}: {step} points, with {shares} of the columnar model. "
+        f"In the paper it gains, with {_shares_of_operations(*of_paper)}."
     )
+
+
+def _shares_of_operations(before: Cost, after: Cost) -> str:
+    whole = after.ops_elementwise / before.ops_elementwise
+    return f"{after.ops / before.ops:.2f} times the OPs ({whole:.2f} times with elementwise work)"
 
 
 def main(study: str, page: str) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 from binaryvit.analysis.ladder import figures, findings, tables
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
-from binaryvit.studies.rows import read_ladder, read_rows
+from binaryvit.studies.rows import read_rows
 
 _DRAWN = ["variant", "label", "bops", "ops", "bytes", "top1", "top1_std", "seeds"]
 
@@ -31,7 +31,7 @@ def accuracy_against_operations(opened: OpenStudy, published: str | Path | None 
 
     Published models are drawn only with a study of their scale; `published` is their file, None: the nearest.
     """
-    ladder = read_ladder(opened.study)
+    ladder = tables.whole_ladder(opened)
     variants = {row.variant for row in ladder}
     others = [row for row in read_rows(opened.study) if row.variant not in variants]
     rows = [row for row in (*ladder, *others) if row.values and not row.stale]

@@ -19,7 +19,7 @@ from binaryvit.analysis.stored import OpenStudy
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import LIBRARY_PARENT, find_upwards, write_text_atomically
-from binaryvit.models.ladder import LADDER, variant_style
+from binaryvit.models.ladder import BINARYVIT, LADDER, variant_style
 from binaryvit.records.notes import Note
 from binaryvit.records.predictions import PREDICTIONS_FILE
 from binaryvit.records.run_record import RECORD_FILE
@@ -39,7 +39,7 @@ _SOURCE_COLUMNS = (
 _IMAGENET = {"classes": 1000, "evaluation images": 50_000, "image size": 224}
 _IMAGENET_LADDER = LADDER["small"]
 # Published rows that are a model of the ladder.
-_PUBLISHED_AS = {"DeiT-S full precision": _IMAGENET_LADDER[0], "BinaryViT": _IMAGENET_LADDER[5]}
+_PUBLISHED_AS = {"DeiT-S full precision": _IMAGENET_LADDER[0], "BinaryViT": BINARYVIT["small"]}
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,15 @@ def ablation(opened: OpenStudy) -> Table:
 
     Raises BinaryViTError when the study's runs are not of one scale.
     """
-    rows = read_ladder(opened.study)
+    rows = whole_ladder(opened)
     gains = [None, *(difference(before, after) for before, after in pairwise(rows))]
     numbers = pd.DataFrame([numbers_of(row, gain) for row, gain in zip(rows, gains, strict=True)])
     text = pd.DataFrame([_text(row, gain) for row, gain in zip(rows, gains, strict=True)])
     several = any(gain and gain.seeds > 1 for gain in gains)
     caption = (
         f"Ablation on {describe_scale(rows)}. Difference: top-1 against the row before, in points, with its 95% "
-        f"interval over images{' and seeds' * several}. M = 1e6; MB = 1e6 bytes, 1 bit per binary weight; operations "
-        "per image, OPs = BOPs / 64 + FLOPs. "
+        f"interval over images{' and seeds of the students' * several}. M = 1e6; MB = 1e6 bytes, 1 bit per binary "
+        "weight; operations per image, OPs = BOPs / 64 + FLOPs. "
     )
     caption += (
         "Mean ± sample standard deviation over n seeds; a difference is over as many, or over the n it names."
@@ -134,6 +134,15 @@ def ablation(opened: OpenStudy) -> Table:
         else "One seed, so nothing is said about chance in training."
     )
     return Table(opened, "ablation", caption, numbers, text, _sources(rows), findings.of_ablation(rows))
+
+
+def whole_ladder(opened: OpenStudy) -> list[Row]:
+    """The rows of the ladder. Raises BinaryViTError where the study was opened for some of its runs alone."""
+    if opened.ids is not None and set(opened.ids) != {run.id for run in opened.study.runs}:
+        raise BinaryViTError(
+            f"Tables are of a whole study: leave `runs` out for {opened.study.name}, or give folders of runs."
+        )
+    return read_ladder(opened.study)
 
 
 def step_text(row: Row, step: PairedDifference | None) -> str:
@@ -279,7 +288,7 @@ def comparison(opened: OpenStudy, published: pd.DataFrame) -> Table:
         opened: the study whose accuracies are compared.
         published: what `read_published` returns.
     """
-    rows = read_ladder(opened.study)
+    rows = whole_ladder(opened)
     comparable = is_imagenet(rows)
     mine = {row.variant: row for row in rows if comparable and not row.config.model_args}
     known = {

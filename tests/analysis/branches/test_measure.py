@@ -176,7 +176,7 @@ def table_of(label, accuracies, part="whole model"):
     """A table of one model from removal to re-estimated accuracy in percent, of an interval of 14 points."""
     rows = pd.DataFrame({"removed": list(accuracies), "accuracy": list(accuracies.values())})
     ends = dict(low=rows["accuracy"] - 7, high=rows["accuracy"] + 7)
-    return rows.assign(column=label, part=part, bits="W1A1", chance=10, **ends)
+    return rows.assign(column=label, part=part, bits="W1A1", chance=10, images=200, **ends)
 
 
 def test_sentences_on_accuracies_follow_the_numbers():
@@ -241,6 +241,10 @@ def test_a_cell_has_the_colour_of_what_is_left_and_a_dark_one_at_chance():
         12,
     ]  # in the order of the groups: the FFN before the merges
     assert (at_chance.get_array().ravel() == 1).filled(False).tolist() == [False, False, False, True]
+    seeds = pd.concat([table_of("A", {"nothing": 80, "merges": accuracy, "all products": 0}) for accuracy in (2, 18)])
+    _, at_chance = figures.accuracy_without(seeds, "200 images", "A claim that is made").axes[0].images
+    dark = (at_chance.get_array().ravel() == 1).filled(False).tolist()
+    assert dark == [False, True, False], "the mean of seeds is judged, and what is below chance is not at it"
 
 
 def test_wrong_selections_are_refused(original):

@@ -28,7 +28,7 @@ def note_epochs(study):
         top1 = np.array([30.0, 40.0, 50.0]) + slope * np.arange(3) + ahead + run.config.seed
         table = pd.DataFrame({"epoch": [1, 2, 3], "lr": [3e-3, 2e-3, 1e-3], "train_loss": 2.0, "eval_loss": 1 / top1})
         binary = place > 0
-        table.assign(top1=top1, train_top1=top1, flip_rate=0.1 if binary else np.nan).to_csv(
+        table.assign(top1=top1, train_top1=top1, flip_rate=0.1 / table["epoch"] if binary else np.nan).to_csv(
             run.folder / "metrics.csv", index=False
         )
         pd.DataFrame({"layer": LAYERS, "weights": [100, 300, 50]}).to_csv(run.folder / "latent_layers.csv", index=False)
@@ -224,8 +224,9 @@ def test_a_trend_is_claimed_from_four_epochs_on(study):
     table = curves.flips(OpenStudy(study)).inputs["curves"]
     fourth = table[table["epoch"] == 3].assign(epoch=4)
     claim = findings.of_flips(pd.concat([table, fourth]))[0]
+    assert claim.startswith("10% of a model's"), "all its weights count alike, not its blocks"
     assert re.fullmatch(r"[\d% to]+ of a model's binary weights flip in the first epoch, [\d.% to]+ in the last", claim)
-    claim = findings.of_flips(pd.concat([table, fourth.assign(flip_rate=1.0)]))[0]
+    claim = findings.of_flips(pd.concat([table, fourth.assign(model_flip_rate=1.0)]))[0]
     assert claim == "Not all models flip fewer binary weights in the last epoch than in the first"
 
 

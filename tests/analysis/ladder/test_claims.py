@@ -4,9 +4,11 @@ import pytest
 from helpers.ladder_study import MICRO, finish, write_study
 
 from binaryvit.analysis.ladder.claims import claims
-from binaryvit.analysis.measurements import measurement_path
+from binaryvit.analysis.measurements import measurement_path, note_path
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import variant_style
+from binaryvit.records.notes import Note
+from binaryvit.records.run_record import read_record
 from binaryvit.studies.study import load_study
 
 CLAIMS = """
@@ -26,6 +28,8 @@ def test_each_outcome_follows_its_interval(tmp_path):
     measured = measurement_path(study, "distinct_values_from_one_bit", f"{MICRO[1]}-seed0")
     measured.parent.mkdir(parents=True)
     measured.write_text("block,step,median\nhead,head: input,3\nhead,head: pooled,14.5\n")
+    key = read_record(study.runs[1].folder).key.model_dump()
+    Note.of({"key": key}, [measured]).write(note_path(measured))
     lines = claims(load_study(tmp_path)).splitlines()
     assert "seeds 0, 1" in lines[0]
     assert "| It helps | one against the other | +10.00 (+7.13 to +12.87) | 2 | holds |" in lines
@@ -35,6 +39,16 @@ def test_each_outcome_follows_its_interval(tmp_path):
     assert twice.startswith("| Twice as much | of both | +9.25 (+") and twice.endswith("| 2 | holds |")
     assert lines[-6].startswith(f"| {variant_style(MICRO[1]).label} | 14.5 | 50.50 ± ")
     assert lines[-1].startswith(f"| {variant_style(MICRO[6]).label} | - | 40.50 ± ")
+    measured.write_text(measured.read_text().replace("14.5", "15.5"))
+    assert "| - | 50.50 ± " in claims(load_study(tmp_path)), "what was changed by hand is not shown"
+
+
+def test_one_seed_is_named_in_the_outcome(tmp_path):
+    (tmp_path / "claims.yaml").write_text(CLAIMS.format(*MICRO[1:]))
+    finish(write_study(tmp_path), dict(zip(MICRO, (80, 50, 60, 60, 60.25, 61, 40), strict=True)))
+    said = claims(load_study(tmp_path))
+    assert said.count("| 1 | holds for one seed |") == 2 and said.count("| 1 | fails for one seed |") == 1
+    assert said.count("| 1 | not resolved |") == 1
 
 
 @pytest.mark.parametrize(

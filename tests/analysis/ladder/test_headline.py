@@ -17,24 +17,37 @@ def headline_of(folder, *top1, **study):
 def test_the_sentences_name_price_best_step_and_last_step(tmp_path):
     text = headline_of(tmp_path, 50, 60, 60.25, 61, 65, 64)
     assert "| + average pooling | 60.00 | +10.00 (+7.05 to +12.95) | 0.41 | 1.99 |" in text
-    assert "- The best binary model, BinaryViT (+ pyramid), is below its full-precision teacher by 15.00 (" in text
-    assert "- The step that gains most is + average pooling, by +10.00 (+7.05 to +12.95) points; not resolved: " in text
-    assert "not resolved: + pooling branches, +0.25 (-0.24 to +0.74) and + affine, +0.75 (-0.10 to +1.60)." in text
-    assert "- The last step, the pyramid, gains: +4.00 (+2.07 to +5.93) points, with 0.70 of the columnar" in text
+    assert (
+        "- The best binary model of the ladder, BinaryViT (+ pyramid), is below its full-precision teacher by 15.00 ("
+        in text
+    )
+    assert "- The step that gains most is + average pooling, by +10.00 (+7.05 to +12.95) points; BinaryViT, fp" in text
+    assert "fp patch embeddings loses, -1.00 (-1.98 to -0.02); not resolved: + pooling branches, +0.25 (-0.24" in text
+    assert "to +0.74) and + affine, +0.75 (-0.10 to +1.60)." in text
+    assert (
+        "- The last step, the pyramid, gains: +4.00 (+2.07 to +5.93) points, with 0.70 times the OPs (1.29 times"
+        in text
+    )
     assert "still being trained" not in text
 
 
 def test_a_pyramid_that_loses_says_so(tmp_path):
     text = headline_of(tmp_path, 50, 55, 60, 85, 80, 70)
     assert "+ affine, is above its full-precision teacher, which is no ceiling here, by +5.00 (" in text
-    assert "the pyramid, loses: -5.00 (" in text and "In the paper it gains, with 0.54." in text
+    assert "the pyramid, loses: -5.00 (" in text and "In the paper it gains, with 0.54 times the OPs (" in text
+
+
+def test_the_step_that_gains_most_may_be_the_pyramid(tmp_path):
+    assert "- The step that gains most is BinaryViT (+ pyramid), by +18.00 (" in headline_of(
+        tmp_path, 50, 55, 56, 57, 75, 70
+    )
 
 
 def test_what_is_not_resolved_is_called_so(tmp_path):
     text = headline_of(tmp_path, 79, 79.25, 79.5, 79.75, 80.25, 70)
     assert "is as accurate as its full-precision teacher within what this study resolves, +0.25 (-0.24 to" in text
-    assert "gains most is + average pooling, by +0.25 (-0.24 to +0.74) points, which is not resolved; " in text
-    assert "also not resolved: + pooling branches, +0.25 (-0.24 to +0.74) and + affine" in text
+    assert "gains most is BinaryViT (+ pyramid), by +0.50 (-0.19 to +1.19) points, which is not resolved; " in text
+    assert "also not resolved: + average pooling, +0.25 (-0.24 to +0.74) and + pooling branches, +0.25" in text
 
 
 def test_seeds_are_paired_and_shown(tmp_path):

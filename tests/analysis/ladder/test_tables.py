@@ -376,3 +376,12 @@ def test_five_classes_are_needed_for_top5(study):
     table = ablation(study)
     assert column(table, "top-5 (%)")[MICRO[0]] == "-" and math.isnan(table.numbers["top5"].iloc[0])
     assert pd.read_csv(io.StringIO(table.numbers.to_csv()))["top5"].isna().all()
+
+
+def test_runs_of_a_study_cannot_be_chosen_for_a_table(tmp_path):
+    study = write_study(tmp_path)
+    finish(study)
+    chosen = OpenStudy(study, (study.runs[1].id,))
+    for make in (tables.ablation, ladder.comparison, ladder.accuracy_against_operations):
+        with pytest.raises(BinaryViTError, match="Tables are of a whole study"):
+            make(chosen)
