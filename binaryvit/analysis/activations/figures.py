@@ -100,7 +100,7 @@ def latent_weights(latent: pd.DataFrame, claim: str) -> Figure:
     reference(axes, 0, "sign flips")
     width = (inner["bin_right"] - inner["bin_left"]).iloc[0]
     axes.set(
-        xlabel="latent weight / mean |latent weight| of its layer before training",
+        xlabel="latent weight (the real number whose sign is used) / mean |latent weight| of its layer before training",
         ylabel=f"latent weights (% per {width:g})",
         ylim=(0, None),
     )
@@ -123,8 +123,8 @@ def flipped_signs(layers: pd.DataFrame, claim: str) -> Figure:
 
 
 @styled
-def distinct_values(values: pd.DataFrame, claim: str) -> Figure:
-    """How many of the values looked at are different ones, at each step inside a block.
+def distinct_values(values: pd.DataFrame, fed: str, claim: str) -> Figure:
+    """How many of the values looked at are different ones, at each step inside a block; `fed` says what entered it.
 
     Left out are the steps that only rescale, one value to one: batch norm, RPReLU and affine.
 
@@ -134,31 +134,11 @@ def distinct_values(values: pd.DataFrame, claim: str) -> Figure:
     figure = Figure(figsize=(DOUBLE_COLUMN, 4.3))
     axes = figure.subplots()
     values = values.assign(share=100 * values["median"] / values["observations"])
-    _steps(axes, values, "share", f"fed: {values['counted_on'].iloc[0]}")
+    _steps(axes, values, "share", f"fed: {fed}; {values['counted_on'].iloc[0]}")
     axes.set_xlabel("distinct values of a channel, over all tokens and images (% of the values looked at)")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlim(right=250)
     reference(axes, 100, "all different")
-    headline(figure, claim)
-    return figure
-
-
-@styled
-def distinct_values_from_one_bit(values: pd.DataFrame, claim: str) -> Figure:
-    """How many values each half of a block makes of one bit a channel.
-
-    `values`: as in `distinct_values`.
-    """
-    figure = Figure(figsize=(DOUBLE_COLUMN, 4.3))
-    axes = figure.subplots()
-    looked_at = np.sort(values.loc[values["step"] == "FFN: input", "observations"].unique())
-    apart = np.diff(np.log(looked_at), prepend=-1.0) > 0.1  # a CLS token more is no line of its own
-    for most in looked_at[apart]:
-        reference(axes, most, f"{most:,.0f}")
-    fed = f"replaced by its sign: what enters each half of a block; {values['counted_on'].iloc[0]}"
-    _steps(axes, values, "median", fed)
-    axes.set_xlabel("distinct values of a channel (dashed: as many as are looked at in a block, so all differ)")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
     headline(figure, claim)
     return figure
 

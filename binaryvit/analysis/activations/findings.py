@@ -78,8 +78,7 @@ def of_distinct_values(values: pd.DataFrame) -> tuple[str, str]:
     products, sums = (values[values["step"].str.endswith(end)] for end in ("binary product", "+ shortcut"))
     share = (sums["median"] / sums["observations"]).groupby(sums["label"], sort=False).median()
     used = (products["median"] / products["bound"]).median()
-    most = math.ceil(1000 * (products["median"] / products["observations"]).max()) / 10
-    alone = f"at most {most:g}% of the median channel's values are distinct"
+    alone = f"at most {_most(products):g}% of the median channel's values are distinct"
     claim = f"After a binary product {alone}, after its shortcut {span(share, '{:.0%}')}"
     if share.min() > _NEARLY_ALL:
         claim = f"After a binary product {alone}, after its shortcut nearly all"
@@ -95,16 +94,21 @@ def of_one_bit(values: pd.DataFrame) -> tuple[str, str]:
     steps = values.pivot_table("median", "label", "step", aggfunc="median", sort=False)
     ratio = steps["FFN 2: + shortcut"] / steps["FFN 2: batch norm"]
     products = values.loc[values["bound"].notna(), "median"]
-    first = values.loc[values["step"].isin(["query: + shortcut", "FFN 1: + shortcut"]), "median"]
+    first = values[values["step"].isin(["query: + shortcut", "FFN 1: + shortcut"])]
     built = values[values["step"].isin(["context: + q + k + v", "FFN 2: + shortcut"])]
-    share = (built["median"] / built["observations"]).median()
-    made = "makes nearly all values distinct" if share > _NEARLY_ALL else f"makes {span(built['median'], '{:,.0f}')}"
-    least = "at least " * bool(share > _NEARLY_ALL)  # where nearly all differ, more could have
-    claim = f"Fed only signs, a block's first product and its shortcut make {span(first, '{:,.0f}')} values"
-    return f"{claim}, the second with its shortcuts {made}", (
+    share = built["median"] / built["observations"]
+    many = share.median() > _NEARLY_ALL
+    least = "at least " * bool(many)  # where nearly all differ, more could have
+    claim = f"Fed only signs, at most {_most(first):g}% of values are distinct after query or FFN 1 with its shortcut"
+    return f"{claim}, {'nearly all' if many else span(share, '{:.0%}')} after context or FFN 2 with theirs", (
         f"A binary product makes {span(products, '{:,.0f}')} values; the second shortcut of the FFN, which averages "
         f"channels, multiplies them by {least}{span(ratio, '{:.0f}')}."
     )
+
+
+def _most(values: pd.DataFrame) -> float:
+    """The largest share of the values looked at that are distinct, in percent, rounded up."""
+    return math.ceil(1000 * (values["median"] / values["observations"]).max()) / 10
 
 
 def of_values_read(pooled: pd.DataFrame) -> tuple[str, str]:

@@ -84,7 +84,8 @@ def values(opened: OpenStudy, images: int = COUNTED_IMAGES, channels: int = COUN
     name, count = "distinct_values", distinct_values.distinct_values
     table = _measure_values(opened, images, channels, name, count)
     said = findings.of_distinct_values(table)
-    return Drawing.of(opened, name, {"values": table}, said, lambda claim: figures.distinct_values(table, claim))
+    fed = "the real-valued stream"
+    return Drawing.of(opened, name, {"values": table}, said, lambda claim: figures.distinct_values(table, fed, claim))
 
 
 def values_from_one_bit(opened: OpenStudy, images: int = COUNTED_IMAGES, channels: int = COUNTED_CHANNELS) -> Drawing:
@@ -92,8 +93,8 @@ def values_from_one_bit(opened: OpenStudy, images: int = COUNTED_IMAGES, channel
     name, count = "distinct_values_from_one_bit", distinct_values.distinct_values_from_one_bit
     table = _measure_values(opened, images, channels, name, count)
     table["tokens"] = table["run"].map(_tokens_read(table, opened))
-    said, draw = findings.of_one_bit(table), figures.distinct_values_from_one_bit
-    return Drawing.of(opened, name, {"values": table}, said, lambda claim: draw(table, claim))
+    said, fed = findings.of_one_bit(table), "signs of what enters each half of a block"
+    return Drawing.of(opened, name, {"values": table}, said, lambda claim: figures.distinct_values(table, fed, claim))
 
 
 def values_read(opened: OpenStudy, images: int = COUNTED_IMAGES, channels: int = COUNTED_CHANNELS) -> Drawing:

@@ -57,7 +57,7 @@ def side_by_side(places: pd.DataFrame, images: ExampleImages, claim: str, note: 
     axes.set_yticks([])
     _fit(figure, axes, claim, len(columns) * _STEP, len(images.names) * _STEP)
     _tint_bar(figure, _NARROW, "attention on a place / its even share", images.credit)
-    notes = [f"outlined, with its mean: the most attended of {side} x {side} areas" * (side > 1), note]
+    notes = [f"outlined, with its mean: the most attended of {side * side} areas" * (side > 1), note]
     figure.legend(handles=[], title="\n".join(filter(None, notes)), loc="lower right")
     return figure
 
@@ -177,11 +177,9 @@ def by_block(
         f"{statistics['images'].max():,} evaluation images",
         f"dashed: mean of {yardstick}" * bool(yardstick),
         "dashed: if attention were even" * bool(even),
-        note,
     ]
-    bottom.set_xlabel(
-        f"block (point: a head; line and number: mean of the heads{on}; {about})\n" + "; ".join(filter(None, notes))
-    )
+    lines = [f"block (point: a head; line and number: mean of the heads{on}; {about})", "; ".join(filter(None, notes))]
+    bottom.set_xlabel("\n".join(filter(None, [*lines, note])))
     headline(figure, claim)
     return figure
 
@@ -201,7 +199,7 @@ def _heads_of(axes: Axes, of_model: pd.DataFrame, column: str, left: float, bloc
     look = variant_style(of_model["variant"].iloc[0])
     on = of_model[~off].groupby(["block", "head"])[column].agg(["mean", "min", "max"]).reset_index()
     last = on.groupby("block")["head"].transform("max")
-    places = left + on["block"] + (on["head"] - last / 2) * (0.6 / last.clip(lower=1))
+    places = left + on["block"] + (on["head"] - last / 2) * (0.6 / last.clip(lower=1)).clip(upper=0.25)
     axes.vlines(places, on["min"], on["max"], color=look.colour, linewidth=0.6)
     axes.plot(places, on["mean"], color=look.colour, marker=look.marker, markersize=2.8, linestyle="none")
     mean = of_model.loc[~off, column].mean()
@@ -252,7 +250,7 @@ def _tint(axes: Axes, pixels: np.ndarray, ratio: np.ndarray, left: float, top: f
     if np.isnan(ratio).any():
         _say_off(axes, pixels, left, top)
         return
-    _draw(axes, pixels.mean(-1), left, top, cmap="gray", vmin=-255, vmax=255)
+    _draw(axes, pixels.mean(-1), left, top, cmap="gray", vmin=-500, vmax=255)
     _draw(axes, np.log2(ratio.clip(2.0**norm.vmin)), left, top, cmap=_TINT, norm=norm)
 
 

@@ -15,7 +15,7 @@ _NEARLY_ALL = 0.99  # the share of attended keys from which a head is said to av
 
 def of_rollouts(places: pd.DataFrame) -> tuple[str, str]:
     """Which model's rollout is most, and which is least selective, by `rollout.comparable_areas`."""
-    rolled, side = "Rolled out over all blocks, attention", common_side(places)
+    rolled, side = "Rolled out, attention", common_side(places)
     areas, images = comparable_areas(places), places["image"].nunique()
     peaks = areas.groupby("label", sort=False)["ratio"].mean()
     if peaks.empty:
@@ -24,7 +24,8 @@ def of_rollouts(places: pd.DataFrame) -> tuple[str, str]:
         return f"{rolled} favours the orange places", "The models' keys form grids without common areas to compare."
     low, high = (f"{peak:.1f}" for peak in (peaks.min(), peaks.max()))
     flattest, peaked = (_named(peaks.index[peaks.map("{:.1f}".format) == shown]) for shown in (low, high))
-    claim = f"{rolled} is most peaked in {peaked}, {high} times an even share, and flattest in {flattest}, {low} times"
+    claim = f"{rolled} peaks highest in {peaked}, {high} times an even share, and lowest in {flattest}, {low} times"
+    claim += " (means)" * (images > 1)
     if low == high:
         claim = f"{rolled} peaks at {low} times an even share in {'every model' if len(peaks) > 1 else peaks.index[0]}"
     return claim, (

@@ -81,7 +81,7 @@ def accuracy_without(accuracies: pd.DataFrame, evaluated_on: str, claim: str) ->
     accuracy, chance, images = cells.to_numpy(), accuracies["chance"].iloc[0], accuracies["images"].iloc[0]
     low, high = np.vectorize(wilson_interval)(accuracy / 100 * images, images)
     at_chance = (low <= chance) & (chance <= high)
-    figure = Figure(figsize=(DOUBLE_COLUMN, 1.9 + 0.27 * len(removals)))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 2.0 + 0.27 * len(removals)))
     axes = figure.subplots()
     left = axes.imshow(accuracy, cmap=_LEFT, vmin=chance, vmax=max(chance + 1, np.nanmax(accuracy)), aspect="auto")
     axes.imshow(np.where(at_chance, 1, np.nan), cmap=_AT_CHANCE, aspect="auto")
@@ -101,6 +101,7 @@ def accuracy_without(accuracies: pd.DataFrame, evaluated_on: str, claim: str) ->
     axes.spines[:].set_visible(False)
     axes.set_xlabel(
         f"cells: top-1 in %, {evaluated_on}; none: no such part\n"
+        "inner shortcuts lie around single products, residual ones around attention and FFN\n"
         "parts are removed from trained models, which are not trained again; "
         f"dark: at chance, its 95% interval holds {chance:g}%",
         fontsize=7,

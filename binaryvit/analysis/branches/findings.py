@@ -43,7 +43,7 @@ def of_accuracies(table: pd.DataFrame) -> tuple[str, str]:
     )
     single = accuracy.drop(index=["nothing", *_ALL]).sub(accuracy.loc["nothing"]).median(axis=1)
     return claim, (
-        f"Of single groups, the {single.idxmin()} cost most ({single.min():+.1f} points in the median model) and the "
+        f"Of single parts, the {single.idxmin()} cost most ({single.min():+.1f} points in the median model) and the "
         f"{single.idxmax()} least ({single.max():+.1f})."
     )
 
@@ -67,7 +67,7 @@ def of_stages(table: pd.DataFrame) -> tuple[str, str]:
     products = change[change["removed"] == "all products"].groupby(["column", "part"], sort=False)["change"].mean()
     by_model = products.groupby(products.index.get_level_values("column").str.rsplit(", ", n=1).str[0], sort=False)
     by_stage = [f"{', '.join(own.map('{:+.0f}'.format))} in {label}" for label, own in by_model]
-    return f"Of single groups, the {group} of {listed(alike)} cost most", (
+    return f"Of single parts, the {group} of {listed(alike)} cost most", (
         f"Without them accuracy changes by {median.loc[group, stage]:+.0f} points in the median model, without all "
         f"products of {listed(median.columns)} by {listed(by_stage)}."
     )

@@ -111,13 +111,17 @@ def all_curves(table: pd.DataFrame, claim: str) -> Figure:
 def flips_by_block(table: pd.DataFrame, claim: str) -> Figure:
     """Flip rates of each block over the epochs, and the learning rate's course in grey.
 
-    `table`: columns label, variant, seed, block (in the order of the model), epoch, flip_rate, lr.
+    `table`: columns label, variant, seed, block (in the order of the model), epoch, flip_rate, model_flip_rate (of all
+    its binary weights), lr.
     """
     table = table.assign(flip_rate=100 * table["flip_rate"])
+    whole = table.groupby(["label", "epoch"])["model_flip_rate"].mean().groupby("label").agg(["first", "last"])
     rate = Line2D([], [], color=GREY, linestyle="--", label="learning rate (top of the panel: its peak)")
     figure, panels = _panels_by_block(table, "flip_rate", "binary weights flipped\nin the epoch (%)", claim, rate)
     for label, axes in panels.items():
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.set_title(f"{label}\nall blocks: {whole['first'][label]:.0%}, in the end {whole['last'][label]:.1%}")
         other = axes.twinx()
         other.plot(table[table["label"] == label].groupby("epoch")["lr"].mean(), color=GREY, linestyle="--", zorder=0)
         other.set(ylim=(0, table["lr"].max()), yticks=[])
@@ -149,7 +153,7 @@ def levels_by_block(table: pd.DataFrame, claim: str) -> Figure:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-    _name_ends(table, "ratio", panels)
+    _name_ends(table, "ratio", panels, "{:.2g}×")
     return figure
 
 
@@ -160,7 +164,7 @@ def shifts_by_block(table: pd.DataFrame, claim: str) -> Figure:
     `table`: columns run, label, variant, seed, block, epoch, mean_absolute_shift.
     """
     figure, panels = _panels_by_block(table, "mean_absolute_shift", "mean |b|", claim, about=_ABOUT_SHIFTS)
-    _name_ends(table, "mean_absolute_shift", panels)
+    _name_ends(table, "mean_absolute_shift", panels, "{:.2f}")
     return figure
 
 
@@ -197,8 +201,8 @@ def _panels_by_block(
     return figure, panels
 
 
-def _name_ends(table: pd.DataFrame, column: str, panels: dict[str, Axes]) -> None:
-    """The name of each block at the end of its line; names that would overlap move apart."""
+def _name_ends(table: pd.DataFrame, column: str, panels: dict[str, Axes], form: str) -> None:
+    """Each block's name and last value at the end of its line; names that would overlap move apart."""
     last = table[table["epoch"] == table.groupby("run")["epoch"].transform("max")]
     for label, axes in panels.items():
         ends = last[last["label"] == label].groupby("block")[column].mean().dropna().sort_values()
@@ -211,9 +215,10 @@ def _name_ends(table: pd.DataFrame, column: str, panels: dict[str, Axes]) -> Non
             on_axes = (on_axes + np.append(0, overlap) - np.append(overlap, 0)).clip(0, 1)
         colours = {line.get_label(): line.get_color() for line in axes.lines}
         beside = dict(transform=axes.transAxes, clip_on=False)
-        for block, end, place in zip(ends.index, ends_at, on_axes, strict=True):
+        for (block, value), end, place in zip(ends.items(), ends_at, on_axes, strict=True):
             axes.plot([1, 1.03], [end, place], color=colours[block], linewidth=0.6, **beside)
-            axes.text(1.04, place, block, color=colours[block], va="center", fontsize=5.5, **beside)
+            name = f"{block}: {form.format(value)}"
+            axes.text(1.04, place, name, color=colours[block], va="center", fontsize=5.5, **beside)
 
 
 def _draw_seeds(

@@ -38,7 +38,7 @@ def accuracy_against_operations(
     """
     if points.empty:
         raise BinaryViTError("There is no accuracy to draw: no run of this study is finished.")
-    figure = Figure(figsize=(DOUBLE_COLUMN, 2.9))
+    figure = Figure(figsize=(DOUBLE_COLUMN, 4.0))
     headline(figure, _claim(points))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (cost, title) in zip(panels, _COSTS.items(), strict=True):
@@ -56,8 +56,9 @@ def accuracy_against_operations(
     panels[0].set_ylabel("top-1 accuracy (%)")
     figure.legend(
         *panels[0].get_legend_handles_labels(),
-        loc="outside right center",
-        title=f"{evaluated_on}\n{spread}\ndotted: the ladder, in order",
+        loc="outside lower center",
+        ncols=2,
+        title=f"{evaluated_on}; {spread}; dotted: the ladder, in order",
     )
     return figure
 
@@ -79,7 +80,7 @@ def _draw_points(axes: Axes, points: pd.DataFrame, cost: str) -> None:
         axes.errorbar(
             getattr(row, cost), row.top1, yerr=row.top1_std if row.seeds > 1 else None, color=drawn.colour,
             marker=drawn.marker, markersize=7 if drawn.marker == "*" else 5, linestyle="none",
-            label=f"{row.label}  {row.top1:.1f}%",
+            label=f"{row.label}  {row.top1:.1f}%, {row.ops / 1e6:,.2f} M OPs",
         )  # fmt: skip
 
 
@@ -91,9 +92,9 @@ def _claim(points: pd.DataFrame) -> str:
     teacher = teachers.iloc[0]
     fewer = span(teacher["ops"] / steps["ops"], "{:.0f}")
     others = points[~_is_step(points) & (points["bops"] > 0) & (points["top1"] > steps["top1"].max())]
-    more = "".join(f"; {other.label} reaches {other.top1:.1f}%" for other in others.itertuples())
+    more = "".join(f"; the {other.label} reaches {other.top1:.1f}%" for other in others.itertuples())
     return (
-        f"The ladder's binary models reach {span(steps['top1'], '{:.1f}')}% with {fewer} times fewer operations than "
+        f"The ladder's binary models reach {span(steps['top1'], '{:.1f}')}% with {fewer} times fewer OPs than "
         f"their teacher ({teacher['top1']:.1f}%){more}"
     )
 

@@ -44,7 +44,7 @@ def accuracy_size_operations(table: pd.DataFrame, variant: str, evaluated_on: st
     about = "one seed" if seeds == 1 else f"mean of up to {seeds} seeds"
     accuracy.set_xlabel(f"top-1 accuracy (%)\n{about}")
     size.set_xlabel("size of the parameters (MB)")
-    operations.set_xlabel("OPs per image (M); hollow: with\nnorms, activations, additions")
+    operations.set_xlabel("OPs per image (M); hollow: with\nelementwise work")
     for axes in (size, operations):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -52,7 +52,7 @@ def accuracy_size_operations(table: pd.DataFrame, variant: str, evaluated_on: st
         axes.xaxis.set_minor_formatter(NullFormatter())
     for axes in (accuracy, size, operations):
         axes.margins(x=0.35)
-    about = f"bar: 95% interval for the choice of {evaluated_on}"
+    about = f"W1A32: weights of 1 bit, activations of 32; bar: 95% interval for the choice of {evaluated_on}"
     figure.legend(handles=[], loc="outside lower center", title=about)
     headline(figure, claim)
     return figure
@@ -82,7 +82,10 @@ def agreement(table: pd.DataFrame, variant: str, evaluated_on: str, claim: str) 
         _along_layers(axes, own, variant)
         axes.set_title(name)
     grid[0].set_ylabel("linear centred kernel alignment\n(CKA) with W32A32 (1: equal)")
-    title = f"across: stage.block, from image to logits; one run of each precision; features of {evaluated_on}"
+    title = (
+        "W1A1: weights and activations of 1 bit; across: stage.block, from image to logits\n"
+        f"one run of each precision; features of {evaluated_on}"
+    )
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, title=title)
     headline(figure, claim)
     return figure

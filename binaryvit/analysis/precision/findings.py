@@ -14,13 +14,12 @@ def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
         claim = f"{model}: top-1 reaches {', '.join(f'{accuracy:.1f}% at {name}' for name, accuracy in top1.items())}"
         return claim, "A comparison needs both W1A1 and W32A32."
     binary, real = rows.loc["W1A1"], rows.loc["W32A32"]
-    accuracies = f"{binary['top1']:.1f}% at W1A1 and {real['top1']:.1f}% at W32A32"
     fewer_bytes, fewer_ops, less_work = (
         f"{real[cost] / binary[cost]:.2g}" for cost in ("bytes", "ops", "ops_elementwise")
     )
     claim = (
-        f"{model} reaches {accuracies}, with {fewer_bytes} times fewer bytes and {fewer_ops} times fewer OPs "
-        f"({less_work} with elementwise work)"
+        f"At W1A1, {model} reaches {binary['top1']:.1f}% with {fewer_bytes} times fewer bytes and {fewer_ops} times "
+        f"fewer OPs ({less_work} with elementwise work) than at W32A32, which reaches {real['top1']:.1f}%"
     )
     compared = rows.dropna(subset="difference")
     if compared.empty:

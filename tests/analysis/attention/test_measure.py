@@ -262,17 +262,16 @@ def test_sentences_on_places_follow_the_numbers():
     grids = {"teacher": [[2.0, 0.0], [1.0, 1.0]], "unlike": [[0.0, 1.0], [0.0, 3.0]], "even": np.ones((2, 2))}
     claim, finding = attention_findings.of_rollouts(places(grids))
     assert claim == (
-        "Rolled out over all blocks, attention is most peaked in unlike, 3.0 times an even share, and flattest in "
-        "even, 1.0 times"
+        "Rolled out, attention peaks highest in unlike, 3.0 times an even share, and lowest in even, 1.0 times"
     )
     many = grids | {f"even {number}": np.ones((2, 2)) for number in range(2)}
-    assert attention_findings.of_rollouts(places(many))[0].endswith("flattest in 3 models, 1.0 times")
+    assert attention_findings.of_rollouts(places(many))[0].endswith("lowest in 3 models, 1.0 times")
     assert finding == (
         "Of 2 x 2 areas, the most attended gets 3.00 times its even share in unlike and 1.00 times in even "
         "(mean of 1 image)."
     )
     alone = attention_findings.of_rollouts(places({"even": grids["even"]}))[0]
-    assert alone == "Rolled out over all blocks, attention peaks at 1.0 times an even share in even"
+    assert alone == "Rolled out, attention peaks at 1.0 times an even share in even"
     alike = attention_findings.of_rollouts(places({"even": grids["even"], "other": grids["even"]}))[0]
     assert alike.endswith("peaks at 1.0 times an even share in every model")
     off = places({"off": np.full((2, 2), np.nan)})

@@ -188,7 +188,7 @@ def test_sentences_on_accuracies_follow_the_numbers():
         "10 to 12% (chance: 10%)"
     )
     assert finding == (
-        "Of single groups, the FFN linears cost most (-30.0 points in the median model) and the merges least (-10.0)."
+        "Of single parts, the FFN linears cost most (-30.0 points in the median model) and the merges least (-10.0)."
     )
 
 
@@ -220,11 +220,11 @@ def test_sentences_on_stages_follow_the_numbers():
         for part, left in (("stages.1", 30), ("stages.2", 70))
     )
     claim, finding = branch_findings.of_stages(table)
-    assert claim == "Of single groups, the merges of stage 1 cost most"
+    assert claim == "Of single parts, the merges of stage 1 cost most"
     near = table.assign(
         accuracy=table["accuracy"].mask((table["removed"] == "merges") & (table["part"] == "stages.2"), 36)
     )
-    assert branch_findings.of_stages(near)[0] == "Of single groups, the merges of stage 1 and stage 2 cost most"
+    assert branch_findings.of_stages(near)[0] == "Of single parts, the merges of stage 1 and stage 2 cost most"
     assert (
         "changes by -50 points" in finding
         and "without all products of stage 1 and stage 2 by -55, -15 in A." in finding

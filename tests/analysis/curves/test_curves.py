@@ -124,7 +124,9 @@ def test_flips_of_a_block_are_weighted_by_its_weights(study):
     assert {line.get_label() for line in figure.axes[1].lines if line.get_linestyle() == ":"} == {"merge 1"}
     assert figure.axes[-1].get_ylim()[1] == pytest.approx(3e-3) and "top of the panel" in named[4]
     assert figure.get_suptitle() == "Which share of the binary weights flips, epoch by epoch", "three make no trend"
-    assert [axes.get_title() for axes in figure.axes[:2]] == ["ReActNet-DeiT (baseline)", "BinaryViT (+ pyramid)"]
+    assert [axes.get_title().split("\n") for axes in figure.axes[:2]] == [
+        [model, "all blocks: 10%, in the end 3.3%"] for model in ("ReActNet-DeiT (baseline)", "BinaryViT (+ pyramid)")
+    ]
     assert curves.flips(OpenStudy(study, (TEACHER,))) is None
 
 
@@ -192,7 +194,9 @@ def test_a_block_is_named_at_the_end_of_its_line():
     figure = figures.shifts_by_block(table.assign(label="a", variant="v", seed=0), "A claim that is made")
     assert_readable(figure)
     axes = figure.axes[0]
-    names = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    named = [text.get_text().split(": ") for text in axes.texts]
+    assert named == [["0.0", "0.01"], ["0.1", "0.03"], ["0.2", "0.03"]], "each with its last value"
+    names = {block: text.get_position()[1] for (block, _), text in zip(named, axes.texts, strict=True)}
     ends = {
         block: axes.transAxes.inverted().transform(axes.transData.transform((1, end)))[1]
         for block, end in blocks.items()
