@@ -13,6 +13,9 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import saying_why_not_written
 
 
+_REMOVALS = 50  # times that a lock file may vanish while it is taken, before this is no coincidence
+
+
 class _RemovedError(Exception):
     """A holder on another machine removed the lock file while it was open here."""
 
@@ -44,6 +47,7 @@ def hold(path: str | Path) -> Iterator[int | None]:
 
 def _take(path: Path) -> int | None:
     """A descriptor that holds the lock, or None when a living process holds it."""
+    removed = 0
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         taken = False
@@ -54,8 +58,13 @@ def _take(path: Path) -> int | None:
                     return descriptor
             elif not _flock(descriptor, fcntl.LOCK_SH, path):
                 return None
-        except _RemovedError:
-            pass  # the next attempt makes a new file
+        except _RemovedError as error:  # the next attempt makes a new file
+            removed += 1
+            if removed == _REMOVALS:
+                raise BinaryViTError(
+                    f"{path} cannot be locked, for its file system says each time that it was removed: choose an "
+                    "--output on another one."
+                ) from error
         finally:
             if not taken:
                 os.close(descriptor)

@@ -62,6 +62,15 @@ def test_a_lock_file_removed_on_another_machine_is_made_again(tmp_path, monkeypa
     assert not is_locked(tmp_path / "run.lock")
 
 
+def test_a_lock_file_that_vanishes_each_time_is_a_sentence(tmp_path, monkeypatch):
+    def stale(*_):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(fcntl, "flock", stale)
+    with pytest.raises(BinaryViTError, match="says each time that it was removed"), hold(tmp_path / "run.lock"):
+        pass
+
+
 def test_a_place_without_room_for_a_lock_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BinaryViTError, match="a part of its path is a file"), hold(tmp_path / "file" / "run.lock"):

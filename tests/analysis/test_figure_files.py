@@ -112,12 +112,12 @@ def test_accuracy_against_operations_shows_and_names_every_point():
     for axes, cost in zip(figure.axes, ("ops", "bytes"), strict=True):
         drawn = {container.get_label(): container.lines[0] for container in axes.containers}
         for row in table.itertuples():
-            style, line = variant_style(row.variant), drawn[f"{row.label}  {row.top1:.1f}%"]
+            style, line = variant_style(row.variant), drawn[f"{row.label}  {row.top1:.1f}%, {row.ops / 1e6:,.2f} M OPs"]
             assert line.get_xydata().tolist() == [[getattr(row, cost), row.top1]]
             assert (line.get_color(), line.get_marker()) == (style.colour, style.marker)
         ladder = next(line for line in axes.lines if line.get_linestyle() == ":")
         assert ladder.get_ydata().tolist() == table["top1"].tolist()[1:] and axes.get_xscale() == "log"
-    assert legend_texts(figure) == [f"{IMAGES}\none seed each\ndotted: the ladder, in order", *drawn]
+    assert legend_texts(figure) == [f"{IMAGES}; one seed each; dotted: the ladder, in order", *drawn]
     texts_inside(figure)
 
 
@@ -126,17 +126,17 @@ def test_its_title_says_what_one_bit_costs():
         return accuracy_against_operations(table, IMAGES).get_suptitle().replace("\n", " ")
 
     table = points().assign(top1=[80.0, 50, 60, 70.5, 65, 64, 63], ops=[9e9, 1e8, 1e8, 1e8, 1e8, 5e7, 6e7])
-    saved = "with 90 to 180 times fewer operations than their teacher (80.0%)"
+    saved = "with 90 to 180 times fewer OPs than their teacher (80.0%)"
     assert title(table) == f"The ladder's binary models reach 50.0 to 70.5% {saved}"
     better = table.iloc[[1]].assign(variant="reactresnet_micro_patch2_32", label="binary ResNet", top1=72.0)
-    assert title(pd.concat([table, better])) == f"{title(table)}; binary ResNet reaches 72.0%"
+    assert title(pd.concat([table, better])) == f"{title(table)}; the binary ResNet reaches 72.0%"
     assert title(pd.concat([table, better.assign(top1=70.0)])) == title(table)
     assert title(table.assign(bops=0)) == title(table[1:]) == "Accuracy and cost of each model"
 
 
 def test_seeds_get_error_bars():
     figure = accuracy_against_operations(points(seeds=3), IMAGES)
-    assert legend_texts(figure)[0] == f"{IMAGES}\nmean and standard deviation of 3 seeds\ndotted: the ladder, in order"
+    assert legend_texts(figure)[0] == f"{IMAGES}; mean and standard deviation of 3 seeds; dotted: the ladder, in order"
     assert all(container.has_yerr for axes in figure.axes for container in axes.containers)
     texts_inside(figure)
 
@@ -187,7 +187,7 @@ def test_files_carry_their_provenance_and_real_fonts(tmp_path):
     assert [path.name for path in paths] == ["a.b.pdf", "a.b.png"]
     assert [figure_files.read_provenance(path) for path in paths] == [PROVENANCE, PROVENANCE]
     with Image.open(paths[1]) as image:
-        assert image.size == (round(DOUBLE_COLUMN * 200), 580)
+        assert image.size == (round(DOUBLE_COLUMN * 200), 800)
         assert len(np.unique(np.asarray(image.convert("L")))) > 50
     pdf = paths[0].read_bytes()
     assert b"/CIDFontType2" in pdf and b"/Type3" not in pdf

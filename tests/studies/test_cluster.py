@@ -108,15 +108,3 @@ def test_a_file_system_without_locks_is_a_sentence(take, tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(BinaryViTError, match=r"run\.lock cannot be locked \(No locks available\)"):
         take(tmp_path / "run.lock")
-
-
-def test_a_lock_file_that_another_machine_removed_is_taken_by_nobody(tmp_path, monkeypatch):
-    def stale(*_):
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fcntl, "flock", stale)
-        with hold(tmp_path / "run.lock") as descriptor:
-            assert descriptor is None
-    with hold(tmp_path / "run.lock") as descriptor:
-        assert descriptor is not None
