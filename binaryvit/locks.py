@@ -12,7 +12,6 @@ from pathlib import Path
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import saying_why_not_written
 
-
 _REMOVALS = 50  # times that a lock file may vanish while it is taken, before this is no coincidence
 
 
