@@ -36,6 +36,8 @@ FORMAT = "binaryvit-inference-weights"
 VERSION = 3
 _DEEPEST = 200  # blocks of a model, ten times those of a usual one; each takes milliseconds and memory to describe
 _LARGEST_IMAGE = 1024  # of models that are not ours, some of which enumerate all pairs of places
+# Words in the names of a timm model's arguments that are numbers of weights, and neither of layers nor of places.
+_WIDTHS = ("num_classes", "dim", "chan", "width", "hidden", "num_features")
 # Arguments of timm.create_model that read or fetch other files.
 LOADING_ARGS = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
 
@@ -292,7 +294,7 @@ def _check_bounds(model_args: dict[str, Any], is_ours: bool, largest: int, deepe
         elif name == "img_size":
             limit = min(largest, 2 * _LARGEST_IMAGE)  # the sum of two sides
         else:
-            limit = largest if name == "num_classes" or "dim" in name or "chan" in name else deepest
+            limit = largest if any(word in name for word in _WIDTHS) else deepest
         if sum(abs(number) for number in values if isinstance(number, (int, float))) > limit:
             raise ValueError(f"{name}={value!r} is more than the file holds")
 

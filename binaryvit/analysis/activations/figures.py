@@ -134,7 +134,7 @@ def distinct_values(values: pd.DataFrame, fed: str, claim: str) -> Figure:
     figure = Figure(figsize=(DOUBLE_COLUMN, 4.3))
     axes = figure.subplots()
     values = values.assign(share=100 * values["median"] / values["observations"])
-    _steps(axes, values, "share", f"fed: {fed}; {values['counted_on'].iloc[0]}")
+    _steps(axes, values, f"fed: {fed}; {values['counted_on'].iloc[0]}")
     axes.set_xlabel("distinct values of a channel, over all tokens and images (% of the values looked at)")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlim(right=250)
@@ -182,14 +182,14 @@ def _strips_of_kinds(table: pd.DataFrame, value: str, claim: str, note: str = ""
     return figure, axes
 
 
-def _steps(axes: Axes, values: pd.DataFrame, value: str, fed: str) -> None:
+def _steps(axes: Axes, values: pd.DataFrame, fed: str) -> None:
     """One row per step inside a block, one strip per shape of model."""
     pyramid = values["block"].str.startswith("stages.1.").groupby(values["run"]).transform("any")
     table = values.assign(row=values["step"], series=np.where(pyramid, "pyramid", "columnar"))
     present = [step for step in STEPS if step in set(table["row"]) and not step.endswith(_ONE_TO_ONE)]
     models = table.groupby("series")["label"].nunique()
     looks = {shape: look for shape, look in _SHAPES.items() if shape in models}
-    strips(axes, table, value, [step for step in present if not step.startswith("head")], looks)
+    strips(axes, table, "share", [step for step in present if not step.startswith("head")], looks)
     axes.set_xscale("log")
     names = [(f"{shape} (n = {models[shape]})", look) for shape, look in looks.items()]
     title = f"{fed}\nmarker: median of blocks and models, bar: their range"
