@@ -6,7 +6,7 @@ import pandas as pd
 from IPython.display import HTML, Image
 from matplotlib.figure import Figure
 
-from binaryvit.analysis.style import style
+from binaryvit.analysis.figure_files import write_png
 
 
 def show_table(frame: pd.DataFrame, caption: str = "") -> HTML:
@@ -21,6 +21,5 @@ def show_table(frame: pd.DataFrame, caption: str = "") -> HTML:
 def show_figure(figure: Figure) -> Image:
     """A figure as a picture in the notebook."""
     content = io.BytesIO()
-    with style():
-        figure.savefig(content, format="png", dpi=150, metadata={"Software": "binaryvit"})
+    write_png(figure, content, dpi=150)
     return Image(content.getvalue(), width=int(figure.get_figwidth() * 96))

@@ -17,7 +17,7 @@ from PIL import Image
 from binaryvit.analysis import figure_files
 from binaryvit.analysis.curves.figures import training_curves
 from binaryvit.analysis.ladder.figures import accuracy_against_operations
-from binaryvit.analysis.style import DOUBLE_COLUMN
+from binaryvit.analysis.style import DOUBLE_COLUMN, style
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.palette import GREY
@@ -192,6 +192,18 @@ def test_files_carry_their_provenance_and_real_fonts(tmp_path):
     pdf = paths[0].read_bytes()
     assert b"/CIDFontType2" in pdf and b"/Type3" not in pdf
     assert b"CreationDate" not in pdf
+
+
+def test_a_png_has_the_pixels_and_the_resolution_of_what_was_drawn_in_fewer_bytes(tmp_path):
+    figure = accuracy_against_operations(points(), IMAGES)
+    with style():
+        figure.savefig(tmp_path / "drawn.png")
+    with (tmp_path / "written.png").open("wb") as file:
+        figure_files.write_png(figure, file)
+    with Image.open(tmp_path / "drawn.png") as drawn, Image.open(tmp_path / "written.png") as written:
+        assert np.array_equal(np.asarray(drawn.convert("RGB")), np.asarray(written))
+        assert written.info["dpi"] == drawn.info["dpi"]
+    assert (tmp_path / "written.png").stat().st_size < (tmp_path / "drawn.png").stat().st_size
 
 
 def test_equal_records_give_equal_bytes_in_another_process_at_another_time(tmp_path):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from binaryvit.analysis import cells
 from binaryvit.analysis.ladder.headline import put_into
-from binaryvit.analysis.ladder.tables import accuracy
 from binaryvit.analysis.measurements import stored_measurement
 from binaryvit.analysis.paired import PairedDifference
 from binaryvit.analysis.steps import difference, extra_gain
@@ -93,7 +93,7 @@ def _values_read(study: Study, ladder: Sequence[Row]) -> str:
             continue
         table = stored_measurement(study, "distinct_values_from_one_bit", row.runs[0])
         values = NOTHING if table is None else f"{table.set_index('step')['median']['head: pooled']:g}"
-        lines.append(f"| {row.label} | {values} | {accuracy(row, 'top1')} |")
+        lines.append(f"| {row.label} | {values} | {cells.accuracy(row, 'top1')} |")
     return "\n".join(lines)
 
 

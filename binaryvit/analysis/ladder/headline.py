@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from binaryvit.analysis import cells
 from binaryvit.analysis.ladder.findings import of_steps, price, top1
-from binaryvit.analysis.ladder.tables import accuracy, step_text
 from binaryvit.analysis.paired import PairedDifference
 from binaryvit.analysis.steps import difference, steps
 from binaryvit.config import TrainingConfig
@@ -54,9 +54,9 @@ def _table(rows: Sequence[Row]) -> str:
     lines = ["| variant | top-1 (%) | difference | size (MB) | OPs (M) |", "| --- | ---: | ---: | ---: | ---: |"]
     for before, row in pairwise([None, *rows]):
         cost = row.model_cost
-        step = step_text(row, difference(before, row) if before else None)
+        step = cells.step_text(row, difference(before, row) if before else None)
         lines.append(
-            f"| {row.label} | {accuracy(row, 'top1')} | {step} | {cost.bytes / 1e6:.2f} | {cost.ops / 1e6:.2f} |"
+            f"| {row.label} | {cells.accuracy(row, 'top1')} | {step} | {cost.bytes / 1e6:.2f} | {cost.ops / 1e6:.2f} |"
         )
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from IPython.display import HTML, Markdown
 
+from binaryvit.analysis import cells
 from binaryvit.analysis.display import show_table
 from binaryvit.analysis.ladder import findings
 from binaryvit.analysis.paired import PairedDifference
@@ -145,17 +146,6 @@ def whole_ladder(opened: OpenStudy) -> list[Row]:
     return read_ladder(opened.study)
 
 
-def step_text(row: Row, step: PairedDifference | None) -> str:
-    """The difference of a row to the one before as a table shows it: "+1.20 (+0.40 to +2.00)".
-
-    It says "not resolved" when the interval holds zero, and over how many seeds it is where the row has more.
-    """
-    if step is None:
-        return NOTHING
-    seeds = f", n = {step.seeds}" * (step.seeds < len(row.values))
-    return f"{step}{seeds}{', not resolved' * (not step.is_resolved)}"
-
-
 def numbers_of(row: Row, step: PairedDifference | None = None) -> dict[str, Any]:
     """A row of a table at full precision: accuracy over its seeds, the difference to the row before, and its costs."""
     top1, top5 = row.measured("top1"), row.measured("top5")
@@ -178,38 +168,19 @@ def numbers_of(row: Row, step: PairedDifference | None = None) -> dict[str, Any]
 
 
 def _text(row: Row, step: PairedDifference | None) -> dict[str, str]:
-    costs = row.model_cost
     return {
         "variant": row.label,
-        "top-1 (%)": accuracy(row, "top1"),
-        "difference": step_text(row, step),
-        "top-5 (%)": accuracy(row, "top5"),
-        "parameters (M)": f"{costs.parameters / 1e6:,.3f}",
-        "size (MB)": _digits(costs.bytes / 1e6),
-        "BOPs (M)": _digits(costs.bops / 1e6),
-        "FLOPs (M)": _digits(costs.flops / 1e6),
-        "OPs (M)": _digits(costs.ops / 1e6),
-        "OPs + elementwise (M)": _digits(costs.ops_elementwise / 1e6),
+        "top-1 (%)": cells.accuracy(row, "top1"),
+        "difference": cells.step_text(row, step),
+        "top-5 (%)": cells.accuracy(row, "top5"),
+        "parameters (M)": f"{row.model_cost.parameters / 1e6:,.3f}",
+        **cells.costs(row.model_cost),
         "runs": _run_ids(row),
     }
 
 
 def _run_ids(row: Row | None) -> str:
     return ", ".join(run.id for run in row.runs) if row else NOTHING
-
-
-def accuracy(row: Row, name: str) -> str:
-    """Mean and spread of "top1" or "top5" over a row's seeds, and which of its runs are missing."""
-    if not row.values:
-        return row.missing
-    if row.stale:
-        return f"{row.measured(name)} (stale)"
-    return f"{row.measured(name)} ({row.missing})" if row.missing else str(row.measured(name))
-
-
-def _digits(number: float) -> str:
-    """Four significant digits, and never fewer than all before the point."""
-    return f"{number:,.{max(0, 3 - math.floor(math.log10(number)))}f}" if number > 0 else "0"
 
 
 def _sources(rows: Sequence[Row]) -> pd.DataFrame:
@@ -353,7 +324,7 @@ def _ladder_entry(
     }
     numbers, text = _published_entry(entry)
     numbers |= {"model": label, "state": NOT_RUN} | (numbers_of(row) if row else {})
-    text |= {"model": label, "top-1 here (%)": accuracy(row, "top1") if row else NOT_RUN, "runs": _run_ids(row)}
+    text |= {"model": label, "top-1 here (%)": cells.accuracy(row, "top1") if row else NOT_RUN, "runs": _run_ids(row)}
     if published is None:
         text["top-1 published (%)"] = NOT_AVAILABLE
     return numbers, text

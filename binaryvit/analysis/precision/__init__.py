@@ -1,5 +1,13 @@
 """What 1-bit weights and 1-bit activations cost, each alone and together."""
 
-from binaryvit.analysis.precision.measure import PRECISIONS, accuracy, agreement, drawings, missing, precisions
+from binaryvit.analysis.precision.measure import (
+    PRECISIONS,
+    accuracy,
+    agreement,
+    drawings,
+    missing,
+    precisions,
+    precisions_as_text,
+)
 
-__all__ = ["PRECISIONS", "accuracy", "agreement", "drawings", "missing", "precisions"]
+__all__ = ["PRECISIONS", "accuracy", "agreement", "drawings", "missing", "precisions", "precisions_as_text"]

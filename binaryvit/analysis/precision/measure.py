@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from binaryvit.analysis import cells
 from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
 from binaryvit.analysis.labels import PRECISIONS, bits_of, precision_rows
 from binaryvit.analysis.measurements import measured
+from binaryvit.analysis.paired import PairedDifference
 from binaryvit.analysis.precision import figures, findings
 from binaryvit.analysis.precision.capture import layer_agreement
 from binaryvit.analysis.product import Drawing
@@ -93,14 +95,11 @@ def precisions(opened: OpenStudy) -> pd.DataFrame:
     Raises BinaryViTError when the study has no model at several precisions.
     """
     lines = []
-    rows = _rows(opened)
-    reference = next((row for row in rows if _precision(row) == REFERENCE), None)
-    for row in rows:
+    for row, change in _with_differences(opened):
         records = [] if row.stale else row.values
         images = records[0].data.eval_images if records else math.nan
         top1 = row.measured("top1").mean if records else math.nan
         low, high = wilson_interval(top1 / 100 * images, images) if records else (math.nan, math.nan)
-        change = difference(reference, row) if reference not in (None, row) else None
         costs = ("bytes", "bops", "flops", "ops", "ops_elementwise")
         lines.append(
             {
@@ -121,6 +120,21 @@ def precisions(opened: OpenStudy) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(lines)
+
+
+def precisions_as_text(opened: OpenStudy) -> pd.DataFrame:
+    """The table of `precisions` as people read it. Raises BinaryViTError as that does."""
+    return pd.DataFrame(
+        [
+            {
+                "precision": _precision(row),
+                "top-1 (%)": cells.accuracy(row, "top1"),
+                f"against {REFERENCE}": cells.step_text(row, change),
+                **cells.costs(row.model_cost),
+            }
+            for row, change in _with_differences(opened)
+        ]
+    )
 
 
 def missing(opened: OpenStudy) -> str:
@@ -167,6 +181,13 @@ def _rows(opened: OpenStudy) -> list[Row]:
             "one variant with model_args weight_bits and activation_bits."
         )
     return rows
+
+
+def _with_differences(opened: OpenStudy) -> list[tuple[Row, PairedDifference | None]]:
+    """The rows, each with its difference to full precision, where it has one."""
+    rows = _rows(opened)
+    reference = next((row for row in rows if _precision(row) == REFERENCE), None)
+    return [(row, difference(reference, row) if reference not in (None, row) else None) for row in rows]
 
 
 def _compared_runs(opened: OpenStudy) -> tuple[list[StoredRun], StoredRun | None]:

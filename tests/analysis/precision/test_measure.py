@@ -64,6 +64,17 @@ def test_the_table_holds_records_intervals_and_costs(study):
     assert table.loc["W1A32", "bops"] == 0 and table.loc["W1A32", "bytes"] < table.loc["W32A32", "bytes"] / 2
 
 
+def test_people_read_the_same_table_with_headings_and_units(study):
+    numbers, text = precision.precisions(OpenStudy(study)), precision.precisions_as_text(OpenStudy(study))
+    assert text["precision"].tolist() == numbers["precision"].tolist()
+    assert text["top-1 (%)"].tolist() == ["50.00", "70.00", "80.00"]
+    change = numbers.set_index("precision").loc["W1A1", ["difference", "difference_low", "difference_high"]]
+    assert text["against W32A32"].tolist()[::2] == ["{:+.2f} ({:+.2f} to {:+.2f})".format(*change), "-"]
+    assert [float(size.replace(",", "")) for size in text["size (MB)"]] == pytest.approx(
+        numbers["bytes"] / 1e6, rel=1e-3
+    )
+
+
 def test_agreement_is_that_of_the_stored_models(study):
     runs = {run.id: run for run in stored_runs(study, [ONE, REAL, WEIGHTS])}
     table = precision.agreement_with_reference(OpenStudy(study), [runs[ONE], runs[WEIGHTS]], runs[REAL], images=20)
