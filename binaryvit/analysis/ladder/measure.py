@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from binaryvit.analysis.ladder import figures, findings, tables
+from binaryvit.analysis.ladder.published import comparison, is_imagenet, published_figures
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.studies.rows import read_rows
@@ -19,11 +20,6 @@ def products(opened: OpenStudy) -> list[tables.Table | Drawing]:
     """
     drawing = accuracy_against_operations(opened)
     return [tables.ablation(opened), comparison(opened), *([drawing] if drawing else [])]
-
-
-def comparison(opened: OpenStudy, published: str | Path | None = None) -> tables.Table:
-    """`tables.comparison` with the published figures in a file; None: the nearest published.csv."""
-    return tables.comparison(opened, _read_published(opened, published))
 
 
 def accuracy_against_operations(opened: OpenStudy, published: str | Path | None = None) -> Drawing | None:
@@ -42,8 +38,8 @@ def accuracy_against_operations(opened: OpenStudy, published: str | Path | None 
     evaluated_on = f"{records[0].data.eval_images:,} images of {records[0].data.label}"
     inputs: dict[str, pd.DataFrame] = {"points": points.assign(evaluated_on=evaluated_on)}
     known = None
-    if tables.is_imagenet(rows):
-        known = inputs["published"] = _read_published(opened, published)[["ops", "bytes", "top1", "certainty"]]
+    if is_imagenet(rows):
+        known = inputs["published"] = published_figures(opened, published)[["ops", "bytes", "top1", "certainty"]]
     return Drawing(
         opened,
         "accuracy_against_operations",
@@ -52,7 +48,3 @@ def accuracy_against_operations(opened: OpenStudy, published: str | Path | None 
         tuple(record.id for record in records),
         findings.of_accuracy_against_operations(points),
     )
-
-
-def _read_published(opened: OpenStudy, published: str | Path | None) -> pd.DataFrame:
-    return tables.read_published(published or tables.find_published(opened.study.output))

@@ -1,8 +1,7 @@
 """The tables of a study, made from its run records, and the way from each cell back to the run it comes from."""
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,30 +16,21 @@ from binaryvit.analysis.ladder import findings
 from binaryvit.analysis.paired import PairedDifference
 from binaryvit.analysis.steps import difference
 from binaryvit.analysis.stored import OpenStudy
-from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
-from binaryvit.files import LIBRARY_PARENT, find_upwards, write_text_atomically
-from binaryvit.models.ladder import BINARYVIT, LADDER, variant_style
+from binaryvit.files import write_text_atomically
 from binaryvit.records.notes import Note
 from binaryvit.records.predictions import PREDICTIONS_FILE
 from binaryvit.records.run_record import RECORD_FILE
-from binaryvit.studies.rows import NOT_RUN, NOTHING, Row, describe_scale, model_cost, read_ladder, record_of, scale_of
+from binaryvit.studies.rows import NOTHING, Row, describe_scale, read_ladder, record_of
 from binaryvit.studies.study import PlannedRun, State, Study, plan
 
 TABLES_FOLDER = "tables"
-NOT_AVAILABLE = "not available"
 _COSTS = ("parameters", "binary_weights", "bytes", "bops", "flops", "ops", "ops_elementwise")
 
 _SOURCE_COLUMNS = (
     "row", "column", "run", "state", "commit", "uncommitted_changes", "config_key", "data_fingerprint",
     "training_version", "read_from",
 )  # fmt: skip
-
-# The scale of the paper's and of all published figures.
-_IMAGENET = {"classes": 1000, "evaluation images": 50_000, "image size": 224}
-_IMAGENET_LADDER = LADDER["small"]
-# Published rows that are a model of the ladder.
-_PUBLISHED_AS = {"DeiT-S full precision": _IMAGENET_LADDER[0], "BinaryViT": BINARYVIT["small"]}
 
 
 @dataclass(frozen=True)
@@ -134,7 +124,7 @@ def ablation(opened: OpenStudy) -> Table:
         if several
         else "One seed, so nothing is said about chance in training."
     )
-    return Table(opened, "ablation", caption, numbers, text, _sources(rows), findings.of_ablation(rows))
+    return Table(opened, "ablation", caption, numbers, text, sources_of(rows), findings.of_ablation(rows))
 
 
 def whole_ladder(opened: OpenStudy) -> list[Row]:
@@ -175,15 +165,15 @@ def _text(row: Row, step: PairedDifference | None) -> dict[str, str]:
         "top-5 (%)": cells.accuracy(row, "top5"),
         "parameters (M)": f"{row.model_cost.parameters / 1e6:,.3f}",
         **cells.costs(row.model_cost),
-        "runs": _run_ids(row),
+        "runs": run_ids(row),
     }
 
 
-def _run_ids(row: Row | None) -> str:
+def run_ids(row: Row | None) -> str:
     return ", ".join(run.id for run in row.runs) if row else NOTHING
 
 
-def _sources(rows: Sequence[Row]) -> pd.DataFrame:
+def sources_of(rows: Sequence[Row]) -> pd.DataFrame:
     lines = []
     for before, row in pairwise([None, *rows]):
         for column, field in (("top1", "weights.top1"), ("top5", "result.top5")):
@@ -206,125 +196,3 @@ def _source(row: Row, column: str, run: PlannedRun, read: str) -> dict[str, Any]
         identity = [record.git.commit, record.git.dirty, key.config, key.data, key.training_version]
     state = State.MISSING if run.state is State.RUNNING else run.state
     return dict(zip(_SOURCE_COLUMNS, [row.label, column, run.id, str(state), *identity, read], strict=True))
-
-
-def find_published(start: str | Path) -> Path:
-    """The file published.csv in `start`, the nearest folder above it, or this repository's results/.
-
-    Raises BinaryViTError when there is none.
-    """
-    if found := find_upwards("published.csv", start) or find_upwards("published.csv", LIBRARY_PARENT / "results"):
-        return found
-    raise BinaryViTError(f"There is no published.csv in {start} or any folder above it: give its path.")
-
-
-def read_published(path: str | Path) -> pd.DataFrame:
-    """Published figures of other models on ImageNet-1k at 224 x 224, one row a model.
-
-    The columns of the file, all text except top1, and `ops` and `bytes` as numbers (NaN where none was published).
-    Raises BinaryViTError when the file is not such a table.
-    """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        columns = ["model", "family", "year", "ops_e8", "size_mb", "top1", "seen_in", "certainty"]
-        table = table[columns]
-        table["ops"] = table["ops_e8"].str.extract(r"^([0-9.]+)")[0].astype(float) * 1e8
-        table["bytes"] = table["size_mb"].str.extract(r"^([0-9.]+)")[0].astype(float) * 1e6
-        table["top1"] = table["top1"].astype(float)
-    except (OSError, KeyError, ValueError) as error:
-        raise BinaryViTError(f"{path} is no table of published figures: {error}") from error
-    return table
-
-
-def is_imagenet(rows: Sequence[Row]) -> bool:
-    """Whether a study's accuracies may stand beside published ones: ImageNet-1k's 50,000 images at 224 x 224.
-
-    Its data must be called so ("ImageNet-1k", "ILSVRC/imagenet-1k") and have that scale.
-    """
-    scales = [scale_of(record) for row in rows for record in row.values]
-    return bool(scales) and all(
-        "imagenet1k" in re.sub("[^a-z0-9]", "", scale["data"].lower())
-        and {name: scale[name] for name in _IMAGENET} == _IMAGENET
-        for scale in scales
-    )
-
-
-def comparison(opened: OpenStudy, published: pd.DataFrame) -> Table:
-    """Published binary models and the ladder on ImageNet-1k at 224 x 224.
-
-    Only a study of that scale contributes accuracies; for any other the ladder's rows say "not run". A published
-    figure stands beside its certainty; steps of the ladder whose figure could not be read are "not available".
-
-    Args:
-        opened: the study whose accuracies are compared.
-        published: what `read_published` returns.
-    """
-    rows = whole_ladder(opened)
-    comparable = is_imagenet(rows)
-    mine = {row.variant: row for row in rows if comparable and not row.config.model_args}
-    known = {
-        _PUBLISHED_AS[entry["model"]]: entry
-        for entry in published.to_dict("records")
-        if entry["model"] in _PUBLISHED_AS
-    }
-    others = [entry for entry in published.to_dict("records") if entry["model"] not in _PUBLISHED_AS]
-    pairs = [_published_entry(entry) for entry in others]
-    pairs += [_ladder_entry(variant, mine.get(variant), known.get(variant)) for variant in _IMAGENET_LADDER]
-    numbers, text = ([pair[form] for pair in pairs] for form in (0, 1))
-    caption = (
-        "Models with 1-bit weights and activations, and the full-precision teacher, on ImageNet-1k, 224x224 pixels, "
-        "1,000 classes, 50,000 evaluation images; operations per image, OPs = BOPs / 64 + FLOPs. Certainty of a "
-        "published figure: authors = their own README or abstract; table = one later paper's comparison; second-hand "
-        "or doubtful = a note about a paper. "
-    )
-    caption += f"Here: {describe_scale(rows)}." if comparable else f"Here: {NOT_RUN} at this scale."
-    finding = findings.of_comparison(rows, mine, known)
-    sources = _sources([mine[variant] for variant in _IMAGENET_LADDER if variant in mine])
-    return Table(opened, "comparison", caption, pd.DataFrame(numbers), pd.DataFrame(text), sources, finding)
-
-
-def _published_entry(entry: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A published model as numbers and as text."""
-    numbers = {name: entry[name] for name in ("model", "family", "year", "ops", "bytes")}
-    numbers |= {"top1_published": entry["top1"], "certainty": entry["certainty"], "seen_in": entry["seen_in"]}
-    text = {
-        "model": entry["model"],
-        "kind": entry["family"],
-        "year": entry["year"],
-        "OPs (1e8)": entry["ops_e8"] or NOT_AVAILABLE,
-        "size (MB)": entry["size_mb"] or NOT_AVAILABLE,
-        "top-1 published (%)": f"{entry['top1']:.1f}",
-        "certainty": entry["certainty"],
-        "seen in": entry["seen_in"],
-        "top-1 here (%)": NOTHING,
-        "runs": NOTHING,
-    }
-    return numbers, text
-
-
-def _ladder_entry(
-    variant: str, row: Row | None, published: Mapping[str, Any] | None
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """A step of the ladder as numbers and as text; its size and operations are counted on an instance."""
-    label = variant_style(variant).label
-    counted = model_cost(TrainingConfig(variant=variant), _IMAGENET["classes"])
-    unknown = {
-        "model": label,
-        "family": "ViT",
-        "year": NOTHING,
-        "top1": math.nan,
-        "certainty": NOTHING,
-        "seen_in": NOTHING,
-    }
-    entry = dict(published or unknown) | {
-        "ops": float(counted.ops),
-        "bytes": float(counted.bytes),
-        "ops_e8": f"{counted.ops / 1e8:.2f} (counted here)",
-        "size_mb": f"{counted.bytes / 1e6:.2f} (counted here)",
-    }
-    numbers, text = _published_entry(entry)
-    numbers |= {"model": label, "state": NOT_RUN} | (numbers_of(row) if row else {})
-    text |= {"model": label, "top-1 here (%)": cells.accuracy(row, "top1") if row else NOT_RUN, "runs": _run_ids(row)}
-    if published is None:
-        text["top-1 published (%)"] = NOT_AVAILABLE
-    return numbers, text

@@ -16,18 +16,19 @@ from helpers.ladder_study import TOP1, finish, write_study
 from helpers.places import ROOT
 from helpers.records import record_of
 
-from binaryvit.analysis.ladder import findings, tables
+from binaryvit.analysis.ladder import findings, published, tables
 from binaryvit.analysis.ladder import measure as ladder
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold
 from binaryvit.models.cost import cost
-from binaryvit.models.ladder import LADDER
+from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.records.run_record import Failure, RunResult
 from binaryvit.studies.rows import read_rows
 from binaryvit.studies.study import State, load_study, plan
 
 MICRO, SMALL = LADDER["micro"], LADDER["small"]
+PUBLISHED = ROOT / "results" / "published.csv"
 ACCURACY, STEP = "top-1 (%)", "difference"
 
 
@@ -54,11 +55,6 @@ def rewrite(study, variant, **changes):
 
 def column(table, name):
     return dict(zip(table.numbers["variant"], table.text[name], strict=True))
-
-
-@pytest.fixture(scope="module")
-def published():
-    return tables.read_published(ROOT / "results" / "published.csv")
 
 
 def test_the_ablation_holds_the_records_numbers_and_the_models_costs(study):
@@ -144,7 +140,7 @@ def test_of_planned_seeds_only_the_finished_ones_count(make_study):
         assert ablation(study).contents() == table.contents()
 
 
-def test_what_was_not_run_failed_or_is_stale_says_so(study, published):
+def test_what_was_not_run_failed_or_is_stale_says_so(study):
     finish(study, skip=MICRO[3:5])
     (failed,) = (run for run in study.runs if run.config.variant == MICRO[3])
     Failure(error="The loss is not finite.", time="2025-01-02T00:00:00Z").write(failed.folder)
@@ -278,9 +274,9 @@ def test_latex_is_a_booktabs_tabular_and_escaped(make_study):
     assert f"% + average pooling: {MICRO[2]}-seed0" in latex
 
 
-def test_the_comparison_shows_nothing_of_another_scale(study, published):
+def test_the_comparison_shows_nothing_of_another_scale(study):
     finish(study)
-    table = tables.comparison(OpenStudy(study), published)
+    table = published.comparison(OpenStudy(study), PUBLISHED)
     assert not any(f"{value:.2f}" in " ".join(table.text["top-1 here (%)"]) for value in TOP1.values())
     here = dict(zip(table.text["model"], table.text["top-1 here (%)"], strict=True))
     assert here["BinaryViT (+ pyramid)"] == "not run" and here["BNext-T"] == "-"
@@ -288,12 +284,12 @@ def test_the_comparison_shows_nothing_of_another_scale(study, published):
     assert "not of the published figures' scale" in table.finding and "not run at this scale" in table.caption
 
 
-def test_published_figures_stand_beside_their_certainty(study, published):
-    with open(ROOT / "results" / "published.csv", encoding="utf-8") as file:
+def test_published_figures_stand_beside_their_certainty(study):
+    with open(PUBLISHED, encoding="utf-8") as file:
         rows = {row["model"]: row for row in csv.DictReader(file)}
-    text = tables.comparison(OpenStudy(study), published).text.set_index("model")
+    text = published.comparison(OpenStudy(study), PUBLISHED).text.set_index("model")
     ladder = {"full-precision DeiT (teacher)": "DeiT-S full precision", "BinaryViT (+ pyramid)": "BinaryViT"}
-    assert set(text.index) == {*rows, *(tables.variant_style(name).label for name in SMALL)} - set(ladder.values())
+    assert set(text.index) == {*rows, *(variant_style(name).label for name in SMALL)} - set(ladder.values())
     for label, shown in text.iterrows():
         row = rows.get(ladder.get(label, label))
         if row is None:
@@ -318,11 +314,11 @@ IMAGENET = {"name": "imagenet-1k", "label": "ImageNet-1k", "eval_images": 50_000
         ({"label": "my photographs"}, False),
     ],
 )
-def test_only_imagenet_at_its_own_scale_is_compared(make_study, published, changes, comparable):
+def test_only_imagenet_at_its_own_scale_is_compared(make_study, changes, comparable):
     study = make_study(names=SMALL[:2])
     data = record_of(study, study.runs[0]).data.model_copy(update=IMAGENET | changes)
     finish(study, dict(zip(SMALL, (79.5, 50.0), strict=False)), data=data)
-    table = tables.comparison(OpenStudy(study), published)
+    table = published.comparison(OpenStudy(study), PUBLISHED)
     here = dict(zip(table.text["model"], table.text["top-1 here (%)"], strict=True))
     assert here["full-precision DeiT (teacher)"] == ("79.50" if comparable else "not run")
     assert here["BinaryViT (+ pyramid)"] == "not run"
@@ -332,10 +328,10 @@ def test_only_imagenet_at_its_own_scale_is_compared(make_study, published, chang
 
 def test_foreign_or_missing_published_figures_are_refused(tmp_path):
     with pytest.raises(BinaryViTError, match="no table of published figures"):
-        tables.read_published(tmp_path / "absent.csv")
+        published.read_published(tmp_path / "absent.csv")
     (tmp_path / "foreign.csv").write_text("a,b\n1,2\n")
     with pytest.raises(BinaryViTError, match="no table of published figures"):
-        tables.read_published(tmp_path / "foreign.csv")
+        published.read_published(tmp_path / "foreign.csv")
 
 
 def test_findings_say_what_the_numbers_say(study):
