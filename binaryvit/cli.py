@@ -226,7 +226,8 @@ def _load(options: argparse.Namespace) -> Any:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from binaryvit.studies.runner import rehearse, reproduce
+    from binaryvit.studies.rehearsal import rehearse
+    from binaryvit.studies.runner import reproduce
 
     study = _load(options)
     chosen = {"only": options.only, "rerun_stale": options.rerun_stale, "check_data": options.check_data}

@@ -1,6 +1,5 @@
 """Bringing a study to its end: what is missing is trained, then the analysis notebooks are executed."""
 
-import heapq
 import os
 import threading
 import time
@@ -17,17 +16,18 @@ from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
 from binaryvit.locks import hold
-from binaryvit.records.run_record import Failure, read_failure, read_record
+from binaryvit.records.run_record import Failure, read_failure
+from binaryvit.studies.durations import duration, estimate
 from binaryvit.studies.execution import Executor, process_environment
 from binaryvit.studies.notebooks import check_parameters, declared_parameters, find_notebook, training_parameters
 from binaryvit.studies.processes import Job, Processes, Say, Share, default_jobs, shares
-from binaryvit.studies.study import STUDY_FILE, PlannedRun, State, Study, load_study, plan, state_of
+from binaryvit.studies.study import STUDY_FILE, PlannedRun, State, Study, load_study, state_of
 
 TRAIN_NOTEBOOK = "train.ipynb"
 _POLL_SECONDS = 2.0
 
 
-def _say(line: str) -> None:
+def say_aloud(line: str) -> None:
     print(f"{line}\n", end="", flush=True)  # in one piece, so that lines of several threads do not mix
 
 
@@ -75,7 +75,7 @@ def reproduce(
     rerun_stale: bool = False,
     check_data: bool = False,
     jobs: int | None = None,
-    say: Say = _say,
+    say: Say = say_aloud,
 ) -> Outcome:
     """Trains what is missing or failed before, the teacher first, then executes the analysis notebooks.
 
@@ -104,7 +104,7 @@ def reproduce(
     return Outcome(tuple(runs), failed)
 
 
-def analyse(study: Study, *, jobs: int | None = None, say: Say = _say) -> tuple[str, ...]:
+def analyse(study: Study, *, jobs: int | None = None, say: Say = say_aloud) -> tuple[str, ...]:
     """Executes the analysis notebooks alone, which makes the study's tables and figures again from what is stored.
 
     Nothing is trained. The data are needed only if a measurement is missing or outdated. `jobs`: as
@@ -291,7 +291,7 @@ class _Training:
         return run
 
     def _train(self, run: PlannedRun, job: Job) -> PlannedRun:
-        self.say(f"{run.id}: {run.reason}; training, {_duration(estimate(self.study, run))} expected")
+        self.say(f"{run.id}: {run.reason}; training, {duration(estimate(self.study, run))} expected")
         started = datetime.now(UTC)
         try:
             self._execute(run, job)
@@ -329,68 +329,3 @@ def archive(folder: Path) -> Path:
     """Renames a run's folder to one next to it that no study reads, and returns that."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     return folder.rename(folder.with_name(f"{folder.name}.stale-{stamp}"))
-
-
-def estimate(study: Study, run: PlannedRun) -> float | None:
-    """Seconds the run will take, from what the same variant took before in this study, per epoch; None if unknown."""
-    folders = [run.folder, study.path.parent / run.folder.relative_to(study.output)]
-    folders += [other.folder for other in study.runs if other.config.variant == run.config.variant]
-    folders += [archived for folder in folders for archived in folder.parent.glob(f"{folder.name}.stale-*")]
-    for folder in folders:
-        try:
-            record = read_record(folder)
-        except BinaryViTError:  # reported as the state of that run
-            continue
-        if record is not None and record.config.get("variant") == run.config.variant:
-            return record.duration_seconds / record.result.epochs * run.config.epochs
-    return None
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown time"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def rehearse(
-    study: Study,
-    *,
-    only: Sequence[str] = (),
-    rerun_stale: bool = False,
-    check_data: bool = False,
-    jobs: int | None = None,
-    say: Say = _say,
-) -> Outcome:
-    """Says what `reproduce` would do and how long it would take, without doing it."""
-    chosen = {run.id for run in select(study, only)}
-    fingerprint = fingerprint_if_needed(study, (), check_data)
-    seconds: dict[bool, list[float | None]] = {True: [], False: []}  # of teachers, and of those that wait for them
-    runs = [run for run in plan(study, fingerprint) if run.id in chosen]
-    for run in runs:
-        if run.state is State.STALE and not rerun_stale:
-            say(f"{run.id}: STALE, would be left as it is: {run.reason}")
-        elif run.state in (State.DONE, State.RUNNING):
-            say(f"{run.id}: {run.state}, {run.reason}")
-        else:
-            needed = estimate(study, run)
-            seconds[run.teacher_id is None].append(needed)
-            say(f"{run.id}: would be trained ({run.state}: {run.reason}), {_duration(needed)}")
-    jobs = jobs or default_jobs(max(run.config.processes for run in study.runs))
-    unknown = sum(group.count(None) for group in seconds.values())
-    say(
-        f"Training would take {'at least ' * (unknown > 0)}"
-        f"{_duration(sum(_until_all_are_done(filter(None, group), jobs) for group in seconds.values()))}"
-        + f", {jobs} runs at a time" * (jobs > 1)
-        + f"; unknown: {unknown} runs." * (unknown > 0)
-    )
-    return Outcome(tuple(runs))
-
-
-def _until_all_are_done(seconds: Iterable[float], jobs: int) -> float:
-    """Seconds that tasks take when each of so many jobs begins the next one as soon as it is free."""
-    busy = [0.0] * jobs
-    for needed in seconds:
-        heapq.heapreplace(busy, busy[0] + needed)
-    return max(busy)

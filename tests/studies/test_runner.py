@@ -14,7 +14,9 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold
 from binaryvit.records.run_record import read_record
 from binaryvit.studies import runner
+from binaryvit.studies.durations import estimate
 from binaryvit.studies.execution import ExecutionFailed, Executor
+from binaryvit.studies.rehearsal import rehearse
 from binaryvit.studies.study import load_study
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -254,7 +256,7 @@ def test_a_second_runner_takes_other_runs_and_waits_for_the_one_that_is_taken(wo
 
 
 def test_a_dry_run_says_what_and_how_long_and_touches_nothing(world):
-    runner.rehearse(world.study(), say=world.said.append)
+    rehearse(world.study(), say=world.said.append)
     assert [line for line in world.said if "would be trained" in line and "unknown time" in line] == world.said[:3]
     assert world.said[3] == "Training would take at least 0 s; unknown: 3 runs."
     assert sorted(path.name for path in world.folder.iterdir()) == ["notebooks", "study.yaml"]
@@ -265,7 +267,7 @@ def test_a_dry_run_says_what_and_how_long_and_touches_nothing(world):
         "[reactdeit_micro_patch4_32,", "[{variant: reactdeit_micro_patch4_32, id: longer, recipe: {epochs: 30}},"
     )
     world.said.clear()
-    runner.rehearse(world.study(), say=world.said.append)
+    rehearse(world.study(), say=world.said.append)
     assert "unknown time" in world.said[2]
     assert f"{TEACHER}: done" in world.said[0]
 
@@ -273,12 +275,12 @@ def test_a_dry_run_says_what_and_how_long_and_touches_nothing(world):
 def test_durations_come_from_the_same_variant_per_epoch_and_from_the_committed_study(world, tmp_path):
     world.reproduce()
     elsewhere = world.study(output=tmp_path / "afresh")
-    assert runner.estimate(elsewhere, elsewhere.runs[0]) == 60.0
+    assert estimate(elsewhere, elsewhere.runs[0]) == 60.0
     world.edit("recipe: {epochs: 2}", "recipe: {epochs: 4}")
-    runner.rehearse(world.study(), rerun_stale=True, say=world.said.append)
+    rehearse(world.study(), rerun_stale=True, say=world.said.append)
     assert world.said[-1] == "Training would take 80 s"
     assert "epochs was 2 and is 4), 40 s" in world.said[-2]
-    runner.rehearse(world.study(), rerun_stale=True, jobs=2, say=world.said.append)
+    rehearse(world.study(), rerun_stale=True, jobs=2, say=world.said.append)
     assert world.said[-1] == "Training would take 40 s, 2 runs at a time"
 
 
