@@ -1,4 +1,4 @@
-"""What only a CUDA device can show, in at most eight minutes, and a page about it (`make check-gpu`)."""
+"""What only a CUDA device can show, and a page about it (`make check-gpu`). Commands end after eight minutes."""
 
 import argparse
 import math
@@ -21,7 +21,7 @@ from binaryvit.bench.report import write_benchmark
 from binaryvit.bench.training import MODES, Case, measure_training, summarize_training
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
-from binaryvit.models.ladder import LADDER
+from binaryvit.models.ladder import BINARYVIT, TEACHERS
 from binaryvit.records.provenance import available_cores, git_state
 
 SECONDS = 480
@@ -61,7 +61,7 @@ def check(
     begun = time.monotonic()
     first, *others = (commands or _commands()).items()
     checks = [_run(*first, begun + SECONDS)]
-    cases = [Case(LADDER[family][step], mode) for step in (0, 5) for mode in modes]
+    cases = [Case(models[family], mode) for models in (TEACHERS, BINARYVIT) for mode in modes]
     measured = measure_training(cases, batch_size, repetitions, compile_time=False)
     summary = with_share_of_peak(summarize_training(measured), card)
     checks += [_run(*other, begun + SECONDS) for other in others]

@@ -18,7 +18,7 @@ from torch import Tensor
 from binaryvit.bench import openvino, products, scaling
 from binaryvit.bench.processes import MeasuringProcess, peak_memory
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.ladder import LADDER
+from binaryvit.models.ladder import BINARYVIT, TEACHERS
 from binaryvit.models.weights_file import Description
 from binaryvit.packed import load
 from binaryvit.packed.file import save_packed
@@ -118,7 +118,7 @@ def measure_inference(
     rows, facts, running = [], {}, {}
     with tempfile.TemporaryDirectory(prefix="binaryvit-") as folder:
         path = Path(folder) / "model.bvit"
-        variant = LADDER[family][5]
+        variant = BINARYVIT[family]
         save_packed(timm.create_model(variant), path, Description(variant=variant, model_args={}))
         try:
             for number, case in enumerate(cases):
@@ -202,9 +202,9 @@ def _call_of(case: str, family: str, packed: str, batch_size: int, threads: int)
         images = torch.randn(batch_size, *model.input_size)
         return lambda: model(images)
     name, _, mode = case.partition(", ")
-    variants = {"simulation": LADDER[family][5], "DeiT": LADDER[family][0], "ResNet-18": "resnet18"}
+    variants = {"simulation": BINARYVIT[family], "DeiT": TEACHERS[family], "ResNet-18": "resnet18"}
     model = timm.create_model(variants[name]).eval()
-    size = timm.create_model(LADDER[family][5]).img_size
+    size = timm.create_model(BINARYVIT[family]).img_size
     images = torch.randn(batch_size, 3, size, size)
     kind, precision = mode.split()
     if kind == "OpenVINO":

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from binaryvit.bench import openvino
-from binaryvit.models.ladder import LADDER
+from binaryvit.models.ladder import BINARYVIT
 from binaryvit.models.layers import BinaryConv2d, BinaryLinear, binary_layers
 from binaryvit.packed.products import SignProduct
 
@@ -46,7 +46,7 @@ _SHAPE = ["rows", "inputs", "outputs"]
 def measure_products(family: str = "small", repetitions: int = 15, threads: int = 1) -> pd.DataFrame:
     """Measures every shape of the family's BinaryViT in each of `KINDS`, in turns; packing of signs included.
 
-    The last row is a product large enough to run at the processor's peak. OpenVINO's is left out where it is not
+    The last row is a larger product that stays in the first caches. OpenVINO's is left out where it is not
     installed or can't run.
 
     Returns:
@@ -54,7 +54,7 @@ def measure_products(family: str = "small", repetitions: int = 15, threads: int 
         gop_per_second (1e9 multiplications and additions).
     """
     torch.set_num_threads(threads)
-    shapes = layer_shapes(LADDER[family][5])
+    shapes = layer_shapes(BINARYVIT[family])
     shapes.loc[len(shapes)] = [*_PEAK, 0, 0.0]
     rows = []
     for shape in shapes.itertuples(index=False):

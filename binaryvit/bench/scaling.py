@@ -8,7 +8,7 @@ import timm
 import torch
 
 from binaryvit.models.cost import Cost, cost
-from binaryvit.models.ladder import LADDER
+from binaryvit.models.ladder import BINARYVIT
 from binaryvit.packed import PackedModel, pack
 
 IMAGE_SIZES = {"small": (96, 160, 224, 288, 384), "micro": (32, 48, 64)}
@@ -25,7 +25,7 @@ def measure_scaling(family: str = "small", repetitions: int = 15, threads: int =
         threads, repetition, seconds (per image), and of an image gop (1e9 binary multiplications and additions) and
         elementwise_gop (1e9 operations on floats, as `cost` counts them).
     """
-    variant = LADDER[family][5]
+    variant = BINARYVIT[family]
     depths = [len(stage.blocks) for stage in timm.create_model(variant).stages]
     cases = (
         [("image size", size, 1, dict(img_size=size)) for size in IMAGE_SIZES[family]]

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from timm.optim import create_optimizer_v2
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEventAvg
 
 from binaryvit.bench.processes import MeasuringProcess, ask_all, peak_memory, together
 from binaryvit.config import suggestion
@@ -258,19 +260,23 @@ def _peak_memory(device: torch.device) -> int:
     return peak_memory()
 
 
+def _is_kernel(event: FunctionEventAvg) -> bool:
+    return event.device_type != DeviceType.CPU and not event.is_user_annotation
+
+
 def _matmul_share(step) -> float:
     """The share of a step's computing time that multiplies matrices."""
     with torch.profiler.profile() as profile:
         step()
-    on_gpu = torch.cuda.is_available()
-    times = {
-        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        for event in profile.key_averages()
-    }
+    events, on_gpu = profile.key_averages(), torch.cuda.is_available()
+    # On a GPU a kernel stands twice among the events: as itself, and in the time of the operation that started it.
+    whole = [event for event in events if not on_gpu or _is_kernel(event)]
     # PyTorch's own operations only: the names of compiled graphs are hashes, in which anything may stand.
-    products = sum(
-        value
-        for name, value in times.items()
-        if name.startswith("aten::") and any(part in name for part in _MATRIX_PRODUCTS)
-    )
-    return products / max(sum(times.values()), 1e-9)
+    products = [
+        event
+        for event in events
+        if event.key.startswith("aten::") and any(part in event.key for part in _MATRIX_PRODUCTS)
+    ]
+    time = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    counted, total = (sum(getattr(event, time) for event in part) for part in (products, whole))
+    return counted / max(total, 1e-9)

@@ -24,7 +24,7 @@ def pack_weight(layer: nn.Module) -> tuple[Tensor, Tensor]:
 def unpack_weight(bits: Tensor, scale: Tensor, shape: torch.Size) -> Tensor:
     """The binary weight s * sign(W) in float32. Raises ValueError as `unpack_signs`, or if scales are missing."""
     if scale.shape != shape[:1]:
-        raise ValueError(f"{len(scale)} scales for a weight of shape {tuple(shape)}")
+        raise ValueError(f"scales of shape {tuple(scale.shape)} for a weight of shape {tuple(shape)}")
     signs = unpack_signs(bits, shape)
     return (scale.float().cpu().unsqueeze(1) * signs.flatten(1)).reshape(shape)
 

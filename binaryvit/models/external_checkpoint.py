@@ -1,6 +1,7 @@
 """Checkpoints from outside of this library: PyTorch or safetensors files, read as data and never as code."""
 
 import copy
+import os
 import pickle
 from pathlib import Path
 
@@ -21,10 +22,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         BinaryViTError: the file is missing or damaged, holds more than tensors, or holds no tensors.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file without an error of its own
         raise BinaryViTError(f"There is no checkpoint file {path}; check the path.")
     try:
         content = load_file(path) if _is_safetensors(path) else torch.load(path, "cpu", weights_only=True)
+    except PermissionError as error:
+        raise BinaryViTError(f"{path} may not be read; check its permissions.") from error
     except pickle.UnpicklingError as error:  # anything but plain tensors and containers
         raise BinaryViTError(
             f"{path} is no PyTorch file, or holds more than tensors and is not opened, for it could run code; "

@@ -14,6 +14,7 @@ read in all three versions, the second in version 3 alone.
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -70,10 +71,18 @@ class Preprocessing(_Strict):
 
     @classmethod
     def of(cls, model: nn.Module, crop_pct: float | None = None) -> Self:
-        """What timm knows of a model's images, at the size it was built for; `crop_pct` None: timm's."""
-        settings = resolve_data_config({}, model=model)
+        """What timm knows of a model's images, at the size it was built for; `crop_pct` None: timm's.
+
+        Raises BinaryViTError for a model of other channels than timm knows.
+        """
+        settings, channels = resolve_data_config({}, model=model), input_channels(model)
+        if channels != len(settings["mean"]):
+            raise BinaryViTError(
+                f"The model takes images of {channels} channels, and timm knows how to prepare those of "
+                f"{len(settings['mean'])}; say how these are prepared."
+            )
         return cls(
-            input_size=(settings["input_size"][0], *image_size(model)),
+            input_size=(channels, *image_size(model)),
             mean=settings["mean"],
             std=settings["std"],
             crop_pct=settings["crop_pct"] if crop_pct is None else crop_pct,
@@ -115,7 +124,7 @@ class WeightsFile:
     tensors: dict[str, Tensor]
 
     def skeleton(self) -> nn.Module:
-        """The described model without storage (on the meta device), in evaluation mode.
+        """The described model without storage, in evaluation mode.
 
         Only names that timm knows and arguments that load nothing are accepted, and no sizes that the stored tensors
         can't have, so that a forged description fetches, opens and allocates nothing.
@@ -123,6 +132,18 @@ class WeightsFile:
         Raises:
             BinaryViTError: there is no such model.
         """
+        return self._build("meta")
+
+    def filled(self, tensors: dict[str, Tensor]) -> nn.Module:
+        """The described model with a state dict, in evaluation mode. Only for a file that `check` has passed."""
+        model = self.skeleton()
+        model.load_state_dict(tensors, assign=True)
+        if any(buffer.is_meta for buffer in model.buffers()):  # some timm models compute what they do not store
+            model = self._build("cpu")
+            model.load_state_dict(tensors)
+        return model.eval()
+
+    def _build(self, device: str) -> nn.Module:
         variant, arguments = self.description.variant, self.description.model_args
         try:
             if not timm.is_model(variant):
@@ -135,7 +156,7 @@ class WeightsFile:
             is_ours = timm.models.model_entrypoint(variant).__module__.startswith("binaryvit.")
             _check_bounds(arguments, is_ours, largest=8 * stored, deepest=min(stored // 100, _DEEPEST))
             arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
-            with torch.device("meta"):
+            with torch.device(device):
                 return timm.create_model(variant, **arguments).eval()
         except Exception as error:  # whatever a constructor does with unforeseen arguments
             raise BinaryViTError(
@@ -189,7 +210,8 @@ def save_inference_weights(
     # Scales stay float32: they are few, and the packed weights then rebuild exactly.
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not name.endswith(".scale"):
-            tensors[name] = tensor.to(float_dtype)
+            stored = tensor.to(float_dtype)
+            tensors[name] = stored if stored.isfinite().all() else tensor  # float16 ends at 65,504
     description = Description(
         variant=variant, model_args=model_args, class_names=class_names, preprocessing=preprocessing
     )
@@ -222,10 +244,9 @@ def model_of(file: WeightsFile) -> nn.Module:
     # Copied, because what was read may be a view into the file.
     tensors = {name: tensor.to(dtypes.get(name, tensor.dtype), copy=True) for name, tensor in file.tensors.items()}
     try:
-        model.load_state_dict(tensors, assign=True)
+        return file.filled(tensors)
     except ValueError as error:
         raise file.misfit(error) from error
-    return model.eval()
 
 
 def read_weights_file(path: str | Path) -> WeightsFile:
@@ -235,7 +256,7 @@ def read_weights_file(path: str | Path) -> WeightsFile:
         BinaryViTError: the file is missing, truncated, or of another kind or version.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file without an error of its own
         raise BinaryViTError(f"There is no file {path} with inference weights; check the path.")
     try:
         with safe_open(path, framework="pt") as file:
@@ -246,6 +267,8 @@ def read_weights_file(path: str | Path) -> WeightsFile:
                     "models.external_checkpoint.load_checkpoint."
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except PermissionError as error:
+        raise BinaryViTError(f"{path} may not be read; check its permissions.") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise BinaryViTError(f"{path} is truncated or damaged, or no safetensors file; write it again.") from error
     return WeightsFile(path, _parse(path, metadata[FORMAT]), tensors)
@@ -285,8 +308,11 @@ def _check_bounds(model_args: dict[str, Any], is_ours: bool, largest: int, deepe
 
     What a number means to a model that is not ours is known of few names; any other could be of layers or of places.
     """
+    stages = max((len(value) for value in model_args.values() if isinstance(value, list)), default=1)
     for name, value in model_args.items():
         values = value if isinstance(value, list) else [value]
+        if is_ours and "depth" in name and not isinstance(value, list):
+            values *= stages  # one number stands for all stages
         if any(isinstance(number, (list, dict)) for number in values):
             raise ValueError(f"{name}={value!r} is no number, text or list of these")
         if is_ours:

@@ -1,6 +1,7 @@
 """Classifies image files with a deployed model."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,12 +15,14 @@ from torch import Tensor
 from binaryvit.data.images import is_image_file, to_rgb
 from binaryvit.data.transforms import normalize
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.shapes import input_channels
 from binaryvit.models.weights_file import Description, Preprocessing
 from binaryvit.packed.engine import PackedModel
 from binaryvit.packed.export import find_weights
 from binaryvit.packed.file import read_packed
 
 _BATCH_SIZE = 16
+_BATCH_PIXELS = 2**23  # of all images that are held at a time: 100 MB of float32
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,10 @@ class Classifier:
             )
         self._model = PackedModel(skeleton, packed.tensors, threads)
         self._names = _class_names(packed.description, skeleton.num_classes)
+        if (channels := input_channels(skeleton)) != 3:
+            raise BinaryViTError(f"{path} takes images of {channels} channels, not RGB.")
         self._preprocessing = packed.description.preprocessing or Preprocessing.of(skeleton)
-        if self._preprocessing.input_size[0] != 3:
-            raise BinaryViTError(f"{path} takes images of {self._preprocessing.input_size[0]} channels, not RGB.")
+        self._batch_size = max(1, min(_BATCH_SIZE, _BATCH_PIXELS // math.prod(self._preprocessing.input_size[1:])))
 
     def classify(self, files: Sequence[str | Path], top: int = 5) -> Iterator[Answer]:
         """An answer for each file, in order; a file that cannot be used as an image does not stop the others.
@@ -82,8 +86,8 @@ class Classifier:
             files: image files of any kind and size.
             top: how many classes an answer names at most.
         """
-        for start in range(0, len(files), _BATCH_SIZE):
-            batch = [Path(file) for file in files[start : start + _BATCH_SIZE]]
+        for start in range(0, len(files), self._batch_size):
+            batch = [Path(file) for file in files[start : start + self._batch_size]]
             # Opened and resized one after the other: only what the model takes is held for a whole batch.
             opened = [_open(file, self._preprocessing) for file in batch]
             guesses = self._guesses([image for image in opened if not isinstance(image, str)], top)
@@ -129,7 +133,7 @@ def image_files(places: Sequence[str | Path]) -> list[Path]:
 
 def _is_taken(path: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return is_image_file(path) and not hidden and path.is_file()
+    return is_image_file(path) and not hidden and os.path.isfile(path)
 
 
 def _open(file: Path, preprocessing: Preprocessing) -> Tensor | str:

@@ -17,7 +17,7 @@ scale only the mantissa's 23 bits remain, three bytes per output channel.
 these bytes, the three of each scale, and a header of less than 400: for `binaryvit_small_patch4_224` 1.8% more than
 the table's 7.83 MB, for `binaryvit_micro_patch2_32` 3.9% of 0.53 MB. Its rows are shorter, so it has more scales per
 weight. (Rows are padded to whole bytes; in both families they are whole bytes already. Class names and preprocessing
-add their text, some 200 bytes.)
+add their text, some 200 bytes for ten classes.)
 """
 
 import copy

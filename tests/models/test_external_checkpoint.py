@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.bits import pack_weight
 from binaryvit.models.external_checkpoint import load_checkpoint, read_state_dict
+from binaryvit.models.layers import binary_layers
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": s, "epoch": 3}])
@@ -67,6 +69,17 @@ def test_safetensors_are_known_by_their_content(tmp_path):
     model = timm.create_model("reactdeit_micro_patch4_32")
     save_file(model.state_dict(), tmp_path / "weights.bin")
     assert read_state_dict(tmp_path / "weights.bin").keys() == model.state_dict().keys()
+
+
+def test_a_scale_of_another_shape_is_refused(tmp_path):
+    model = timm.create_model("reactdeit_micro_patch4_32")
+    name, layer = next(iter(binary_layers(model).items()))
+    bits, _ = pack_weight(layer)
+    state_dict = {key: value for key, value in model.state_dict().items() if key != f"{name}.weight"}
+    state_dict |= {f"{name}.weight.bits": bits, f"{name}.weight.scale": torch.tensor(1.0)}
+    save_file(state_dict, tmp_path / "m.safetensors")
+    with pytest.raises(BinaryViTError, match=r"does not fit.*scales of shape \(\) for a weight of shape"):
+        load_checkpoint(model, tmp_path / "m.safetensors")
 
 
 def test_another_architecture_is_refused_and_the_model_unchanged(tmp_path):

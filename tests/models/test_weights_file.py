@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.external_checkpoint import load_checkpoint
+from binaryvit.models import external_checkpoint, weights_file
+from binaryvit.models.external_checkpoint import load_checkpoint, read_state_dict
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.layers import TokenBatchNorm, binary_layers
 from binaryvit.models.weights_file import (
@@ -91,6 +92,28 @@ def test_half_precision_halves_a_full_precision_model(tmp_path):
     assert next(loaded.parameters()).dtype == torch.float32
     with torch.no_grad():
         torch.testing.assert_close(loaded(images), model(images), rtol=1e-2, atol=1e-2)
+
+
+def test_what_half_precision_cannot_hold_stays_whole(tmp_path):
+    model = timm.create_model("deit_micro_patch4_32")
+    model.head.bias.data[0] = 1e5
+    save_inference_weights(model, tmp_path / "w.safetensors", "deit_micro_patch4_32", {}, torch.float16)
+    assert torch.equal(load_inference_weights(tmp_path / "w.safetensors").head.bias, model.head.bias)
+
+
+@pytest.mark.parametrize(
+    ("variant", "model_args"),
+    [
+        ("swin_tiny_patch4_window7_224", {"img_size": 56, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]}),
+        ("levit_128s", {}),
+    ],
+)
+def test_a_timm_model_that_computes_what_it_does_not_store_gives_its_logits(variant, model_args, tmp_path):
+    model = timm.create_model(variant, **model_args).eval()
+    save_inference_weights(model, tmp_path / "w.safetensors", variant, model_args)
+    images = torch.randn(2, 3, *[model_args.get("img_size", 224)] * 2)
+    with torch.no_grad():
+        assert torch.equal(load_inference_weights(tmp_path / "w.safetensors")(images), model(images))
 
 
 def test_class_names_and_preprocessing_are_kept(tmp_path):
@@ -190,6 +213,7 @@ def test_forged_descriptions_are_refused(saved, change, match):
     ("variant", "model_args"),
     [
         ("binaryvit_micro_patch2_32", {"depths": [1000, 1, 1]}),
+        ("binaryvit_micro_patch2_32", {"depths": 100, "embed_dims": [1] * 24, "img_size": 2**23}),
         ("hiera_tiny_224", {"stages": [15_000, 1, 1, 1]}),
         ("tiny_vit_5m_224", {"window_sizes": [150] * 4}),
         ("levit_128s", {"img_size": 4096}),
@@ -201,6 +225,24 @@ def test_a_forged_description_takes_no_time_to_refuse(variant, model_args, saved
     monkeypatch.setattr(timm, "create_model", None)  # would take from seconds to hours
     with pytest.raises(BinaryViTError, match="more than the file holds"):
         load_inference_weights(path)
+
+
+def test_the_preprocessing_of_grey_images_has_to_be_given():
+    with pytest.raises(BinaryViTError, match="takes images of 1 channels, and timm knows how to prepare those of 3"):
+        Preprocessing.of(timm.create_model("binaryvit_micro_patch2_32", in_chans=1))
+
+
+@pytest.mark.parametrize("read", [read_weights_file, read_state_dict])
+def test_what_may_not_be_read_is_not_called_damaged(read, saved, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(weights_file, "safe_open", refuse)
+    monkeypatch.setattr(external_checkpoint, "load_file", refuse)
+    with pytest.raises(BinaryViTError, match="may not be read; check its permissions"):
+        read(saved[0])
+    with pytest.raises(BinaryViTError, match="There is no"):
+        read("x" * 300)
 
 
 def test_what_loads_other_files_is_no_argument_of_a_run_either(tmp_path):

@@ -23,6 +23,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.models.weights_file import Description, load_inference_weights
 from binaryvit.packed import classify
 from binaryvit.packed.classify import Classifier, image_files
+from binaryvit.packed.engine import PackedModel
 from binaryvit.packed.export import export_packed
 from binaryvit.packed.file import save_packed
 
@@ -54,6 +55,17 @@ def test_a_folder_of_digits_is_named_in_order(model, tmp_path):
     for answer in answers:
         assert len(answer.guesses) == 5 and answer.guesses[0].name == NAMES[answer.guesses[0].index]
         assert answer.guesses == tuple(sorted(answer.guesses, key=lambda guess: -guess.probability))
+
+
+def test_of_large_images_fewer_are_held_at_a_time(model, tmp_path, monkeypatch):
+    folder, _ = write_digits(tmp_path / "digits", 5)
+    answers = list(Classifier(model).classify(image_files([folder])))
+    batches, call = [], PackedModel.__call__
+    monkeypatch.setattr(PackedModel, "__call__", lambda self, images: batches.append(len(images)) or call(self, images))
+    monkeypatch.setattr(classify, "_BATCH_PIXELS", 2 * 16 * 16 + 1)
+    again = list(Classifier(model).classify(image_files([folder])))
+    assert batches == [2, 2, 1]
+    assert [answer.guesses[0].index for answer in again] == [answer.guesses[0].index for answer in answers]
 
 
 def test_probabilities_are_those_of_the_evaluation(model, tmp_path):

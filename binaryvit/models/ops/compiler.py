@@ -1,7 +1,7 @@
 """Compiles C++ sources of this package for the processor they run on, once, and loads them.
 
 Plain C functions on pointers: no headers but the standard library's, so a source compiles in seconds. Their threads are
-those of PyTorch, whose OpenMP runtime is the one already loaded.
+those of PyTorch where the compiler's OpenMP runtime is PyTorch's, as GCC's is; Clang brings another, which counts its own.
 """
 
 import ctypes
@@ -103,7 +103,8 @@ def _load(source: Path, compiler: list[str], flags: tuple[str, ...]) -> ctypes.C
             return ctypes.CDLL(str(kept))
         except OSError:  # damaged, or made for another system's libraries: made again below
             kept.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=_writable(kept.parent)) as folder:
+    # Some network file systems keep an opened file's folder from being removed.
+    with tempfile.TemporaryDirectory(dir=_writable(kept.parent), ignore_cleanup_errors=True) as folder:
         made = Path(folder) / kept.name
         _output([*compiler, *flags, "-o", str(made), str(source)])
         library = ctypes.CDLL(str(made))  # stays loaded when its name is gone
