@@ -62,8 +62,11 @@ def open_study(
     """What an analysis notebook starts with: its parameters checked, and the study opened (`stored.open_study`).
 
     Where papermill's `-p` gave `runs` as text, "[runs/one, runs/two]" or the name of one, it is read as a list.
+    Raises BinaryViTError as that does, and when `write` is neither True nor False.
     """
     check_parameters()
+    if not isinstance(write, bool):
+        raise BinaryViTError(f"write is {write!r}, which is neither True nor False: papermill takes `-p write True`.")
     keep_freed_memory()  # what measures models on a CPU allocates the same large tensors again and again
     if isinstance(runs, str):
         runs = [name.strip(" \"'") for name in runs.strip("[] ").split(",")]

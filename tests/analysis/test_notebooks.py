@@ -88,6 +88,11 @@ def test_default_studies_are_found_from_the_repository_and_from_its_notebooks(fo
         assert open_study(study.strip('"')).study.output.resolve() == ROOT / study.strip('"')
 
 
+def test_a_text_is_no_answer_to_whether_to_write():
+    with pytest.raises(BinaryViTError, match="write is 'false', which is neither True nor False"):
+        notebook.open_study("results/smoke", write="false")
+
+
 def test_papermill_knows_every_parameter_and_its_help():
     parameters = papermill.inspect_notebook(str(TRAIN))
     assert {"variant", "data", "epochs", "seed", "batch_size", "teacher", "output", "settings"} <= set(parameters)

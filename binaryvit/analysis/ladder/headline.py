@@ -1,4 +1,4 @@
-"""What the README shows of a study: its ablation in five columns, and up to three sentences to take away.
+"""What the README shows of a study: its ablation in five columns, and up to four sentences to take away.
 
 python -m binaryvit.analysis.ladder.headline results/cifar10 README.md
 """
@@ -18,7 +18,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
 from binaryvit.models.cost import Cost
 from binaryvit.models.ladder import BINARYVIT, LAST_COLUMNAR
-from binaryvit.studies.rows import Row, describe_scale, model_cost, read_ladder
+from binaryvit.studies.rows import Row, describe_scale, model_cost, read_ladder, read_rows
 from binaryvit.studies.study import State, Study, load_study, plan
 
 _EXPLAINED = (
@@ -38,7 +38,9 @@ def headline(study: Study) -> str:
         paragraphs.append(
             f"**This study is still being trained:** {len(runs) - unfinished} of its {len(runs)} runs are done."
         )
-    if sentences := take_away(rows):
+    ladder = {row.variant for row in rows}
+    others = [row for row in read_rows(study) if row.variant not in ladder]
+    if sentences := take_away(rows, others):
         paragraphs.append("\n".join(f"- {sentence}" for sentence in sentences))
     return "\n\n".join(paragraphs)
 
@@ -61,8 +63,11 @@ def _table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def take_away(rows: Sequence[Row]) -> list[str]:
-    """What one bit costs, which steps count, and what the pyramid does, as far as the rows are finished."""
+def take_away(rows: Sequence[Row], others: Sequence[Row] = ()) -> list[str]:
+    """What one bit costs, which steps count, what the pyramid does, and how a convolutional network of `others` does.
+
+    Each as far as its rows are finished.
+    """
     current = [row for row in rows if row.values and not row.stale]
     teachers, finished = ([row for row in current if row.is_teacher is is_teacher] for is_teacher in (True, False))
     sentences = [price(teacher, max(finished, key=top1)) for teacher in teachers if finished]
@@ -72,6 +77,9 @@ def take_away(rows: Sequence[Row]) -> list[str]:
     pyramid = next((row for row in rows if row.variant in BINARYVIT.values()), None)
     if columnar and pyramid and (step := difference(columnar[-1], pyramid)):
         sentences.append(_last_step(step, columnar[-1], pyramid))
+    convolutional = next((row for row in others if row.variant.startswith("reactresnet")), None)
+    if convolutional and pyramid and (step := difference(pyramid, convolutional)):
+        sentences.append(_rival(step, pyramid, convolutional))
     return sentences
 
 
@@ -82,7 +90,18 @@ def _last_step(step: PairedDifference, columnar: Row, pyramid: Row) -> str:
     verb = verb if step.is_resolved else "makes a difference that is not resolved"
     return (
         f"The last step, the pyramid, {verb}: {step} points, with {shares} of the columnar model. "
-        f"In the paper it gains, with {_shares_of_operations(*of_paper)}."
+        f"In the paper's sizes it has {_shares_of_operations(*of_paper)}, counted here."
+    )
+
+
+def _rival(step: PairedDifference, pyramid: Row, rival: Row) -> str:
+    ahead = "ahead of" if step.points > 0 else "behind"
+    ahead = ahead if step.is_resolved else "within what this study resolves of"
+    seeds = "one seed" if step.seeds == 1 else f"{step.seeds} seeds"
+    size = rival.model_cost.bytes / pyramid.model_cost.bytes
+    return (
+        f"The {rival.label} is {ahead} {pyramid.label}: {step} points over {seeds}, with {size:.2f} times the bytes "
+        f"and {_shares_of_operations(pyramid.model_cost, rival.model_cost)}."
     )
 
 

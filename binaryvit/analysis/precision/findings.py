@@ -29,7 +29,9 @@ def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
         for row in compared.itertuples()
     )
     seeds = compared["difference_seeds"].min()
-    over = "the seed that all have, so chance in training is not in it" if seeds == 1 else f"{seeds} seeds or more"
+    over = "the seed that all have, so chance in training is not in it"
+    if seeds > 1:
+        over = f"the {seeds} or more seeds that both have, so it need not be the difference of the means"
     return claim, f"Top-1 against W32A32 in points, with its 95% interval over images and {over}: {changes}."
 
 
@@ -56,5 +58,6 @@ def of_agreement(table: pd.DataFrame, model: str) -> tuple[str, str]:
     values = ", ".join(f"{value:.2f} for {name}" for name, value in compared.items())
     finding = f"Mean linear CKA (centred kernel alignment) with W32A32 is {values}."
     if is_reference.any():
-        return claim, f"{finding} Two seeds of W32A32 agree to {means[is_reference].mean():.2f}, the yardstick for all."
+        agreed = f"Two seeds of W32A32 agree to {means[is_reference].mean():.2f}"
+        return claim, f"{finding} {agreed}, without the initial weights that the others share with it."
     return claim, f"{finding} With one seed of W32A32, the agreement of two trainings is not known."

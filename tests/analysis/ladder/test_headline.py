@@ -34,7 +34,7 @@ def test_the_sentences_name_price_best_step_and_last_step(tmp_path):
 def test_a_pyramid_that_loses_says_so(tmp_path):
     text = headline_of(tmp_path, 50, 55, 60, 85, 80, 70)
     assert "+ affine, is above its full-precision teacher, which is no ceiling here, by +5.00 (" in text
-    assert "the pyramid, loses: -5.00 (" in text and "In the paper it gains, with 0.54 times the OPs (" in text
+    assert "the pyramid, loses: -5.00 (" in text and "In the paper's sizes it has 0.54 times the OPs (" in text
 
 
 def test_the_step_that_gains_most_may_be_the_pyramid(tmp_path):
