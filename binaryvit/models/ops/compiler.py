@@ -1,7 +1,7 @@
 """Compiles C++ sources of this package for the processor they run on, once, and loads them.
 
 Plain C functions on pointers: no headers but the standard library's, so a source compiles in seconds. Their threads are
-those of PyTorch where the compiler's OpenMP runtime is PyTorch's, as GCC's is; Clang brings another, which counts its own.
+those of PyTorch where the compiler's OpenMP runtime is PyTorch's, as GCC's is; Clang brings another.
 """
 
 import ctypes
