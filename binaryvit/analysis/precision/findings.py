@@ -25,14 +25,12 @@ def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
     if compared.empty:
         return claim, "Without stored predictions of the same seeds, nothing is said about chance."
     changes = ", ".join(
-        f"{row.Index} {row.difference:+.1f} ({row.difference_low:+.1f} to {row.difference_high:+.1f})"
+        f"{row.Index} {row.difference:+.1f} ({row.difference_low:+.1f} to {row.difference_high:+.1f}; n = "
+        f"{row.difference_seeds})"
         for row in compared.itertuples()
     )
-    seeds = compared["difference_seeds"].min()
-    over = "the seed that all have, so chance in training is not in it"
-    if seeds > 1:
-        over = f"the {seeds} or more seeds that both have, so it need not be the difference of the means"
-    return claim, f"Top-1 against W32A32 in points, with its 95% interval over images and {over}: {changes}."
+    over = "over the n seeds that both have, with its 95% interval (n = 1: for the choice of images alone)"
+    return claim, f"Top-1 against W32A32 in points, {over}: {changes}."
 
 
 def of_agreement(table: pd.DataFrame, model: str) -> tuple[str, str]:
@@ -58,6 +56,6 @@ def of_agreement(table: pd.DataFrame, model: str) -> tuple[str, str]:
     values = ", ".join(f"{value:.2f} for {name}" for name, value in compared.items())
     finding = f"Mean linear CKA (centred kernel alignment) with W32A32 is {values}."
     if is_reference.any():
-        agreed = f"Two seeds of W32A32 agree to {means[is_reference].mean():.2f}"
-        return claim, f"{finding} {agreed}, without the initial weights that the others share with it."
+        agreed = f"agree to {means[is_reference].mean():.2f}"
+        return claim, f"{finding} Two seeds of W32A32, whose initial weights differ, {agreed}."
     return claim, f"{finding} With one seed of W32A32, the agreement of two trainings is not known."

@@ -101,8 +101,8 @@ def test_drawings_show_every_precision(study):
     differences = [difference(row, 80) for row in (50, 70)]
     assert [f"{text:+.1f}" for text in differences[0]] == ["-30.0", "-34.8", "-25.2"]
     assert numbers.finding == (
-        "Top-1 against W32A32 in points, with its 95% interval over images and the seed that all have, so chance in "
-        f"training is not in it: W1A1 {said(differences[0])}, W1A32 {said(differences[1])}."
+        "Top-1 against W32A32 in points, over the n seeds that both have, with its 95% interval (n = 1: for the choice "
+        f"of images alone): W1A1 {said(differences[0])}, W1A32 {said(differences[1])}."
     )
     assert {"50.00", "70.00", "80.00"} == {text.get_text() for text in numbers.draw().axes[0].texts}
     for drawing in (numbers, agreement):
@@ -129,7 +129,7 @@ def difference(top1, reference):
 
 
 def said(numbers):
-    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*numbers)
+    return "{:+.1f} ({:+.1f} to {:+.1f}; n = 1)".format(*numbers)
 
 
 def test_what_is_missing_is_said_and_drawn_as_not_run(tmp_path):
