@@ -23,7 +23,7 @@ from torch.autograd.profiler_util import FunctionEventAvg
 from binaryvit.bench.processes import MeasuringProcess, ask_all, peak_memory, together
 from binaryvit.config import suggestion
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.ladder import BINARYVIT, LADDER, LAST_COLUMNAR
+from binaryvit.models.ladder import BINARYVIT, LADDER, LAST_COLUMNAR, TEACHERS
 from binaryvit.models.ops.synchronized import synchronize
 from binaryvit.records.provenance import available_cores
 from binaryvit.training.build import compile_blocks, data_parallel, input_settings
@@ -79,7 +79,7 @@ def cases(family: str, variants: Sequence[str] = (), modes: Sequence[str] = ()) 
         for variant in variants or (BINARYVIT[family], LAST_COLUMNAR[family])
         for mode in modes or _USUAL_MODES
     ]
-    return [Case(*case) for case in dict.fromkeys([(LADDER[family][0], "eager fp32"), *chosen])]
+    return [Case(*case) for case in dict.fromkeys([(TEACHERS[family], "eager fp32"), *chosen])]
 
 
 def measure_training(

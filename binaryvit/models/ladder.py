@@ -69,7 +69,7 @@ LADDER: dict[str, tuple[str, ...]] = {
 }
 
 # Who is who in a family.
-TEACHERS = frozenset(family[0] for family in LADDER.values())
+TEACHERS = {name: family[0] for name, family in LADDER.items()}
 BINARY_VARIANTS = frozenset(name for family in LADDER.values() for name in family[1:])
 LAST_COLUMNAR = {name: family[4] for name, family in LADDER.items()}
 BINARYVIT = {name: family[5] for name, family in LADDER.items()}

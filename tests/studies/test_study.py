@@ -306,7 +306,7 @@ def test_the_recipe_is_chosen_on_images_held_out_of_training():
     assert {(run.config.holdout_images, run.config.train_split, run.config.eval_split) for run in trials} == {
         (5000, "train", None)
     }
-    assert len({run.config.key() for run in trials}) == len(trials) == 8
+    assert len({run.config.key() for run in trials}) == len(trials) == 9
 
 
 def test_models_of_64_pixels_keep_the_grids_of_their_variants():

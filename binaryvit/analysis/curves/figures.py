@@ -86,7 +86,7 @@ def all_curves(table: pd.DataFrame, claim: str) -> Figure:
 
     `table`: columns label, variant, seed, epoch, top1 (percent), eval_loss, evaluated_on ("10,000 images of CIFAR-10").
     """
-    longest = table.loc[~table["variant"].isin(TEACHERS), "epoch"].max()
+    longest = table.loc[~table["variant"].isin(TEACHERS.values()), "epoch"].max()
     figure = Figure(figsize=(DOUBLE_COLUMN, 3.3))
     panels = figure.subplots(1, 2)
     for axes, (column, name) in zip(

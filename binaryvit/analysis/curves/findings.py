@@ -12,7 +12,7 @@ _FORM = "{:.2g}"
 
 def of_curves(table: pd.DataFrame) -> tuple[str, str]:
     """From when on the binary models stand in the order in which they end; which models still rose at the end."""
-    binary = table[~table["variant"].isin(TEACHERS)]
+    binary = table[~table["variant"].isin(TEACHERS.values())]
     means = (binary if len(binary) else table).groupby(["label", "epoch"], sort=False)["top1"].mean()
     gains = means.groupby("label", sort=False).diff().groupby("label", sort=False).last().dropna()
     rising = gains[gains > 0]

@@ -86,7 +86,7 @@ def _draw_points(axes: Axes, points: pd.DataFrame, cost: str) -> None:
 
 def _claim(points: pd.DataFrame) -> str:
     """What the figure shows: what the ladder's binary models reach, and what they save."""
-    steps, teachers = points[_is_step(points) & (points["bops"] > 0)], points[points["variant"].isin(TEACHERS)]
+    steps, teachers = points[_is_step(points) & (points["bops"] > 0)], points[points["variant"].isin(TEACHERS.values())]
     if steps.empty or teachers.empty:
         return "Accuracy and cost of each model"
     teacher = teachers.iloc[0]

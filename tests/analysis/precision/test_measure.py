@@ -173,7 +173,7 @@ def test_a_second_seed_of_full_precision_says_what_agreement_can_be_expected(tmp
     assert set(second["precision"]) == {"W32A32"} and second["cka"].lt(1 - 1e-6).any()
     labels = [line.get_label() for line in agreement.draw().axes[0].lines]
     assert any(label.startswith("another seed of W32A32 (1)") for label in labels)
-    assert "Two seeds of W32A32 agree to" in agreement.finding
+    assert "Two seeds of W32A32, whose initial weights differ, agree to" in agreement.finding
 
 
 def test_sentences_on_agreement_follow_the_numbers():
