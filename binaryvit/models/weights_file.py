@@ -134,9 +134,8 @@ class WeightsFile:
         """
         return self._build("meta")
 
-    def filled(self, tensors: dict[str, Tensor]) -> nn.Module:
-        """The described model with a state dict, in evaluation mode. Only for a file that `check` has passed."""
-        model = self.skeleton()
+    def filled(self, model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+        """The skeleton with a state dict, in evaluation mode. Only for a file that `check` has passed."""
         model.load_state_dict(tensors, assign=True)
         if any(buffer.is_meta for buffer in model.buffers()):  # some timm models compute what they do not store
             model = self._build("cpu")
@@ -244,7 +243,7 @@ def model_of(file: WeightsFile) -> nn.Module:
     # Copied, because what was read may be a view into the file.
     tensors = {name: tensor.to(dtypes.get(name, tensor.dtype), copy=True) for name, tensor in file.tensors.items()}
     try:
-        return file.filled(tensors)
+        return file.filled(model, tensors)
     except ValueError as error:
         raise file.misfit(error) from error
 

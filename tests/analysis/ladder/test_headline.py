@@ -37,6 +37,19 @@ def test_a_pyramid_that_loses_says_so(tmp_path):
     assert "the pyramid, loses: -5.00 (" in text and "In the paper's sizes it has 0.54 times the OPs (" in text
 
 
+@pytest.mark.parametrize(
+    ("top1", "said"),
+    [(70, "is ahead of BinaryViT (+ pyramid): +5.00 ("), (60, "is behind BinaryViT (+ pyramid): -5.00 (")],
+)
+def test_a_convolutional_network_is_compared_with_the_pyramid(top1, said, tmp_path):
+    rival = "reactresnet_micro_patch2_32"
+    study = write_study(tmp_path, controls=f"[{{id: rival, variant: {rival}, label: binary ResNet}}]")
+    finish(study, dict(zip((*MICRO, rival), (80, 50, 60, 60.25, 61, 65, 64, top1), strict=True)))
+    text = headline(load_study(tmp_path))
+    assert f"- The binary ResNet {said}" in text
+    assert ") points over one seed, with 0.43 times the bytes and 0.98 times the OPs (0.24 times with elem" in text
+
+
 def test_the_step_that_gains_most_may_be_the_pyramid(tmp_path):
     assert "- The step that gains most is BinaryViT (+ pyramid), by +18.00 (" in headline_of(
         tmp_path, 50, 55, 56, 57, 75, 70
