@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from binaryvit.analysis.stored import OpenStudy, StoredRun
+from binaryvit.records.run_record import RunRecord
 from binaryvit.studies.rows import Row, read_rows
 
 PRECISIONS = {(1, 1): "W1A1", (1, 32): "W1A32", (32, 1): "W32A1", (32, 32): "W32A32"}
@@ -21,6 +22,22 @@ def block_of(layer: str) -> str | None:
     if block is None:
         return "stem" if stage == "0" else f"merge {stage}"
     return f"{stage}.{block}"
+
+
+def in_words(block: str) -> str:
+    """A block's name from `block_of` as a sentence says it: "block 0.1", "merge 1"."""
+    return f"block {block}" if block[0].isdigit() else block
+
+
+def is_pyramid(runs: pd.Series, blocks: pd.Series) -> pd.Series:
+    """For each row of a table, whether its run's model has several stages; blocks: module paths or `block_of` them."""
+    return blocks.str.match(r"stages\.1\.|1\.").groupby(runs).transform("any")
+
+
+def evaluated_on(record: RunRecord, images: int | None = None) -> str:
+    """The images of a measurement: "500 evaluation images of CIFAR-10"; `images` None: all there are."""
+    number = min(images or record.data.eval_images, record.data.eval_images)
+    return f"{number:,} evaluation images of {record.data.label}"
 
 
 def model_label(run: StoredRun) -> str:

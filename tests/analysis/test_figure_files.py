@@ -33,6 +33,7 @@ def points(names=LADDER["micro"], seeds=1):
             "label": [variant_style(name).label for name in names],
             "bops": [0, 9e7, 9e7, 9e7, 9e7, 6e7, 6e7],
             "ops": [9.2e7, 2.63e6, 2.6e6, 2.6e6, 2.6e6, 2.1e6, 3.9e6],
+            "ops_elementwise": [1e8, 2e7, 2e7, 2.1e7, 2.2e7, 2.6e7, 3e7],
             "bytes": [5.4e6, 3.8e5, 3.8e5, 4.0e5, 4.1e5, 4.5e5, 1.1e6],
             "top1": [79.0, 46.0, 49.0, 52.0, 53.0, 61.0, 63.0],
             "top1_std": 0.5 if seeds > 1 else np.nan,

@@ -56,22 +56,19 @@ RESIDUAL_STEPS: dict[str, Point] = {
     "block: output": ("", "output"),
 }
 ADDED = "FFN + pooling branches"
-# After the blocks: the final batch norm, and what the classifier reads (one token, or the mean of all).
-HEAD_STEPS: dict[str, Point] = {"head: input": ("norm", "output"), "head: pooled": ("head_drop", "input")}
-HEAD = "head"  # stands for a block's path in these rows
 
-STEPS = (*ATTENTION_STEPS, "attention: + residual", *FFN_STEPS, ADDED, "block: output", *HEAD_STEPS)
+STEPS = (*ATTENTION_STEPS, "attention: + residual", *FFN_STEPS, ADDED, "block: output")
 
 
 class DistinctValues:
     """The distinct float32 values of some channels, over any number of batches.
 
-    `channels` of the values' last dimension are taken, evenly spaced (all where there are no more). Of each, up to
-    `limit` values are kept, so the memory is bounded; a count of `limit` means as many or more. `observations` is the
-    number of values seen per channel.
+    `channels` of the values' last dimension are taken, evenly spaced (all where there are no more, or it is None). Of
+    each, up to `limit` values are kept, so the memory is bounded; a count of `limit` means as many or more.
+    `observations` is the number of values seen per channel.
     """
 
-    def __init__(self, channels: int, limit: int = 2**16):
+    def __init__(self, channels: int | None = None, limit: int = 2**16):
         self.observations = 0
         self._channels = channels
         self._limit = limit
@@ -82,7 +79,7 @@ class DistinctValues:
         if x.isnan().any():
             raise BinaryViTError("An activation is not a number (NaN): the model's training has diverged.")
         x = x.flatten(0, -2)
-        chosen = np.unique(np.linspace(0, x.shape[1] - 1, self._channels).round().astype(int))
+        chosen = np.unique(np.linspace(0, x.shape[1] - 1, self._channels or x.shape[1]).round().astype(int))
         rows = x[:, torch.from_numpy(chosen).to(x.device)].float().T.cpu().numpy()
         self.observations += rows.shape[1]
         self._values = self._values or [rows[0, :0]] * len(rows)
@@ -105,8 +102,8 @@ def distinct_values(model: BinaryVisionTransformer, batches: Iterable[Tensor], c
         channels: how many channels are counted at each step, evenly spaced.
 
     Returns:
-        A row per block and step, in the order of computation. Columns block (its path; "head" after the last), step
-        (of STEPS), channels (counted), observations (per channel), bound (the most values a binary product can take,
+        A row per block and step, in the order of computation. Columns block (its path), step (of STEPS), channels
+        (counted), observations (per channel), bound (the most values a binary product can take,
         else NaN), minimum, median and maximum (over channels).
 
     Raises:
@@ -127,14 +124,14 @@ def distinct_values_from_one_bit(
     """What the steps make of one bit: as `distinct_values`, each half of a block computed by itself from signs.
 
     In the model as it is, real-valued shortcuts reach every step from the full-precision stem. Here the normalized
-    input of each attention and FFN (with its pooling branches) and of the final pooling is replaced by its sign, so
-    each value counted after it was made by that half alone; nothing is added to a residual.
+    input of each attention and FFN (with its pooling branches) is replaced by its sign, so each value counted after it
+    was made by that half alone; nothing is added to a residual.
     """
     model = exact_copy(model)
     counts, watchers = _watched(model, ATTENTION_STEPS | FFN_STEPS | {ADDED: ("", "output")}, channels)
     blocks = _blocks(model)
     normalized: dict[str, Tensor] = {}
-    norms = [f"{path}.{norm}" for path in blocks for norm in ("norm1", "norm2")] + ["norm"]
+    norms = [f"{path}.{norm}" for path in blocks for norm in ("norm1", "norm2")]
     keepers = {(path, "output"): partial(normalized.__setitem__, path) for path in norms}
     like = next(model.parameters())
     with evaluating(model):
@@ -149,10 +146,30 @@ def distinct_values_from_one_bit(
                     block.affine1(block.attn(x))
                     added = block.affine2(block.mlp(y))
                     counts[path, ADDED].update(added if block.pool is None else added + block.pool(y))
-                x = sign(normalized["norm"])
-                counts[HEAD, "head: input"].update(x)
-                model.forward_head(x)
     return _frame(model, counts)
+
+
+def values_read(model: BinaryVisionTransformer, batches: Iterable[Tensor]) -> pd.DataFrame:
+    """How many values the classifier reads of each channel, where the tokens before the final pooling are signs.
+
+    Args:
+        model, batches: as in `distinct_values`.
+
+    Returns:
+        One row. Columns tokens (of an image, that are pooled), observations (images), channels, minimum, median and
+        maximum (over all channels).
+
+    Raises:
+        BinaryViTError: there is no image.
+    """
+    model, count, tokens = exact_copy(model), DistinctValues(), 0
+    like = next(model.parameters())
+    with evaluating(model):
+        for images in batches:
+            signs = sign(model.forward_features(images.to(like.device, like.dtype)))
+            tokens = 1 if model.global_pool == "token" else signs.shape[1] - model.num_prefix_tokens
+            count.update(model.forward_head(signs, pre_logits=True))
+    return pd.DataFrame([{"tokens": tokens, **_summary(count)}])
 
 
 def _blocks(model: nn.Module) -> dict[str, BinaryBlock]:
@@ -175,22 +192,24 @@ def _watched(
             if step != "pooling branches" or block.pool is not None:
                 counts[path, step] = DistinctValues(channels)
                 watchers[".".join(filter(None, [path, inner])), side] = counts[path, step].update
-    for step, point in HEAD_STEPS.items():
-        counts[HEAD, step] = DistinctValues(channels)
-        watchers[point] = counts[HEAD, step].update
     return counts, watchers
 
 
 def _frame(model: nn.Module, counts: Mapping[tuple[str, str], DistinctValues]) -> pd.DataFrame:
-    rows = []
-    for (path, step), count in counts.items():
-        if not count.observations:
-            raise BinaryViTError("There is no image to count on; give at least one batch.")
-        values = count.counts()
-        row = {"block": path, "step": step, "channels": len(values), "observations": count.observations}
-        row |= {"bound": _bound(model, path, step), "minimum": values.min(), "median": np.median(values)}
-        rows.append(row | {"maximum": values.max()})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        [
+            {"block": path, "step": step, "bound": _bound(model, path, step), **_summary(count)}
+            for (path, step), count in counts.items()
+        ]
+    )
+
+
+def _summary(count: DistinctValues) -> dict[str, float]:
+    if not count.observations:
+        raise BinaryViTError("There is no image to count on; give at least one batch.")
+    values = count.counts()
+    numbers = {"channels": len(values), "observations": count.observations, "minimum": values.min()}
+    return numbers | {"median": np.median(values), "maximum": values.max()}
 
 
 def _bound(model: nn.Module, path: str, step: str) -> float:

@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from binaryvit.analysis.activations.distinct_values import STEPS
 from binaryvit.analysis.activations.findings import NEAR, shares_inside, shares_near
 from binaryvit.analysis.activations.layer_kinds import KINDS, kind_of
+from binaryvit.analysis.labels import is_pyramid
 from binaryvit.analysis.strips import handles, reference, strips
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, styled
 from binaryvit.analysis.wording import span
@@ -16,9 +17,11 @@ from binaryvit.models.ladder import VariantStyle, variant_style
 from binaryvit.palette import BLACK, GREY, VERMILION
 
 _ONE_TO_ONE = ("batch norm", "RPReLU", "affine")  # steps that give each value another, and add none
+_MENTIONED = 0.05  # share of the activations beyond what is drawn, from which it is mentioned
 _LAYERS = "marker: median of a model's layers of a kind, bar: their range"
 # Blocks of one grid and of several: within each, no variant can be told from another.
 _SHAPES = {"columnar": VariantStyle("", GREY, "o"), "pyramid": VariantStyle("", BLACK, "X")}
+_LOOKED_AT = "values looked at, the most there can be"
 
 
 @styled
@@ -30,19 +33,23 @@ def pre_sign_histograms(histograms: pd.DataFrame, claim: str) -> Figure:
     """
     table = _of_kinds(histograms)
     table["share"] = 100 * table["count"] / table.groupby(["run", "layer"])["count"].transform("sum")
-    kinds, inside = _kinds_in(table), shares_inside(table, ["row", "series"])
+    kinds, by = _kinds_in(table), ["row", "series"]
+    inside = shares_inside(table, by)
     columns = min(3, len(kinds))
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.0 + 1.5 * -(-len(kinds) // columns)))
     grid = figure.subplots(-(-len(kinds) // columns), columns, squeeze=False, sharex=True, sharey=True)
     finite = table[np.isfinite(table["bin_left"]) & np.isfinite(table["bin_right"])]
     edges = np.unique(finite[["bin_left", "bin_right"]])
+    outside = 1 - shares_inside(table, by, edges[-1])
     for axes, kind in zip(grid.flat, kinds, strict=False):
         axes.axvspan(-1, 1, color="#EFEFEF", linewidth=0, zorder=0)
         for name, look in _looks(table).items():
             own = finite[(finite["row"] == kind) & (finite["series"] == name)]
             if len(own):
                 axes.stairs(own.groupby("bin_left")["share"].mean(), edges, color=look.colour, baseline=None)
-        axes.set_title(f"{kind}\n{span(inside[kind], '{:.0%}')} inside")
+        beyond = outside[kind].max()
+        far = f"\nup to {beyond:.0%} beyond ±{edges[-1]:g}" * bool(beyond >= _MENTIONED)
+        axes.set_title(f"{kind}\n{span(inside[kind], '{:.0%}')} inside{far}")
         axes.tick_params(labelbottom=True)
     for axes in grid.flat[len(kinds) :]:
         axes.remove()
@@ -124,7 +131,7 @@ def flipped_signs(layers: pd.DataFrame, claim: str) -> Figure:
 
 @styled
 def distinct_values(values: pd.DataFrame, fed: str, claim: str) -> Figure:
-    """How many of the values looked at are different ones, at each step inside a block; `fed` says what entered it.
+    """How many values are different ones, at each step inside a block; `fed` says what entered it.
 
     Left out are the steps that only rescale, one value to one: batch norm, RPReLU and affine.
 
@@ -133,12 +140,9 @@ def distinct_values(values: pd.DataFrame, fed: str, claim: str) -> Figure:
     """
     figure = Figure(figsize=(DOUBLE_COLUMN, 4.3))
     axes = figure.subplots()
-    values = values.assign(share=100 * values["median"] / values["observations"])
     _steps(axes, values, f"fed: {fed}; {values['counted_on'].iloc[0]}")
-    axes.set_xlabel("distinct values of a channel, over all tokens and images (% of the values looked at)")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlim(right=250)
-    reference(axes, 100, "all different")
+    axes.set_xlabel("distinct values of a channel, over all tokens and images")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     headline(figure, claim)
     return figure
 
@@ -147,7 +151,7 @@ def distinct_values(values: pd.DataFrame, fed: str, claim: str) -> Figure:
 def values_read(pooled: pd.DataFrame, claim: str) -> Figure:
     """How many distinct values a channel takes of what the classifier is given, where final tokens are signs.
 
-    `pooled`: the rows of `distinct_values_from_one_bit` of the step "head: pooled".
+    `pooled`: columns run, label, variant, tokens, median, counted_on.
     """
     models = pooled.groupby("label", sort=False)
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.0 + 0.38 * len(models)))
@@ -183,17 +187,20 @@ def _strips_of_kinds(table: pd.DataFrame, value: str, claim: str, note: str = ""
 
 
 def _steps(axes: Axes, values: pd.DataFrame, fed: str) -> None:
-    """One row per step inside a block, one strip per shape of model."""
-    pyramid = values["block"].str.startswith("stages.1.").groupby(values["run"]).transform("any")
+    """One row per step inside a block, one strip per shape of model, and one for the most there can be."""
+    pyramid = is_pyramid(values["run"], values["block"])
     table = values.assign(row=values["step"], series=np.where(pyramid, "pyramid", "columnar"))
     present = [step for step in STEPS if step in set(table["row"]) and not step.endswith(_ONE_TO_ONE)]
     models = table.groupby("series")["label"].nunique()
     looks = {shape: look for shape, look in _SHAPES.items() if shape in models}
-    strips(axes, table, "share", [step for step in present if not step.startswith("head")], looks)
+    limit = table.assign(series=_LOOKED_AT, median=table["observations"])
+    drawn = {**looks, _LOOKED_AT: VariantStyle("", VERMILION, "|")}
+    strips(axes, pd.concat([table, limit]), "median", present, drawn)
     axes.set_xscale("log")
     names = [(f"{shape} (n = {models[shape]})", look) for shape, look in looks.items()]
+    names.append((_LOOKED_AT, drawn[_LOOKED_AT]))
     title = f"{fed}\nmarker: median of blocks and models, bar: their range"
-    axes.figure.legend(handles=handles(names), loc="outside lower center", ncols=2, title=title)
+    axes.figure.legend(handles=handles(names), loc="outside lower center", ncols=3, title=title)
 
 
 def _of_kinds(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """What the numbers on activations and weights say: for each figure its claim, which is its title, and a finding."""
 
-import math
-
 import pandas as pd
 
 from binaryvit.analysis.activations.layer_kinds import kind_of
@@ -55,9 +53,10 @@ def of_latent_weights(latent: pd.DataFrame) -> tuple[str, str]:
         does, way = ("spreads", "falls") if near["trained"] < near["initial"] else ("gathers", "rises")
         shares = f"from {near['initial']:.0%} to {near['trained']:.0%}"
         claim = f"Training {does} latent weights: the share near 0, where signs flip, {way} {shares}"
+    ends = pd.Series({label: shares_near(own)["trained"] for label, own in latent.groupby("label", sort=False)})
     return claim, (
-        f"Nearer to 0 than {NEAR} times their layer's initial scale lay {near['initial']:.0%} of the latent weights "
-        f"before training; after it {near['trained']:.0%} do."
+        f"Near is nearer than {NEAR} times a layer's mean scale before training; by model, "
+        f"{_ends(ends, '{:.0%}')} of the latent weights end there."
     )
 
 
@@ -76,16 +75,11 @@ def of_flipped_signs(layers: pd.DataFrame) -> tuple[str, str]:
 def of_distinct_values(values: pd.DataFrame) -> tuple[str, str]:
     """What shortcuts add to the products' few values in the model as it is."""
     products, sums = (values[values["step"].str.endswith(end)] for end in ("binary product", "+ shortcut"))
-    share = (sums["median"] / sums["observations"]).groupby(sums["label"], sort=False).median()
     used = (products["median"] / products["bound"]).median()
-    alone = f"at most {_most(products):g}% of the median channel's values are distinct"
-    claim = f"After a binary product {alone}, after its shortcut {span(share, '{:.0%}')}"
-    if share.min() > _NEARLY_ALL:
-        claim = f"After a binary product {alone}, after its shortcut nearly all"
-    return claim, (
-        f"A binary product takes {span(products['median'], '{:,.0f}')} values in the median channel, {used:.0%} of "
-        "what its length allows. Real-valued shortcuts from the full-precision stem hide this; the next figure counts "
-        "without them."
+    claim = f"A channel takes {span(products['median'], '{:,.0f}')} values after a binary product"
+    return f"{claim}, after its shortcut {_counted(sums)}", (
+        f"A product takes {used:.0%} of the values that its length allows. Real-valued shortcuts from the "
+        "full-precision stem hide this; the next figure counts without them."
     )
 
 
@@ -96,42 +90,46 @@ def of_one_bit(values: pd.DataFrame) -> tuple[str, str]:
     products = values.loc[values["bound"].notna(), "median"]
     first = values[values["step"].isin(["query: + shortcut", "FFN 1: + shortcut"])]
     built = values[values["step"].isin(["context: + q + k + v", "FFN 2: + shortcut"])]
-    share = built["median"] / built["observations"]
-    many = share.median() > _NEARLY_ALL
-    least = "at least " * bool(many)  # where nearly all differ, more could have
-    claim = f"Fed only signs, at most {_most(first):g}% of values are distinct after query or FFN 1 with its shortcut"
-    return f"{claim}, {'nearly all' if many else span(share, '{:.0%}')} after context or FFN 2 with theirs", (
+    least = "at least " * bool(_are_nearly_all(built))  # where nearly all differ, more could have
+    claim = f"Fed only signs, a channel takes {span(first['median'], '{:,.0f}')} values after query or FFN 1"
+    return f"{claim} with its shortcut, after context or FFN 2 with theirs {_counted(built)}", (
         f"A binary product makes {span(products, '{:,.0f}')} values; the second shortcut of the FFN, which averages "
         f"channels, multiplies them by {least}{span(ratio, '{:.0f}')}."
     )
 
 
-def _most(values: pd.DataFrame) -> float:
-    """The largest share of the values looked at that are distinct, in percent, rounded up."""
-    return math.ceil(1000 * (values["median"] / values["observations"]).max()) / 10
+def _counted(values: pd.DataFrame) -> str:
+    """How many values differ; where nearly all do, how many differ depends on how many were looked at."""
+    return "nearly as many as are looked at" if _are_nearly_all(values) else span(values["median"], "{:,.0f}")
 
 
-def of_values_read(pooled: pd.DataFrame) -> tuple[str, str]:
+def _are_nearly_all(values: pd.DataFrame) -> bool:
+    return (values["median"] / values["observations"]).groupby(values["label"]).median().min() > _NEARLY_ALL
+
+
+def of_values_read(table: pd.DataFrame) -> tuple[str, str]:
     """What the classifier is left with where the final tokens are signs."""
-    read = pooled.groupby("label", sort=False)["median"].median()
-    cls = pooled.groupby("label", sort=False)["tokens"].first() == 1
+    read = table.groupby("label", sort=False)["median"].median()
+    cls = table.groupby("label", sort=False)["tokens"].first() == 1
     claim = f"If final tokens were signs, a channel would take {span(read[~cls], '{:,g}')} values in their mean"
     if cls.any() and not cls.all():
         claim += f", {span(read[cls], '{:,g}')} in a CLS token"
     elif cls.all():
         claim = f"If the CLS token were signs, a channel would take {span(read, '{:,g}')} values"
     return claim, (
-        f"It reads {_ends(read, '{:,g}')}. A mean of N tokens takes at most N + 1 values, so a pyramid, which ends "
-        "with fewer tokens, has fewer."
+        f"The classifier then reads {_ends(read, '{:,g}')}. A mean of N tokens takes at most N + 1 values, so a "
+        "pyramid, which ends with fewer tokens, has fewer."
     )
 
 
-def shares_inside(histograms: pd.DataFrame, by: str | pd.Series | list[str | pd.Series]) -> pd.Series:
-    """Which share of pre-sign activations lies in the window (-1, 1), by columns or Series.
+def shares_inside(
+    histograms: pd.DataFrame, by: str | pd.Series | list[str | pd.Series], window: float = 1
+) -> pd.Series:
+    """Which share of pre-sign activations lies within ±window, an edge of the bins, by columns or Series.
 
     The mean of layers: each counts as much as any other, however many tokens it has.
     """
-    inside = (histograms["bin_left"] >= -1) & (histograms["bin_right"] <= 1)
+    inside = (histograms["bin_left"] >= -window) & (histograms["bin_right"] <= window)
     layer = [histograms["run"], histograms["layer"]]
     share = histograms["count"].where(inside, 0).groupby(layer).transform("sum")
     share /= histograms["count"].groupby(layer).transform("sum")

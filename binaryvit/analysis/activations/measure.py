@@ -1,6 +1,6 @@
 """What one bit does inside the binary models of a study: signs, weights, and how many values a layer's output takes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pandas as pd
 from torch import Tensor
@@ -8,15 +8,15 @@ from torch import Tensor
 from binaryvit.analysis.activations import distinct_values, figures, findings, signs, weight_changes
 from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import evaluation_batches
-from binaryvit.analysis.labels import bits_of, first_seeds, labelled
+from binaryvit.analysis.labels import bits_of, evaluated_on, first_seeds, labelled
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy, StoredRun
 from binaryvit.errors import BinaryViTError
 
-VERSION = 3  # of what is measured here
-IMAGES = 1000  # signs are counted on
-COUNTED_IMAGES = 256  # distinct values are counted on
+_SIGNS_VERSION, _VALUES_VERSION = 3, 4  # of the code that measures
+IMAGES = 1000  # that signs, and the values that classifiers read, are counted on
+COUNTED_IMAGES = 256  # that all other distinct values are counted on
 COUNTED_CHANNELS = 8
 
 
@@ -34,7 +34,7 @@ def drawings(
         latent_weights(opened),
         values(opened, counted_images, channels),
         values_from_one_bit(opened, counted_images, channels),
-        values_read(opened, counted_images, channels),
+        values_read(opened, images),
     ]
 
 
@@ -92,25 +92,21 @@ def values_from_one_bit(opened: OpenStudy, images: int = COUNTED_IMAGES, channel
     """The same count without the real-valued stream; see `values`."""
     name, count = "distinct_values_from_one_bit", distinct_values.distinct_values_from_one_bit
     table = _measure_values(opened, images, channels, name, count)
-    table["tokens"] = table["run"].map(_tokens_read(table, opened))
     said, fed = findings.of_one_bit(table), "signs of what enters each half of a block"
     return Drawing.of(opened, name, {"values": table}, said, lambda claim: figures.distinct_values(table, fed, claim))
 
 
-def values_read(opened: OpenStudy, images: int = COUNTED_IMAGES, channels: int = COUNTED_CHANNELS) -> Drawing:
-    """How many of these values the classifier reads; see `values_from_one_bit`."""
-    table = values_from_one_bit(opened, images, channels).inputs["values"]
-    pooled = table[table["step"] == "head: pooled"]
-    said = findings.of_values_read(pooled)
-    return Drawing.of(opened, "values_read", {"values": pooled}, said, lambda claim: figures.values_read(pooled, claim))
-
-
-def _tokens_read(values: pd.DataFrame, opened: OpenStudy) -> pd.Series:
-    """How many tokens of an image the classifier of each run reads: one CLS token, or the mean of all."""
-    seen = values[values["block"] == distinct_values.HEAD].pivot(index="run", columns="step", values="observations")
-    tokens = seen["head: input"] // seen["head: pooled"]
-    reads_cls = {run.id: getattr(run.model(), "global_pool", "") == "token" for run in _one_bit_runs(opened)}
-    return tokens.where(~tokens.index.map(reads_cls).astype(bool), 1)
+def values_read(opened: OpenStudy, images: int = IMAGES) -> Drawing:
+    """How many values the classifier reads of each channel where final tokens are signs; see `histograms`."""
+    _check_positive(images=images)
+    runs = _one_bit_runs(opened)
+    table = measured(
+        opened, "values_read", _VALUES_VERSION, {"images": images}, runs,
+        lambda run: distinct_values.values_read(on_best_device(run.model()), _images(opened, run, images)),
+    )  # fmt: skip
+    table = labelled(table, runs).assign(counted_on=evaluated_on(runs[0].record, images))
+    said = findings.of_values_read(table)
+    return Drawing.of(opened, "values_read", {"values": table}, said, lambda claim: figures.values_read(table, claim))
 
 
 def _one_bit_runs(opened: OpenStudy) -> list[StoredRun]:
@@ -140,19 +136,21 @@ def _measure_signs(opened: OpenStudy, images: int) -> dict[str, pd.DataFrame]:
         "signs": lambda run: signs.sign_layers(count(run)),
         "pre_sign_histograms": lambda run: signs.sign_histograms(count(run)),
     }
-    tables = {name: measured(opened, name, VERSION, {"images": images}, runs, make) for name, make in measure.items()}
-    return {name: labelled(table, runs).assign(counted_on=_describe(runs, images)) for name, table in tables.items()}
+    settings = {"images": images}
+    tables = {name: measured(opened, name, _SIGNS_VERSION, settings, runs, make) for name, make in measure.items()}
+    counted_on = evaluated_on(runs[0].record, images)
+    return {name: labelled(table, runs).assign(counted_on=counted_on) for name, table in tables.items()}
 
 
 def _measure_values(opened: OpenStudy, images: int, channels: int, name: str, count: Callable) -> pd.DataFrame:
     _check_positive(counted_images=images, channels=channels)
     runs = _one_bit_runs(opened)
     table = measured(
-        opened, name, VERSION, {"images": images, "channels": channels}, runs,
+        opened, name, _VALUES_VERSION, {"images": images, "channels": channels}, runs,
         lambda run: count(on_best_device(run.model()), _images(opened, run, images), channels),
     )  # fmt: skip
     return labelled(table, runs).assign(
-        counted_on=f"{_describe(runs, images)}, {channels} channels counted in each layer"
+        counted_on=f"{evaluated_on(runs[0].record, images)}, {channels} channels counted in each layer"
     )
 
 
@@ -164,11 +162,6 @@ def _check_positive(**numbers: int) -> None:
 
 def _images(opened: OpenStudy, run: StoredRun, images: int) -> list[Tensor]:
     return [batch for batch, _ in evaluation_batches(opened, run, images)]
-
-
-def _describe(runs: Sequence[StoredRun], images: int) -> str:
-    data = runs[0].record.data
-    return f"{min(images, data.eval_images):,} images of {data.label}"
 
 
 def _each(opened: OpenStudy, table_of: Callable[[StoredRun], pd.DataFrame]) -> pd.DataFrame:

@@ -9,10 +9,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy.special import entr, softmax
 from timm.utils import AttentionExtract
 from torch import Tensor, nn
 
@@ -212,3 +215,16 @@ def statistics_of(batches: Iterable[tuple[Sequence[AttentionMaps], int]]) -> pd.
             columns |= dict.fromkeys(("level", "density", "kept"), math.nan)
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
+
+
+@cache
+def evenness_of_chance(keys: int) -> float:
+    """The evenness (see `statistics_of`) of attention between random signs, on average; NaN for a single key.
+
+    A score is a sum of as many independent signs as a head has channels, over the root of that number: near to a
+    standard normal number.
+    """
+    if keys < 2:
+        return math.nan
+    scores = np.random.default_rng(0).standard_normal((2000, keys))
+    return float(entr(softmax(scores, axis=1)).sum(axis=1).mean() / math.log(keys))

@@ -123,8 +123,7 @@ def by_block(
     statistics: pd.DataFrame,
     quantities: Mapping[str, str],
     claim: str,
-    yardstick: str | None = None,
-    even: Mapping[str, str] | None = None,
+    compared: tuple[str, str] | None = None,
     note: str = "",
 ) -> Figure:
     """Shares of attention heads over the blocks of all models: a panel per quantity, a point per head.
@@ -135,8 +134,7 @@ def by_block(
         statistics: columns label, variant, seed, layer, block, head, level, images, and those of the quantities.
         quantities: columns to draw, and what their axes are called.
         claim: what the figure says.
-        yardstick: the label of a model whose mean is drawn through all others.
-        even: for a quantity the column whose mean it would have if attention were even, drawn in its panel too.
+        compared: a quantity, and the column whose mean is drawn beside the model's own (NaN: it has none).
         note: what else the reader must know.
     """
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.3 + 1.3 * len(quantities)))
@@ -149,12 +147,10 @@ def by_block(
             of_model.drop_duplicates("block").set_index("block")["layer"].map(lambda layer: block_of(layer) or layer)
         )
         for column, axes in panels.items():
-            mean = _heads_of(axes, of_model, column, left, len(names), low)
-            if label == yardstick:
-                axes.axhline(mean, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
-            if column in (even or {}):
-                of_even = of_model.loc[~is_off(of_model["level"]), even[column]].mean()
-                axes.hlines(of_even, left - 0.45, left + len(names) - 0.55, color=GREY, linestyle=(0, (2, 1)), zorder=3)
+            _heads_of(axes, of_model, column, left, len(names), low)
+            if compared and column == compared[0]:
+                other = of_model.loc[~is_off(of_model["level"]), compared[1]].mean()
+                axes.hlines(other, left - 0.45, left + len(names) - 0.55, color=GREY, linestyle=(0, (2, 1)), zorder=3)
             if left:
                 axes.axvline(left - 0.8, color=GREY, linewidth=0.5, linestyle=":")
         ticks |= {left + block: names[block] for block in range(0, len(names), -(-len(names) // 5))}
@@ -173,13 +169,9 @@ def by_block(
     seeds = most_seeds(statistics)
     about = "one seed" if seeds == 1 else f"bar: range of up to {seeds} seeds"
     on = " that are on" * bool(is_off(statistics["level"]).any())
-    notes = [
-        f"{statistics['images'].max():,} evaluation images",
-        f"dashed: mean of {yardstick}" * bool(yardstick),
-        "dashed: if attention were even" * bool(even),
-    ]
-    lines = [f"block (point: a head; line and number: mean of the heads{on}; {about})", "; ".join(filter(None, notes))]
-    bottom.set_xlabel("\n".join(filter(None, [*lines, note])))
+    first = f"block (point: a head; line and number: mean of the heads{on}; {about})"
+    second = "; ".join(filter(None, [f"{statistics['images'].max():,} evaluation images", note]))
+    bottom.set_xlabel(f"{first}\n{second}")
     headline(figure, claim)
     return figure
 
@@ -189,8 +181,8 @@ def _above(low: float, share: float) -> float:
     return 1 + share * (1 - low)
 
 
-def _heads_of(axes: Axes, of_model: pd.DataFrame, column: str, left: float, blocks: int, low: float) -> float:
-    """Draws one model's heads, its block 0 at `left`; returns their mean."""
+def _heads_of(axes: Axes, of_model: pd.DataFrame, column: str, left: float, blocks: int, low: float) -> None:
+    """Draws one model's heads and their mean, its block 0 at `left`."""
     off = is_off(of_model["level"])
     for block, seeds_off in off.groupby([of_model["block"], of_model["seed"]]).all().groupby("block"):
         if seeds_off.any():
@@ -206,7 +198,6 @@ def _heads_of(axes: Axes, of_model: pd.DataFrame, column: str, left: float, bloc
     if len(on):
         axes.hlines(mean, left - 0.45, left + blocks - 0.55, color=look.colour, linewidth=0.8)
         axes.text(left + (blocks - 1) / 2, _above(low, 0.16), f"{mean:.0%}", ha="center", va="center", fontsize=7)
-    return mean
 
 
 def _canvas() -> tuple[Figure, Axes]:

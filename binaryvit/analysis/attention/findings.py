@@ -9,6 +9,7 @@ from binaryvit.analysis.labels import block_of
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.wording import listed, span
 
+_REST = "Pooling branches and the shortcuts of keys and values, which also pass on what places hold, are left out."
 _APART = 0.1  # relative distance from which one block is said to be the first of all
 _NEARLY_ALL = 0.99  # the share of attended keys from which a head is said to average over all of them
 
@@ -25,13 +26,10 @@ def of_rollouts(places: pd.DataFrame) -> tuple[str, str]:
     low, high = (f"{peak:.1f}" for peak in (peaks.min(), peaks.max()))
     flattest, peaked = (_named(peaks.index[peaks.map("{:.1f}".format) == shown]) for shown in (low, high))
     claim = f"{rolled} peaks highest in {peaked}, {high} times an even share, and lowest in {flattest}, {low} times"
-    claim += " (means)" * (images > 1)
     if low == high:
         claim = f"{rolled} peaks at {low} times an even share in {'every model' if len(peaks) > 1 else peaks.index[0]}"
-    return claim, (
-        f"Of {side} x {side} areas, the most attended gets {peaks.max():.2f} times its even share in {peaks.idxmax()} "
-        f"and {peaks.min():.2f} times in {peaks.idxmin()} (mean of {images} image{'s' * (images > 1)})."
-    )
+    mean = f", the mean of these {images} images" * (images > 1)
+    return claim, f"Compared is what the most attended of {side} x {side} areas gets{mean}. {_REST}"
 
 
 def _named(models: Sequence[str]) -> str:
@@ -97,29 +95,28 @@ def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
     if averaging:
         keep = "keeps nearly all keys and so averages" if averaging == 1 else "keep nearly all keys and so average"
         merely = f"{averaging} of {number} {keep} over the image"
+    idle = int((on["density"] * on["keys"] < 1).sum())
+    few = f"; {idle} of {number} {'keep' if idle > 1 else 'keeps'} less than one key for the average query" * bool(idle)
     passed = f"{keys} of the keys pass the threshold and hold {probability} of the probability"
-    return f"Averaged over a model's heads, {passed}", f"{merely} regardless of the query.{silent}"
+    return f"Averaged over a model's heads, {passed}", f"{merely} regardless of the query{few}.{silent}"
 
 
-def of_evenness(statistics: pd.DataFrame, teacher: str | None) -> tuple[str, str]:
-    """How selective attention is before binarization, against the teacher's."""
-    on = statistics[~is_off(statistics["level"])]
-    mean = on.groupby("label", sort=False)["evenness"].mean()
-    return f"Averaged over heads, before the threshold, {_against(-mean, teacher)}", (
+def of_evenness(statistics: pd.DataFrame) -> tuple[str, str]:
+    """How selective attention is before binarization, and whether more so than chance makes it."""
+    means = statistics[~is_off(statistics["level"])].groupby("label", sort=False)[["evenness", "chance"]].mean()
+    mean, binary = means["evenness"], means.dropna(subset="chance")
+    finding = (
         f"The entropy of a row is {mean.min():.0%} of its maximum in {mean.idxmin()} and {mean.max():.0%} in "
         f"{mean.idxmax()}; 100% would be all keys alike."
     )
-
-
-def _against(selectivity: pd.Series, teacher: str | None) -> str:
-    """The claim on models, by label, of which one may be the teacher."""
-    others = selectivity[selectivity.index != teacher]
-    if teacher not in selectivity or others.empty:
-        return f"attention is most selective in {selectivity.idxmax()} and most even in {selectivity.idxmin()}"
-    even = (others < selectivity[teacher]).sum()
-    if even in (0, len(others)):
-        return f"every binary model attends more {'evenly' if even else 'selectively'} than the teacher"
-    return f"{even} of {len(others)} binary models attend more evenly than the teacher"
+    if binary.empty:
+        claim = f"attention is most selective in {mean.idxmin()} and most even in {mean.idxmax()}"
+    else:
+        more = (binary["evenness"] < binary["chance"]).sum()
+        models = "every binary model" if more == len(binary) else f"{more} of {len(binary)} binary models"
+        claim = f"attention is more selective in {models} than between random signs"
+        finding = f"{finding[:-1]}, and random signs of as many keys have {span(binary['chance'], '{:.0%}')}."
+    return f"Averaged over heads, before the threshold, {claim}", finding
 
 
 def _of_off(off: pd.DataFrame, with_seed: bool) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from binaryvit.analysis.attention import figures, findings
-from binaryvit.analysis.attention.capture import AttentionCapture, attention_statistics
+from binaryvit.analysis.attention.capture import AttentionCapture, attention_statistics, evenness_of_chance
 from binaryvit.analysis.attention.rollout import output_by_place
 from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import ExampleImages, Images, evaluation_batches, example_images, images_for
@@ -110,18 +110,22 @@ def density(opened: OpenStudy, images: int = 200) -> Drawing | None:
     shares, said = {"density": "keys attended", "kept": "probability\non them"}, findings.of_density(binary)
     return Drawing.of(
         opened, "attention_density", {"statistics": binary}, said,
-        lambda claim: figures.by_block(binary, shares, claim, even={"kept": "density"}, note=_ATTENDED),
+        lambda claim: figures.by_block(
+            binary, shares, claim, ("kept", "density"), f"dashed: if attention were even\n{_ATTENDED}"
+        ),
     )  # fmt: skip
 
 
 def evenness(opened: OpenStudy, images: int = 200) -> Drawing:
-    """How even attention is before its binarization; see `density`."""
-    statistics, teacher = head_statistics(opened, images), opened.teacher()
-    label = teacher and model_label(teacher)
-    shares, said = {"evenness": "entropy / ln(keys)\n(lower: more selective)"}, findings.of_evenness(statistics, label)
+    """How even attention is before its binarization, against that of random signs; see `density`."""
+    statistics = head_statistics(opened, images)
+    statistics["chance"] = statistics["keys"].map(evenness_of_chance).where(statistics["level"].notna())
+    shares, said = {"evenness": "entropy / ln(keys)\n(lower: more selective)"}, findings.of_evenness(statistics)
     return Drawing.of(
         opened, "attention_evenness", {"statistics": statistics}, said,
-        lambda claim: figures.by_block(statistics, shares, claim, label),
+        lambda claim: figures.by_block(
+            statistics, shares, claim, ("evenness", "chance"), "dashed: of random signs, with as many keys"
+        ),
     )  # fmt: skip
 
 

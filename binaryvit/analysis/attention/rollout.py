@@ -9,6 +9,9 @@ places of the image an output gathers. Three things differ from the original:
 - A key of a spatially reduced grid is the average of R x R tokens, and passes its share on to them in equal parts.
 - Between two stages, a token is merged from 2 x 2, in equal parts.
 
+Left out are the ways between places that attention does not decide: the pooling branches, and the shortcuts of the keys
+and values, which a reduced grid shares among its tokens.
+
 Every row of the product sums to 1, for each factor's does.
 """
 

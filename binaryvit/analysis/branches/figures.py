@@ -8,6 +8,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from binaryvit.analysis.branches.capture import ADDED_TO_SHORTCUTS, ADDED_TO_STREAM, GROUPS
 from binaryvit.analysis.intervals import wilson_interval
+from binaryvit.analysis.labels import is_pyramid
 from binaryvit.analysis.strips import handles, reference, strips
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, in_lines, precision_style, styled
 from binaryvit.palette import BLACK, GREY, VERMILION
@@ -28,7 +29,7 @@ def branch_norms(norms: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
     """
     first = norms.groupby("label", sort=False)[["variant", "bits"]].first()
     looks = {label: precision_style(row.variant, row.bits) for label, row in first.iterrows()}
-    pyramid = norms["layer"].str.startswith("stages.1.").groupby(norms["run"]).transform("any")
+    pyramid = is_pyramid(norms["run"], norms["layer"])
     shapes = {name: own for name, own in (("columnar", norms[~pyramid]), ("pyramids", norms[pyramid])) if len(own)}
     figure = Figure(figsize=(DOUBLE_COLUMN, 1.9 + 0.5 * len(KINDS)))
     panels = figure.subplots(1, len(shapes), squeeze=False, sharex=True, sharey=True)[0]
@@ -66,7 +67,7 @@ def branch_norms(norms: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
 
 
 @styled
-def accuracy_without(accuracies: pd.DataFrame, evaluated_on: str, claim: str) -> Figure:
+def accuracy_without(accuracies: pd.DataFrame, evaluated_on: str, reestimated: str, claim: str) -> Figure:
     """The accuracy without groups of branches: a row for each removal, a column for each model (or stage of one).
 
     A cell is dark where the 95% interval holds chance.
@@ -75,6 +76,7 @@ def accuracy_without(accuracies: pd.DataFrame, evaluated_on: str, claim: str) ->
         accuracies: columns column (its name), removed, accuracy (percent), images, chance (accuracy of guessing, in
             percent); of several seeds of a model means are drawn.
         evaluated_on, claim: as in `branch_norms`.
+        reestimated: what batch-norm statistics were re-estimated on.
     """
     columns, removals = list(accuracies["column"].unique()), _in_order(accuracies["removed"])
     cells = accuracies.pivot_table("accuracy", "removed", "column").reindex(removals, columns=columns)
@@ -102,7 +104,7 @@ def accuracy_without(accuracies: pd.DataFrame, evaluated_on: str, claim: str) ->
     axes.set_xlabel(
         f"cells: top-1 in %, {evaluated_on}; none: no such part\n"
         "inner shortcuts lie around single products, residual ones around attention and FFN\n"
-        "parts are removed from trained models, which are not trained again; "
+        f"parts are removed from trained models; no training after, but {reestimated}\n"
         f"dark: at chance, its 95% interval holds {chance:g}%",
         fontsize=7,
     )

@@ -38,8 +38,8 @@ def of_accuracies(table: pd.DataFrame) -> tuple[str, str]:
     accuracy = _of_one_bit(table).pivot_table("accuracy", "removed", "column")
     intact, products, shortcuts = (span(accuracy.loc[name], "{:.0f}") for name in ("nothing", *_ALL))
     claim = (
-        f"Trained binary models reach {intact}% top-1, without their products {products}%, without shortcuts and "
-        f"poolings {shortcuts}% (chance: {table['chance'].iloc[0]:g}%)"
+        f"Without their products, binary models fall from {intact}% top-1 to {products}%, without shortcuts and "
+        f"poolings to {shortcuts}% (chance: {table['chance'].iloc[0]:g}%)"
     )
     single = accuracy.drop(index=["nothing", *_ALL]).sub(accuracy.loc["nothing"]).median(axis=1)
     return claim, (
@@ -68,8 +68,8 @@ def of_stages(table: pd.DataFrame) -> tuple[str, str]:
     by_model = products.groupby(products.index.get_level_values("column").str.rsplit(", ", n=1).str[0], sort=False)
     by_stage = [f"{', '.join(own.map('{:+.0f}'.format))} in {label}" for label, own in by_model]
     return f"Of single parts, the {group} of {listed(alike)} cost most", (
-        f"Without them accuracy changes by {median.loc[group, stage]:+.0f} points in the median model, without all "
-        f"products of {listed(median.columns)} by {listed(by_stage)}."
+        f"Without those of {stage} accuracy changes by {median.loc[group, stage]:+.0f} points in the median model, "
+        f"without all products of {listed(median.columns)} by {listed(by_stage)}."
     )
 
 

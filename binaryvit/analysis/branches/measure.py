@@ -13,7 +13,7 @@ from binaryvit.analysis.branches.recalibration import reestimated_statistics
 from binaryvit.analysis.device import device_of, on_best_device
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
-from binaryvit.analysis.labels import bits_of, labelled, most_seeds, precision_rows
+from binaryvit.analysis.labels import bits_of, evaluated_on, labelled, most_seeds, precision_rows
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
@@ -55,17 +55,11 @@ def norms(opened: OpenStudy, images: int = IMAGES) -> Drawing:
     measurement is missing and its data are not at hand.
     """
     table = branch_ratios(opened, images)
-    claim, finding = findings.of_norms(table)
-    data = _runs_with_branches(opened)[0].record.data
-    evaluated_on = f"{min(images, data.eval_images):,} evaluation images of {data.label}{_about_seeds(table)}"
-    return Drawing(
-        opened,
-        "branch_norms",
-        {"norms": table},
-        lambda: figures.branch_norms(table, evaluated_on, claim),
-        tuple(table["run"].unique()),
-        finding,
-    )
+    on = evaluated_on(_runs_with_branches(opened)[0].record, images) + _about_seeds(table)
+    return Drawing.of(
+        opened, "branch_norms", {"norms": table}, findings.of_norms(table),
+        lambda claim: figures.branch_norms(table, on, claim),
+    )  # fmt: skip
 
 
 def accuracy(opened: OpenStudy, images: int = IMAGES, statistics_images: int = STATISTICS_IMAGES) -> Drawing:
@@ -133,22 +127,18 @@ def _drawing(
     statistics_images: int,
 ) -> Drawing:
     """The drawing of re-estimated accuracies, a column of the heat map for each of `columns`."""
-    data = _runs_with_branches(opened)[0].record.data
-    table = table.assign(column=columns, chance=100 / data.num_classes).reset_index(drop=True)
-    evaluated_on = f"{table['images'].iloc[0]:,} evaluation images of {data.label}{_about_seeds(table)}"
+    record = _runs_with_branches(opened)[0].record
+    table = table.assign(column=columns, chance=100 / record.data.num_classes).reset_index(drop=True)
+    on = evaluated_on(record, table["images"].iloc[0]) + _about_seeds(table)
+    reestimated = (
+        f"batch-norm statistics re-estimated on {min(statistics_images, record.data.train_images):,} training images"
+    )
     claim, finding = say(table)
-    finding += (
-        f" Batch-norm statistics are re-estimated on {min(statistics_images, data.train_images):,} training images; "
-        f"differences below {findings.unresolved(table):.1f} points rank nothing."
-    )
-    return Drawing(
-        opened,
-        name,
-        {"accuracies": table},
-        lambda: figures.accuracy_without(table, evaluated_on, claim),
-        tuple(table["run"].unique()),
-        finding,
-    )
+    finding += f" Differences below {findings.unresolved(table):.1f} points rank nothing."
+    return Drawing.of(
+        opened, name, {"accuracies": table}, (claim, finding),
+        lambda claim: figures.accuracy_without(table, on, reestimated, claim),
+    )  # fmt: skip
 
 
 def _about_seeds(table: pd.DataFrame) -> str:

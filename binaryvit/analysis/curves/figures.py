@@ -1,5 +1,7 @@
 """Curves over the epochs of training: of one run, of all models of a study, and of the blocks inside of them."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,6 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from binaryvit.analysis.labels import most_seeds
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, styled
+from binaryvit.analysis.wording import two_digits
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import TEACHERS, variant_style
 from binaryvit.palette import BLACK, BLUE, GREY, SKY, VERMILION
@@ -115,7 +118,7 @@ def flips_by_block(table: pd.DataFrame, claim: str) -> Figure:
     its binary weights), lr.
     """
     table = table.assign(flip_rate=100 * table["flip_rate"])
-    whole = table.groupby(["label", "epoch"])["model_flip_rate"].mean().groupby("label").agg(["first", "last"])
+    whole = table.groupby(["label", "epoch"])["model_flip_rate"].median().groupby("label").agg(["first", "last"])
     rate = Line2D([], [], color=GREY, linestyle="--", label="learning rate (top of the panel: its peak)")
     figure, panels = _panels_by_block(table, "flip_rate", "binary weights flipped\nin the epoch (%)", claim, rate)
     for label, axes in panels.items():
@@ -133,7 +136,7 @@ def flips_by_block(table: pd.DataFrame, claim: str) -> Figure:
 def levels_by_block(table: pd.DataFrame, claim: str) -> Figure:
     """The learned level a of each block over the epochs, as a multiple of its start; crosses where attention is off.
 
-    Of several seeds a line is the mean of those whose attention is on.
+    Of several seeds a line is the median of those whose attention is on.
 
     `table`: columns run, label, variant, seed, block, epoch, level, initial.
     """
@@ -153,7 +156,7 @@ def levels_by_block(table: pd.DataFrame, claim: str) -> Figure:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-    _name_ends(table, "ratio", panels, "{:.2g}×")
+    _name_ends(table, "ratio", panels, lambda ratio: f"{two_digits(ratio)}×")
     return figure
 
 
@@ -164,7 +167,7 @@ def shifts_by_block(table: pd.DataFrame, claim: str) -> Figure:
     `table`: columns run, label, variant, seed, block, epoch, mean_absolute_shift.
     """
     figure, panels = _panels_by_block(table, "mean_absolute_shift", "mean |b|", claim, about=_ABOUT_SHIFTS)
-    _name_ends(table, "mean_absolute_shift", panels, "{:.2f}")
+    _name_ends(table, "mean_absolute_shift", panels, "{:.2f}".format)
     return figure
 
 
@@ -181,7 +184,8 @@ def _panels_by_block(
     for label, axes in panels.items():
         blocks = models[label].groupby("block", sort=False)
         for (block, curve), shade in zip(blocks, _SHADES(np.linspace(0, 1, len(blocks))), strict=True):
-            _draw_seeds(axes, curve, column, shade, block, ".", ":" if block.startswith("merge") else "-")
+            line = ":" if block.startswith("merge") else "-"
+            _draw_seeds(axes, curve, column, shade, block, ".", line, middle="median")
         axes.set_title(label)
         _along_epochs(axes)
         axes.label_outer()
@@ -195,17 +199,19 @@ def _panels_by_block(
     lines = [Line2D([], [], color=_SHADES(share), label=name) for name, share in shades.items()]
     if table["block"].str.startswith("merge").any():
         lines.append(Line2D([], [], color=_SHADES(0.5), linestyle=":", label="merges"))
-    title = "\n".join(filter(None, [about, f"a line for each block (stage.block, from 0), {_about_seeds(table)}"]))
+    title = "\n".join(
+        filter(None, [about, f"a line for each block (stage.block, from 0), {_about_seeds(table, 'median')}"])
+    )
     figure.legend(handles=[*lines, *further], loc="outside lower center", ncols=4, title=title)
     headline(figure, claim)
     return figure, panels
 
 
-def _name_ends(table: pd.DataFrame, column: str, panels: dict[str, Axes], form: str) -> None:
+def _name_ends(table: pd.DataFrame, column: str, panels: dict[str, Axes], write: Callable[[float], str]) -> None:
     """Each block's name and last value at the end of its line; names that would overlap move apart."""
     last = table[table["epoch"] == table.groupby("run")["epoch"].transform("max")]
     for label, axes in panels.items():
-        ends = last[last["label"] == label].groupby("block")[column].mean().dropna().sort_values()
+        ends = last[last["label"] == label].groupby("block")[column].median().dropna().sort_values()
         axes.get_ylim()  # the limits are made when they are asked for
         data = np.column_stack([np.ones(len(ends)), ends])
         ends_at = on_axes = (axes.transScale + axes.transLimits).transform(data)[:, 1]
@@ -217,26 +223,33 @@ def _name_ends(table: pd.DataFrame, column: str, panels: dict[str, Axes], form: 
         beside = dict(transform=axes.transAxes, clip_on=False)
         for (block, value), end, place in zip(ends.items(), ends_at, on_axes, strict=True):
             axes.plot([1, 1.03], [end, place], color=colours[block], linewidth=0.6, **beside)
-            name = f"{block}: {form.format(value)}"
+            name = f"{block}: {write(value)}"
             axes.text(1.04, place, name, color=colours[block], va="center", fontsize=5.5, **beside)
 
 
 def _draw_seeds(
-    axes: Axes, model: pd.DataFrame, column: str, colour: str, label: str, marker: str, line: str = "-"
+    axes: Axes,
+    model: pd.DataFrame,
+    column: str,
+    colour: str,
+    label: str,
+    marker: str,
+    line: str = "-",
+    middle: str = "mean",
 ) -> None:
-    """The mean over seeds at each epoch, and a band from the lowest to the highest seed."""
+    """Mean or median of the seeds at each epoch, and a band from the lowest to the highest of them."""
     by_epoch = model.groupby("epoch")[column]
-    mean = by_epoch.mean()
+    drawn = by_epoch.agg(middle)
     axes.plot(
-        mean, color=colour, label=label, marker=marker if len(mean) <= _MARKED else "", markersize=3, linestyle=line
+        drawn, color=colour, label=label, marker=marker if len(drawn) <= _MARKED else "", markersize=3, linestyle=line
     )
     if model["seed"].nunique() > 1:
-        axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(drawn.index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.2, linewidth=0)
 
 
-def _about_seeds(table: pd.DataFrame) -> str:
+def _about_seeds(table: pd.DataFrame, middle: str = "mean") -> str:
     seeds = most_seeds(table)
-    return f"mean of up to {seeds} seeds, band: their range" if seeds > 1 else "one seed of each model"
+    return f"{middle} of up to {seeds} seeds, band: their range" if seeds > 1 else "one seed of each model"
 
 
 def _along_epochs(axes: Axes) -> None:

@@ -2,12 +2,12 @@
 
 import pandas as pd
 
+from binaryvit.analysis.labels import in_words, is_pyramid, most_seeds
 from binaryvit.analysis.levels import is_off
-from binaryvit.analysis.wording import span
+from binaryvit.analysis.wording import span, two_digits
 from binaryvit.models.ladder import TEACHERS
 
 _FEWEST = 4  # epochs that make a trend
-_FORM = "{:.2g}"
 
 
 def of_curves(table: pd.DataFrame) -> tuple[str, str]:
@@ -37,8 +37,8 @@ def of_curves(table: pd.DataFrame) -> tuple[str, str]:
 
 def of_flips(table: pd.DataFrame) -> tuple[str, str]:
     """Whether fewer weights flip at the end than at first, and where most do."""
-    means = table.groupby(["label", "epoch"], sort=False)["model_flip_rate"].mean()
-    first, last = (means.groupby("label", sort=False).agg(which) for which in ("first", "last"))
+    medians = table.groupby(["label", "epoch"], sort=False)["model_flip_rate"].median()
+    first, last = (medians.groupby("label", sort=False).agg(which) for which in ("first", "last"))
     if table["epoch"].nunique() < _FEWEST:
         claim = "Which share of the binary weights flips, epoch by epoch"
     elif (last < first).all():
@@ -50,10 +50,7 @@ def of_flips(table: pd.DataFrame) -> tuple[str, str]:
         claim = "Not all models flip fewer binary weights in the last epoch than in the first"
     blocks = table.groupby(["label", "block"])["flip_rate"].mean()
     label, block = blocks.idxmax()
-    return claim, (
-        f"Of a model's binary weights {span(first, '{:.1%}')} flip in the first epoch, {span(last, '{:.1%}')} in the "
-        f"last. Most flip in block {block} of {label}: {blocks.max():.1%} per epoch."
-    )
+    return claim, f"Most flip in {in_words(block)} of {label}: {blocks.max():.1%} per epoch."
 
 
 def of_levels(table: pd.DataFrame) -> tuple[str, str]:
@@ -61,7 +58,7 @@ def of_levels(table: pd.DataFrame) -> tuple[str, str]:
     last = _last(table)
     off = is_off(last["level"])
     ratio = (last["level"] / last["initial"])[~off]
-    ends = f"end at {span(ratio, _FORM)} times their initial value."
+    ends = f"end at {span(ratio, two_digits)} times their initial value."
     if not off.any():
         return _of_ratios(last.assign(ratio=ratio)), f"All {len(last)} levels, of every seed, {ends}"
     models = last["label"]
@@ -74,38 +71,30 @@ def of_levels(table: pd.DataFrame) -> tuple[str, str]:
 def _of_ratios(last: pd.DataFrame) -> str:
     """Where levels end that are all above zero, from a row per run and block with its level's ratio to its start.
 
-    Like the lines of the figure, the numbers are means over seeds.
+    Like the lines of the figure, the numbers are medians of seeds.
     """
-    last = last.groupby(["label", "block"], sort=False, as_index=False)["ratio"].mean()
-    stage = last["block"].str.split(".").str[0]
-    pyramid = last["label"].isin(last.loc[stage != "0", "label"])
-    pyramids, columnar = last.loc[pyramid, "ratio"], last[~pyramid]
-    is_first = columnar["block"] == "0.0"
-    first, later = columnar.loc[is_first, "ratio"], columnar.loc[~is_first, "ratio"]
-    if len(pyramids) and len(later) and later.max() < min(1, first.min(), pyramids.min()):
-        return (
-            f"In columnar models attention levels end at {span(later, _FORM)} times their start in all blocks but the "
-            f"first, in pyramids at {span(pyramids, _FORM)} times (means of seeds)"
-        )
-    ends = f"{span(last['ratio'], _FORM)} times their start"
-    if len(pyramids) and len(columnar):
-        column = span(columnar["ratio"], _FORM)
-        ends = f"{column} times their start in columnar models, {span(pyramids, _FORM)} in pyramids"
-    return f"Attention levels end at {ends} (means of seeds)"
+    seeds = " (medians of seeds)" if most_seeds(last) > 1 else ""
+    last = last.groupby(["label", "block"], sort=False, as_index=False)["ratio"].median()
+    pyramid = is_pyramid(last["label"], last["block"])
+    ends = f"{span(last['ratio'], two_digits)} times their start"
+    if pyramid.any() and not pyramid.all():
+        pyramids, columnar = (span(last.loc[own, "ratio"], two_digits) for own in (pyramid, ~pyramid))
+        ends = f"{columnar} times their start in columnar models, {pyramids} in pyramids"
+    return f"Attention levels end at {ends}{seeds}"
 
 
 def of_shifts(table: pd.DataFrame) -> tuple[str, str]:
     """How far shifts move, against the window of the gradient, when, and where most."""
     last = _last(table)
-    last = last.groupby(["label", "block"], sort=False, as_index=False)["mean_absolute_shift"].mean()
+    last = last.groupby(["label", "block"], sort=False, as_index=False)["mean_absolute_shift"].median()
     most = last.loc[last["mean_absolute_shift"].idxmax()]
     means = table.groupby(["label", "epoch"])["mean_absolute_shift"].mean().unstack("label")
     half = (means >= means.ffill().iloc[-1] / 2).idxmax().max()  # the epoch by which even the last model has that
-    moved = span(last["mean_absolute_shift"], _FORM)
+    moved = span(last["mean_absolute_shift"], two_digits)
     small = ", little against the ±1 within which a gradient passes" * bool(last["mean_absolute_shift"].max() < 1 / 4)
     return f"In training a block's thresholds move by {moved} on average{small}", (
         f"Every model has made half of its final shift by epoch {half} of {table['epoch'].max()}; the shift is largest "
-        f"in block {most['block']} of {most['label']} ({most['mean_absolute_shift']:.3f})."
+        f"in {in_words(most['block'])} of {most['label']} ({most['mean_absolute_shift']:.3f})."
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from binaryvit.analysis.curves import figures, findings
-from binaryvit.analysis.labels import block_of, labelled
+from binaryvit.analysis.labels import block_of, evaluated_on, labelled
 from binaryvit.analysis.levels import initial_levels
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
@@ -27,10 +27,9 @@ def drawings(opened: OpenStudy) -> list[Drawing]:
 
 def accuracy(opened: OpenStudy) -> Drawing:
     """Accuracy and loss of all runs over the epochs; see `stored_runs` for what is refused."""
-    data = opened.runs(weights=False)[0].record.data
     columns = ["run", "label", "variant", "seed", "epoch", "eval_loss", "top1"]
     table = _tables(opened, METRICS_FILE)[columns]
-    table = table.assign(evaluated_on=f"{data.eval_images:,} images of {data.label}")
+    table = table.assign(evaluated_on=evaluated_on(opened.runs(weights=False)[0].record))
     said = findings.of_curves(table)
     return Drawing.of(
         opened, "training_curves", {"curves": table}, said, lambda claim: figures.all_curves(table, claim)

@@ -5,8 +5,10 @@ python -m binaryvit.analysis.ladder.claims results/cifar10 docs/claims.md
 
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from binaryvit.analysis import cells
@@ -14,6 +16,7 @@ from binaryvit.analysis.ladder.headline import put_into
 from binaryvit.analysis.measurements import stored_measurement
 from binaryvit.analysis.paired import PairedDifference
 from binaryvit.analysis.steps import difference, extra_gain
+from binaryvit.analysis.wording import span
 from binaryvit.config import read_yaml
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
@@ -58,7 +61,7 @@ def claims(study: Study) -> str:
     The last table is on the argument behind the claims: how many values the classifier of each rung reads.
     """
     rows, ladder = {row.runs[0].model_id: row for row in read_rows(study)}, read_ladder(study)
-    scale = f"{describe_scale(ladder)}. Differences of top-1 in points with their 95% intervals."
+    scale = f"{describe_scale(ladder)}. Differences of top-1 in points with their 95% intervals.{_chance(ladder)}"
     tables = [_table(title, listed, rows) for title, listed in read_claims(study).items()]
     return "\n\n".join([scale, *tables, _values_read(study, ladder)])
 
@@ -85,14 +88,28 @@ def _table(title: str, listed: Sequence[Claim], rows: Mapping[str, Row]) -> str:
     return "\n".join(lines)
 
 
+def _chance(ladder: Sequence[Row]) -> str:
+    """How much the ladder's steps vary from seed to seed, a yardstick for what was trained once."""
+    pairs = pairwise(row for row in ladder if not row.is_teacher)
+    spread = pd.Series([(_by_seed(after) - _by_seed(before)).std() for before, after in pairs]).dropna()
+    if spread.empty:
+        return ""
+    return f" From seed to seed, a step of the ladder varies by {span(spread, '{:.2f}')} points (standard deviation)."
+
+
+def _by_seed(row: Row) -> pd.Series:
+    """Top-1 with the stored weights, by seed."""
+    return pd.Series({record.seed: record.weights.top1 for record in row.values}, dtype=float)
+
+
 def _values_read(study: Study, ladder: Sequence[Row]) -> str:
     """The values that the classifier reads from one bit a channel, as measured on the first seed, beside top-1."""
     lines = ["| Model | values in the median channel (first seed) | top-1 (%) |", "| --- | ---: | ---: |"]
     for row in ladder:
         if row.is_teacher:
             continue
-        table = stored_measurement(study, "distinct_values_from_one_bit", row.runs[0])
-        values = NOTHING if table is None else f"{table.set_index('step')['median']['head: pooled']:g}"
+        table = stored_measurement(study, "values_read", row.runs[0])
+        values = NOTHING if table is None else f"{table['median'].item():g}"
         lines.append(f"| {row.label} | {values} | {cells.accuracy(row, 'top1')} |")
     return "\n".join(lines)
 

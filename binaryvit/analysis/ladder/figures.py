@@ -11,7 +11,10 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import BINARY_VARIANTS, TEACHERS, variant_style
 from binaryvit.palette import GREY
 
-_COSTS = {"ops": "operations per image\n(binary ones / 64 + others)", "bytes": "bytes of the weights"}
+_COSTS = {
+    "ops": "OPs per image: multiply-accumulates,\nbinary ones / 64; no elementwise work",
+    "bytes": "bytes of the weights",
+}
 # How a published figure is drawn by its certainty: filled where the authors themselves gave it.
 _CERTAINTY_MARKERS = {
     "authors": ("o", GREY),

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from binaryvit.analysis.paired import PairedDifference
 from binaryvit.analysis.steps import difference, steps
+from binaryvit.analysis.wording import listed, two_digits
 from binaryvit.studies.rows import Row, describe_scale
 
 
@@ -41,10 +43,12 @@ def price(teacher: Row, best: Row) -> str:
     else:
         less = f"{-gap.points:.2f} ({-gap.high:.2f} to {-gap.low:.2f})"
         accuracy = f"is below its full-precision teacher by {less} points"
-    less_work = large.ops_elementwise / small.ops_elementwise
+    fewer_bytes, fewer_ops, less_work = (
+        two_digits(getattr(large, name) / getattr(small, name)) for name in ("bytes", "ops", "ops_elementwise")
+    )
     return (
-        f"The best binary model of the ladder, {best.label}, {accuracy}, with {large.bytes / small.bytes:.0f} times "
-        f"fewer bytes and {large.ops / small.ops:.0f} times fewer OPs ({less_work:.2g} times with elementwise work)."
+        f"The best binary model of the ladder, {best.label}, {accuracy}, with {fewer_bytes} times fewer "
+        f"bytes and {fewer_ops} times fewer OPs ({less_work} times with elementwise work)."
     )
 
 
@@ -86,18 +90,27 @@ def of_comparison(
 
 
 def of_accuracy_against_operations(points: pd.DataFrame) -> str:
-    """Which models no other one beats in both accuracy and operations."""
-    best = [
-        point
-        for point in points.itertuples()
-        if not any(
-            other.top1 >= point.top1 and other.ops <= point.ops and (other.top1 > point.top1 or other.ops < point.ops)
-            for other in points.itertuples()
-        )
-    ]
-    best.sort(key=lambda point: point.ops)
-    named = ", ".join(f"{point.label} ({point.top1:.2f}%, {point.ops / 1e6:,.2f} M OPs)" for point in best)
+    """Which models no other one beats in both accuracy and OPs, and which of them elementwise work lets others beat."""
+    best = _unbeaten(points, "ops").sort_values("ops")
+    named = ", ".join(f"{point.label} ({point.top1:.2f}%, {point.ops / 1e6:,.2f} M OPs)" for point in best.itertuples())
     if len(points) == 1:
         return f"Only one model is finished: {named}."
     are = "is" if len(best) == 1 else "are"
-    return f"Of {len(points)} models, {len(best)} {are} beaten by no other in both accuracy and operations: {named}."
+    finding = f"Of {len(points)} models, {len(best)} {are} beaten by no other in both accuracy and OPs: {named}."
+    beaten = best[~best["label"].isin(_unbeaten(points, "ops_elementwise")["label"])]
+    if beaten.empty:
+        return finding
+    return f"{finding} With elementwise work counted, another one beats {listed(beaten['label'])}."
+
+
+def _unbeaten(points: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """The models that no other is as good as in both accuracy and a cost, and better in one."""
+    beaten = [
+        (
+            (points["top1"] >= point["top1"])
+            & (points[cost] <= point[cost])
+            & ((points["top1"] > point["top1"]) | (points[cost] < point[cost]))
+        ).any()
+        for _, point in points.iterrows()
+    ]
+    return points[~np.array(beaten)]

@@ -71,12 +71,12 @@ def take_away(rows: Sequence[Row], others: Sequence[Row] = ()) -> list[str]:
     current = [row for row in rows if row.values and not row.stale]
     teachers, finished = ([row for row in current if row.is_teacher is is_teacher] for is_teacher in (True, False))
     sentences = [price(teacher, max(finished, key=top1)) for teacher in teachers if finished]
-    columnar = [row for row in rows if not row.is_teacher and not row.variant.startswith("binaryvit")]
+    columnar = next((row for row in rows if row.variant in LAST_COLUMNAR.values()), None)
     if gains := steps(rows):
         sentences.append(of_steps(gains))
     pyramid = next((row for row in rows if row.variant in BINARYVIT.values()), None)
-    if columnar and pyramid and (step := difference(columnar[-1], pyramid)):
-        sentences.append(_last_step(step, columnar[-1], pyramid))
+    if columnar and pyramid and (step := difference(columnar, pyramid)):
+        sentences.append(_last_step(step, columnar, pyramid))
     convolutional = next((row for row in others if row.variant.startswith("reactresnet")), None)
     if convolutional and pyramid and (step := difference(pyramid, convolutional)):
         sentences.append(_rival(step, pyramid, convolutional))
@@ -89,7 +89,7 @@ def _last_step(step: PairedDifference, columnar: Row, pyramid: Row) -> str:
     verb = "gains" if step.points > 0 else "loses"
     verb = verb if step.is_resolved else "makes a difference that is not resolved"
     return (
-        f"The last step, the pyramid, {verb}: {step} points, with {shares} of the columnar model. "
+        f"The paper's last step, the pyramid, {verb}: {step} points, with {shares} of the columnar model. "
         f"In the paper's sizes it has {_shares_of_operations(*of_paper)}, counted here."
     )
 

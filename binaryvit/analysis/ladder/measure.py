@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from binaryvit.analysis.labels import evaluated_on
 from binaryvit.analysis.ladder import figures, findings, tables
 from binaryvit.analysis.ladder.published import comparison, is_imagenet, published_figures
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
 from binaryvit.studies.rows import read_rows
 
-_DRAWN = ["variant", "label", "bops", "ops", "bytes", "top1", "top1_std", "seeds"]
+_DRAWN = ["variant", "label", "bops", "ops", "ops_elementwise", "bytes", "top1", "top1_std", "seeds"]
 
 
 def products(opened: OpenStudy) -> list[tables.Table | Drawing]:
@@ -35,8 +36,8 @@ def accuracy_against_operations(opened: OpenStudy, published: str | Path | None 
         return None
     points = pd.DataFrame([tables.numbers_of(row) for row in rows])[_DRAWN]
     records = [record for row in rows for record in row.values]
-    evaluated_on = f"{records[0].data.eval_images:,} images of {records[0].data.label}"
-    inputs: dict[str, pd.DataFrame] = {"points": points.assign(evaluated_on=evaluated_on)}
+    on = evaluated_on(records[0])
+    inputs: dict[str, pd.DataFrame] = {"points": points.assign(evaluated_on=on)}
     known = None
     if is_imagenet(rows):
         known = inputs["published"] = published_figures(opened, published)[["ops", "bytes", "top1", "certainty"]]
@@ -44,7 +45,7 @@ def accuracy_against_operations(opened: OpenStudy, published: str | Path | None 
         opened,
         "accuracy_against_operations",
         inputs,
-        lambda: figures.accuracy_against_operations(points, evaluated_on, known),
+        lambda: figures.accuracy_against_operations(points, on, known),
         tuple(record.id for record in records),
         findings.of_accuracy_against_operations(points),
     )

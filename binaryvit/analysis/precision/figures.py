@@ -14,11 +14,11 @@ _PARTS = {"attn": "attention branches", "mlp": "FFN branches"}
 
 @styled
 def accuracy_size_operations(table: pd.DataFrame, variant: str, evaluated_on: str, claim: str) -> Figure:
-    """Top-1, size and operations, one row per precision, each number next to its marker.
+    """Top-1 against full precision, size and operations, one row per precision, each number next to its marker.
 
     Args:
-        table: columns precision, seeds, top1, low, high (percent; NaN where no run is finished), bytes, ops,
-            ops_elementwise.
+        table: columns precision, top1 (percent; NaN where no run is finished), difference, low, high (points; NaN where
+            nothing is compared), bytes, ops, ops_elementwise.
         variant: whose precisions they are.
         evaluated_on: the images of the accuracies.
         claim: the figure's title.
@@ -28,21 +28,22 @@ def accuracy_size_operations(table: pd.DataFrame, variant: str, evaluated_on: st
     for place, row in enumerate(table.itertuples()):
         look = precision_style(variant, row.precision)
         drawn = dict(color=look.colour, marker=look.marker, linestyle="none", markersize=5.5)
-        if pd.notna(row.top1):
-            accuracy.errorbar(row.top1, place, xerr=[[row.top1 - row.low], [row.high - row.top1]], **drawn)
-            _number(accuracy, row.top1, place, f"{row.top1:.2f}")
+        if pd.notna(row.difference):
+            bar = [[row.difference - row.low], [row.high - row.difference]]
+            accuracy.errorbar(row.difference, place, xerr=bar, **drawn)
+            _number(accuracy, row.difference, place, f"{row.difference:+.2f}" if row.difference else "")
         else:
-            accuracy.text(0.5, place, "not run", transform=accuracy.get_yaxis_transform(), ha="center", va="center")
+            state = "not compared" if pd.notna(row.top1) else "not run"
+            accuracy.text(0.5, place, state, transform=accuracy.get_yaxis_transform(), ha="center", va="center")
         size.plot(row.bytes / 1e6, place, **drawn)
         _number(size, row.bytes / 1e6, place, f"{row.bytes / 1e6:.2f}")
         for ops, height, fill in ((row.ops, place - 0.18, look.colour), (row.ops_elementwise, place + 0.22, "white")):
             operations.plot(ops / 1e6, height, **drawn, markerfacecolor=fill)
             _number(operations, ops / 1e6, height, f"{ops / 1e6:.2f}", offset=(-17, -3.5))
-    accuracy.set_yticks(range(len(table)), table["precision"])
+    reached = ["" if pd.isna(top1) else f"\n{top1:.2f}%" for top1 in table["top1"]]
+    accuracy.set_yticks(range(len(table)), table["precision"] + reached)
     accuracy.set_ylim(len(table) - 0.5, -0.6)
-    seeds = table["seeds"].max()
-    about = "one seed" if seeds == 1 else f"mean of up to {seeds} seeds"
-    accuracy.set_xlabel(f"top-1 accuracy (%)\n{about}")
+    accuracy.set_xlabel("top-1 against W32A32 (points)")
     size.set_xlabel("size of the parameters (MB)")
     operations.set_xlabel("OPs per image (M); hollow: with\nelementwise work")
     for axes in (size, operations):
@@ -52,7 +53,10 @@ def accuracy_size_operations(table: pd.DataFrame, variant: str, evaluated_on: st
         axes.xaxis.set_minor_formatter(NullFormatter())
     for axes in (accuracy, size, operations):
         axes.margins(x=0.35)
-    about = f"W1A32: weights of 1 bit, activations of 32; bar: 95% interval for the choice of {evaluated_on}"
+    about = (
+        "W1A32: weights of 1 bit, activations of 32; left: top-1, mean of the finished seeds\n"
+        f"bar: 95% interval of the difference over the seeds that both have; {evaluated_on}"
+    )
     figure.legend(handles=[], loc="outside lower center", title=about)
     headline(figure, claim)
     return figure

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from binaryvit.analysis.labels import block_of
+from binaryvit.analysis.labels import block_of, in_words
 from binaryvit.analysis.wording import span
 
 
@@ -17,16 +17,16 @@ def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
     fewer_bytes, fewer_ops, less_work = (
         f"{real[cost] / binary[cost]:.2g}" for cost in ("bytes", "ops", "ops_elementwise")
     )
+    points = binary["top1"] - real["top1"] if pd.isna(binary["difference"]) else binary["difference"]
     claim = (
-        f"At W1A1, {model} reaches {binary['top1']:.1f}% with {fewer_bytes} times fewer bytes and {fewer_ops} times "
-        f"fewer OPs ({less_work} with elementwise work) than at W32A32, which reaches {real['top1']:.1f}%"
+        f"Against W32A32, {model} at W1A1 has {points:+.1f} points of top-1, {fewer_bytes} times fewer bytes and "
+        f"{fewer_ops} times fewer OPs ({less_work} with elementwise work)"
     )
-    compared = rows.dropna(subset="difference")
+    compared = rows[rows["difference_seeds"] > 0]
     if compared.empty:
         return claim, "Without stored predictions of the same seeds, nothing is said about chance."
     changes = ", ".join(
-        f"{row.Index} {row.difference:+.1f} ({row.difference_low:+.1f} to {row.difference_high:+.1f}; n = "
-        f"{row.difference_seeds})"
+        f"{row.Index} {row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}; n = {row.difference_seeds})"
         for row in compared.itertuples()
     )
     over = "over the n seeds that both have, with its 95% interval (n = 1: for the choice of images alone)"
@@ -45,13 +45,8 @@ def of_agreement(table: pd.DataFrame, model: str) -> tuple[str, str]:
     claim = f"{model}: at {worst}, the residual stream's CKA with full precision is {span(along, '{:.2f}')}"
     if falls.max() > 0:
         place = along.index.get_loc(falls.idxmax())
-        before, after, name = (
-            along.iloc[place - 1],
-            along.iloc[place],
-            block_of(along.index[place]) or along.index[place],
-        )
-        where = f"block {name}" if name[0].isdigit() else name
-        falls_from = f"falls most across {where}, from {before:.2f} to {after:.2f}"
+        where = in_words(block_of(along.index[place]) or along.index[place])
+        falls_from = f"falls most across {where}, from {along.iloc[place - 1]:.2f} to {along.iloc[place]:.2f}"
         claim = f"{model}: at {worst}, the residual stream's agreement with full precision {falls_from}"
     values = ", ".join(f"{value:.2f} for {name}" for name, value in compared.items())
     finding = f"Mean linear CKA (centred kernel alignment) with W32A32 is {values}."

@@ -8,8 +8,7 @@ import pandas as pd
 from binaryvit.analysis import cells
 from binaryvit.analysis.device import on_best_device
 from binaryvit.analysis.images import evaluation_batches
-from binaryvit.analysis.intervals import wilson_interval
-from binaryvit.analysis.labels import PRECISIONS, bits_of, precision_rows
+from binaryvit.analysis.labels import PRECISIONS, bits_of, evaluated_on, precision_rows
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.paired import PairedDifference
 from binaryvit.analysis.precision import figures, findings
@@ -42,13 +41,13 @@ def accuracy(opened: OpenStudy) -> Drawing | None:
     if table["top1"].count() < 2:
         return None
     records = [record for row in rows if not row.stale for record in row.values]
-    evaluated_on = f"{table['images'].max():,.0f} evaluation images of {records[0].data.label}"
+    on = evaluated_on(records[0])
     claim, finding = findings.of_precisions(table, variant_style(rows[0].variant).label)
     return Drawing(
         opened,
         "precision",
         {"precisions": table},
-        lambda: figures.accuracy_size_operations(table, rows[0].variant, evaluated_on, claim),
+        lambda: figures.accuracy_size_operations(table, rows[0].variant, on, claim),
         tuple(record.id for record in records),
         finding,
     )
@@ -67,17 +66,16 @@ def agreement(opened: OpenStudy, images: int = 500) -> Drawing | None:
     Raises BinaryViTError when the study has no such model, or a measurement is missing and its data are not at hand.
     """
     compared, reference = _compared_runs(opened)
-    if reference is None or not compared:
+    if reference is None or all(bits_of(run) == REFERENCE for run in compared):
         return None
     table = agreement_with_reference(opened, compared, reference, images)
-    data = reference.record.data
-    evaluated_on = f"{min(images, data.eval_images):,} evaluation images of {data.label}"
+    on = evaluated_on(reference.record, images)
     claim, finding = findings.of_agreement(table, variant_style(reference.variant).label)
     return Drawing(
         opened,
         "precision_agreement",
         {"agreement": table},
-        lambda: figures.agreement(table, reference.variant, evaluated_on, claim),
+        lambda: figures.agreement(table, reference.variant, on, claim),
         (*(run.id for run in compared), reference.id),
         finding,
     )
@@ -86,20 +84,17 @@ def agreement(opened: OpenStudy, images: int = 500) -> Drawing | None:
 def precisions(opened: OpenStudy) -> pd.DataFrame:
     """Accuracy, size and operations of the study's model at each precision it is trained at.
 
-    One row per precision: precision ("W1A32": 1-bit weights, 32-bit activations), label, state, seeds, images (of the
-    evaluation), top1 (percent, mean over seeds; NaN where no run is finished), low and high (ends of its 95% interval
-    for the choice of images), difference (to W32A32 in points, over the seeds that both have), difference_low and
-    difference_high (ends of its 95% interval), difference_seeds,
-    bytes, bops, flops, ops, ops_elementwise (of one image), and runs (their ids).
+    One row per precision: precision ("W1A32": 1-bit weights, 32-bit activations), label, state, seeds, top1 (percent,
+    mean over seeds; NaN where no run is finished), difference (to W32A32 in points, over the seeds that both have; of
+    W32A32 itself 0), low and high (ends of its 95% interval), difference_seeds, bytes, bops, flops, ops,
+    ops_elementwise (of one image), and runs (their ids).
 
     Raises BinaryViTError when the study has no model at several precisions.
     """
     lines = []
     for row, change in _with_differences(opened):
         records = [] if row.stale else row.values
-        images = records[0].data.eval_images if records else math.nan
-        top1 = row.measured("top1").mean if records else math.nan
-        low, high = wilson_interval(top1 / 100 * images, images) if records else (math.nan, math.nan)
+        own = 0.0 if _precision(row) == REFERENCE and records else math.nan
         costs = ("bytes", "bops", "flops", "ops", "ops_elementwise")
         lines.append(
             {
@@ -107,13 +102,10 @@ def precisions(opened: OpenStudy) -> pd.DataFrame:
                 "label": row.label,
                 "state": "stale" if row.stale else row.missing or "done",
                 "seeds": len(records),
-                "images": images,
-                "top1": top1,
-                "low": low,
-                "high": high,
-                "difference": change.points if change else math.nan,
-                "difference_low": change.low if change else math.nan,
-                "difference_high": change.high if change else math.nan,
+                "top1": row.measured("top1").mean if records else math.nan,
+                "difference": change.points if change else own,
+                "low": change.low if change else own,
+                "high": change.high if change else own,
                 "difference_seeds": change.seeds if change else 0,
                 **{name: getattr(row.model_cost, name) for name in costs},
                 "runs": " ".join(run.id for run in row.runs),

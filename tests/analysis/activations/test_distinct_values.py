@@ -78,12 +78,11 @@ def test_one_bit_grows_as_arithmetic_says():
     model, batch = model_of(), images(9)
     table = distinct_values.distinct_values_from_one_bit(model, [batch], channels=100)
     assert_frame_equal(table, distinct_values.distinct_values_from_one_bit(model, batch.split(2), channels=100))
-    for step in ("attention: input", "FFN: input", "head: input"):
+    for step in ("attention: input", "FFN: input"):
         assert (table[table["step"] == step]["maximum"] <= 2).all()
     products = table[table["step"] == "FFN 1: binary product"].set_index("block")
     sums = table[table["step"] == "FFN 1: + shortcut"].set_index("block")
     assert (sums["maximum"] <= 2 * products["bound"]).all()
-    assert row_of(table, "head", "head: pooled")["maximum"] <= 16 // 4 + 1
     assert not table["step"].isin(distinct_values.RESIDUAL_STEPS).any()
     assert hooks_of(model) == []
 
@@ -116,9 +115,22 @@ def test_without_pooling_branches_and_with_a_class_token():
         model_of("reactdeit_micro_patch4_32"), [images()], channels=100
     )
     assert set(table["step"]) == set(distinct_values.STEPS) - {"pooling branches", *distinct_values.RESIDUAL_STEPS}
-    pooled = row_of(table, "head", "head: pooled")
-    assert pooled["observations"] == 6 and pooled["maximum"] <= 2  # a token by itself has one bit
     assert row_of(table, "stages.0.blocks.0", "FFN: input")["observations"] == 6 * 17
+
+
+def test_values_read_are_those_of_means_of_signs():
+    model, batch = model_of(), images(9)
+    with torch.no_grad():
+        means = sign(model.double().forward_features(batch.double())).mean(1).float()
+    numbers = [len(set(channel)) for channel in means.T.tolist()]
+    for batches in ([batch], batch.split(2)):
+        (row,) = distinct_values.values_read(model, batches).itertuples()
+        assert (row.tokens, row.observations, row.channels) == (4, 9, means.shape[1])
+        assert (row.minimum, row.median, row.maximum) == (min(numbers), np.median(numbers), max(numbers))
+    (cls,) = distinct_values.values_read(model_of("reactdeit_micro_patch4_32"), [images()]).itertuples()
+    assert (cls.tokens, cls.observations) == (1, 6) and cls.maximum <= 2, "a token by itself has one bit"
+    with pytest.raises(BinaryViTError, match="no image"):
+        distinct_values.values_read(model, [])
 
 
 def test_models_without_binary_blocks_and_no_images_are_refused():

@@ -14,6 +14,7 @@ from binaryvit.analysis.attention.capture import (
     AttentionCapture,
     AttentionMaps,
     attention_statistics,
+    evenness_of_chance,
     select,
     statistics_of,
 )
@@ -152,6 +153,15 @@ def test_known_maps_have_known_statistics():
     assert row["entropy"] == pytest.approx((math.log(2) + math.log(4)) / 2)
     assert row["evenness"] == pytest.approx(0.75)
     assert (row["density"], row["kept"]) == (0.25, 0.5)
+
+
+@pytest.mark.parametrize(("keys", "channels"), [(16, 64), (65, 64), (64, 32)])
+def test_chance_is_as_even_as_attention_between_random_signs(keys, channels):
+    q, k = (torch.randn(2000, size, channels).sign() for size in (1, keys))
+    rows = (q @ k.transpose(1, 2) / math.sqrt(channels)).softmax(-1).unsqueeze(1)
+    measured = statistics_of([([AttentionMaps("a.attn", rows, rows, level=None)], 2000)]).iloc[0]
+    assert evenness_of_chance(keys) == pytest.approx(measured["evenness"], abs=0.01)
+    assert math.isnan(evenness_of_chance(1))
 
 
 def test_attention_of_a_level_below_zero_is_off():

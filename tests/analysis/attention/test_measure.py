@@ -223,6 +223,12 @@ def test_what_even_attention_would_hold_is_drawn_beside_what_attended_keys_hold(
     assert not keys and held == pytest.approx(statistics.groupby("label", sort=False)["density"].mean().tolist())
 
 
+def test_evenness_stands_against_that_of_random_signs(drawn):
+    statistics = drawn["attention_evenness"].inputs["statistics"]
+    assert statistics["chance"].isna().eq(statistics["variant"] == TEACHER.removesuffix("-seed0")).all()
+    assert 0 < statistics["chance"].min() < statistics["chance"].max() < 1
+
+
 def two_seeds(statistics):
     other = statistics.assign(seed=1, run="other", density=statistics["density"] + 0.1)
     return pd.concat([statistics, other], ignore_index=True)
@@ -266,10 +272,9 @@ def test_sentences_on_places_follow_the_numbers():
     )
     many = grids | {f"even {number}": np.ones((2, 2)) for number in range(2)}
     assert attention_findings.of_rollouts(places(many))[0].endswith("lowest in 3 models, 1.0 times")
-    assert finding == (
-        "Of 2 x 2 areas, the most attended gets 3.00 times its even share in unlike and 1.00 times in even "
-        "(mean of 1 image)."
-    )
+    assert finding.startswith("Compared is what the most attended of 2 x 2 areas gets. Pooling branches")
+    two = pd.concat([places(grids), places(grids).assign(image="two")])
+    assert "of 2 x 2 areas gets, the mean of these 2 images." in attention_findings.of_rollouts(two)[1]
     alone = attention_findings.of_rollouts(places({"even": grids["even"]}))[0]
     assert alone == "Rolled out, attention peaks at 1.0 times an even share in even"
     alike = attention_findings.of_rollouts(places({"even": grids["even"], "other": grids["even"]}))[0]
@@ -341,7 +346,7 @@ def test_sentences_on_statistics_follow_the_numbers():
         {"run": ["a", "a", "b"], "label": ["a", "a", "b"], "seed": 0, "layer": [f"blocks.{n}.attn" for n in (0, 1, 0)]}
     )
     table = table.assign(evenness=[0.5, 0.5, 0.75], level=[0.5, 0.25, 0.1], density=[1.0, 0.5, 0.25])
-    table = table.assign(kept=[1.0, 0.8, 0.6])
+    table = table.assign(kept=[1.0, 0.8, 0.6], keys=4)
     claim, finding = attention_findings.of_density(table)
     passed = "25% to 75% of the keys pass the threshold and hold 60% to 90% of the probability"
     assert claim == f"Averaged over a model's heads, {passed}"
@@ -351,19 +356,23 @@ def test_sentences_on_statistics_follow_the_numbers():
     assert "25% to 50%" in claim and finding.endswith("Attention is off in block 0.0 of a.")
     two = pd.concat([off, off.assign(seed=1, level=0.1)])
     assert attention_findings.of_density(two)[1].endswith("Attention is off in block 0.0 of a, seed 0.")
-    few = attention_findings.of_density(table.assign(density=[0.5, 0.5, 0.25]))[1]
-    assert few.startswith("Single heads keep 25.0% to 50.0% of their keys, so none averages over the whole image")
+    few = attention_findings.of_density(table.assign(density=[0.5, 0.5, 0.2]))[1]
+    assert few == (
+        "Single heads keep 20.0% to 50.0% of their keys, so none averages over the whole image regardless of the "
+        "query; 1 of 3 heads keeps less than one key for the average query."
+    )
     alike = pd.concat([table, table.assign(seed=1, run=table["run"] + "1")])
     assert attention_findings.of_density(alike)[1].startswith("2 of 6 heads in 4 runs keep nearly all keys")
     assert attention_findings.of_density(table.assign(level=0))[0] == "Binary attention is off in every head"
 
-    claim, finding = attention_findings.of_evenness(table, "a")
-    assert claim == "Averaged over heads, before the threshold, every binary model attends more evenly than the teacher"
-    assert "50% of its maximum in a and 75% in b" in finding
-    assert attention_findings.of_evenness(table, "b")[0].endswith(
-        "every binary model attends more selectively than the teacher"
-    )
-    assert "most even in b" in attention_findings.of_evenness(table, None)[0]
+    claim, finding = attention_findings.of_evenness(table.assign(chance=[0.9, 0.9, 0.8]))
+    more = "Averaged over heads, before the threshold, attention is more selective in"
+    assert claim == f"{more} every binary model than between random signs"
+    assert "50% of its maximum in a and 75% in b" in finding and finding.endswith("of as many keys have 80% to 90%.")
+    some = attention_findings.of_evenness(table.assign(chance=[0.9, 0.9, 0.7]))[0]
+    assert some == f"{more} 1 of 2 binary models than between random signs"
+    alone = attention_findings.of_evenness(table.assign(chance=math.nan))
+    assert "most even in b" in alone[0] and alone[1].endswith("all keys alike.")
 
 
 def test_any_model_is_shown(study):

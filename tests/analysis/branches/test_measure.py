@@ -103,7 +103,8 @@ def test_drawings_hold_all_runs_with_branches_and_are_made_again_without_the_dat
     assert row["accuracy"] == 100 * row["correct"] / 40
     assert (row["low"], row["high"]) == wilson_interval(row["correct"], 40)
     axes = whole.draw().axes[0]
-    assert "40 evaluation images of digits" in axes.get_xlabel() and "30 training images" in whole.finding
+    assert "40 evaluation images of digits" in axes.get_xlabel()
+    assert "batch-norm statistics re-estimated on 30 training images" in axes.get_xlabel()
     drawn = cells(whole.draw())
     assert drawn["BinaryViT\n(+ pyramid)"] == {
         removed: f"{value:.0f}" for removed, value in accuracy.loc[PYRAMID]["accuracy"].items()
@@ -184,7 +185,7 @@ def test_sentences_on_accuracies_follow_the_numbers():
     second = first | {"all products": 11, "all shortcuts and poolings": 10}
     claim, finding = branch_findings.of_accuracies(pd.concat([table_of("A", first), table_of("B", second)]))
     assert claim == (
-        "Trained binary models reach 80% top-1, without their products 11 to 40%, without shortcuts and poolings "
+        "Without their products, binary models fall from 80% top-1 to 11 to 40%, without shortcuts and poolings to "
         "10 to 12% (chance: 10%)"
     )
     assert finding == (
@@ -233,7 +234,7 @@ def test_sentences_on_stages_follow_the_numbers():
 
 def test_a_cell_has_the_colour_of_what_is_left_and_a_dark_one_at_chance():
     table = table_of("A", {"nothing": 80, "merges": 78, "FFN linears": 30, "all products": 12})
-    left, at_chance = figures.accuracy_without(table, "200 images", "A claim that is made").axes[0].images
+    left, at_chance = figures.accuracy_without(table, "200 images", "as before", "A claim that is made").axes[0].images
     assert left.get_array().ravel().tolist() == [
         80,
         30,
@@ -242,7 +243,7 @@ def test_a_cell_has_the_colour_of_what_is_left_and_a_dark_one_at_chance():
     ]  # in the order of the groups: the FFN before the merges
     assert (at_chance.get_array().ravel() == 1).filled(False).tolist() == [False, False, False, True]
     seeds = pd.concat([table_of("A", {"nothing": 80, "merges": accuracy, "all products": 0}) for accuracy in (2, 18)])
-    _, at_chance = figures.accuracy_without(seeds, "200 images", "A claim that is made").axes[0].images
+    _, at_chance = figures.accuracy_without(seeds, "200 images", "as before", "A claim that is made").axes[0].images
     dark = (at_chance.get_array().ravel() == 1).filled(False).tolist()
     assert dark == [False, True, False], "the mean of seeds is judged, and what is below chance is not at it"
 

@@ -163,28 +163,24 @@ def test_of_seeds_of_which_one_is_off_the_others_are_drawn():
     table["run"] = table["seed"].map("a-seed{}".format)
     claim, finding = findings.of_levels(table)
     assert claim == "Training switches attention off in 1 of 1 models, in some seeds" and finding.startswith("1 of 2")
-    mean, *_ = figures.levels_by_block(table, claim).axes[0].lines
-    np.testing.assert_allclose(mean.get_ydata(), [1.5, 4])
+    middle, *_ = figures.levels_by_block(table, claim).axes[0].lines
+    np.testing.assert_allclose(middle.get_ydata(), [1.5, 4])
 
 
-def test_levels_are_claimed_by_shape_only_where_it_tells_them_apart():
+def test_levels_are_claimed_by_shape_and_of_seeds_by_their_median():
     blocks = [("column", "0.0"), ("column", "0.1"), ("pyramid", "0.0"), ("pyramid", "1.0")]
-    table = pd.DataFrame(blocks, columns=["run", "block"]).assign(epoch=1, initial=0.5)
+    table = pd.DataFrame(blocks, columns=["run", "block"]).assign(epoch=1, initial=0.5, seed=0)
     table["label"] = table["run"]
-    claim = findings.of_levels(table.assign(level=[0.4, 0.1, 0.3, 0.6]))[0]
-    assert claim == (
-        "In columnar models attention levels end at 0.2 times their start in all blocks but the first, in pyramids "
-        "at 0.6 to 1.2 times (means of seeds)"
-    )
-    plain = "Attention levels end at {} times their start in columnar models, {} in pyramids (means of seeds)".format
-    further = findings.of_levels(table.assign(level=[0.1, 0.2, 0.3, 0.6]))[0]
-    assert further == plain("0.2 to 0.4", "0.6 to 1.2"), "the first block falls further"
-    further = findings.of_levels(table.assign(level=[0.4, 0.1, 0.1, 0.6]))[0]
-    assert further == plain("0.2 to 0.8", "0.2 to 1.2"), "so does one of the pyramid's"
+    by_shape = "Attention levels end at {} times their start in columnar models, {} in pyramids".format
+    assert findings.of_levels(table.assign(level=[0.4, 0.1, 0.3, 60]))[0] == by_shape("0.2 to 0.8", "0.6 to 120")
     alone = findings.of_levels(table[:2].assign(level=[0.1, 0.2]))[0]
-    assert alone == "Attention levels end at 0.2 to 0.4 times their start (means of seeds)"
-    seeds = pd.concat([table.assign(level=[0.1, 0.2, 0.3, 0.6]), table.assign(run="other", level=[0.3, 0.2, 0.3, 0.8])])
-    assert findings.of_levels(seeds)[0] == plain("0.4", "0.6 to 1.4"), "means of seeds, as the lines are"
+    assert alone == "Attention levels end at 0.2 to 0.4 times their start"
+    ends = [[0.1, 0.2, 0.3, 0.6], [0.3, 0.2, 0.3, 0.8], [50, 0.2, 0.3, 0.7]]
+    seeds = [table.assign(run=table["run"] + str(seed), seed=seed, level=level) for seed, level in enumerate(ends)]
+    claim = findings.of_levels(pd.concat(seeds))[0]
+    assert claim == f"{by_shape('0.4 to 0.6', '0.6 to 1.4')} (medians of seeds)", "as the lines are"
+    lines = figures.levels_by_block(pd.concat(seeds).assign(variant="v"), claim).axes[0].lines
+    assert lines[0].get_ydata().tolist() == pytest.approx([0.6])
 
 
 def test_a_block_is_named_at_the_end_of_its_line():

@@ -1,5 +1,7 @@
 """What a study says about the paper's claims."""
 
+import re
+
 import pytest
 from helpers.ladder_study import MICRO, finish, write_study
 
@@ -25,13 +27,14 @@ def test_each_outcome_follows_its_interval(tmp_path):
     study = write_study(tmp_path, seeds=(0, 1))
     assert claims(study).count("| - | - | not run yet |") == 4
     finish(study, dict(zip(MICRO, (80, 50, 60, 60, 60.25, 61, 40), strict=True)))
-    measured = measurement_path(study, "distinct_values_from_one_bit", f"{MICRO[1]}-seed0")
+    measured = measurement_path(study, "values_read", f"{MICRO[1]}-seed0")
     measured.parent.mkdir(parents=True)
-    measured.write_text("block,step,median\nhead,head: input,3\nhead,head: pooled,14.5\n")
+    measured.write_text("tokens,median\n64,14.5\n")
     key = read_record(study.runs[1].folder).key.model_dump()
     Note.of({"key": key}, [measured]).write(note_path(measured))
     lines = claims(load_study(tmp_path)).splitlines()
     assert "seeds 0, 1" in lines[0]
+    assert re.search(r"a step of the ladder varies by 0\.\d\d( to 0\.\d\d)? points \(standard deviation\)\.$", lines[0])
     assert "| It helps | one against the other | +10.00 (+7.13 to +12.87) | 2 | holds |" in lines
     this, and_this, twice = lines[-12:-9]
     assert this.startswith("| This too | the same | +0.25 (-0.") and this.endswith("| 2 | not resolved |")

@@ -25,7 +25,7 @@ def test_the_sentences_name_price_best_step_and_last_step(tmp_path):
     assert "fp patch embeddings loses, -1.00 (-1.98 to -0.02); not resolved: + pooling branches, +0.25 (-0.24" in text
     assert "to +0.74) and + affine, +0.75 (-0.10 to +1.60)." in text
     assert (
-        "- The last step, the pyramid, gains: +4.00 (+2.07 to +5.93) points, with 0.70 times the OPs (1.29 times"
+        "- The paper's last step, the pyramid, gains: +4.00 (+2.07 to +5.93) points, with 0.70 times the OPs (1.29"
         in text
     )
     assert "still being trained" not in text

@@ -11,7 +11,6 @@ from helpers.records import record_of
 from helpers.stored_study import store, stored_study
 
 from binaryvit.analysis.images import evaluation_batches
-from binaryvit.analysis.intervals import wilson_interval
 from binaryvit.analysis.paired import paired_difference
 from binaryvit.analysis.precision import findings as precision_findings
 from binaryvit.analysis.precision import measure as precision
@@ -21,7 +20,7 @@ from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import cost
 from binaryvit.records.predictions import write_predictions
-from binaryvit.records.run_record import RunResult
+from binaryvit.records.run_record import RECORD_FILE, RunResult
 from binaryvit.studies.study import load_study
 
 _SHAPE = "embed_dims: [8, 16, 32]"
@@ -54,7 +53,8 @@ def test_the_table_holds_records_intervals_and_costs(study):
     table = precision.precisions(OpenStudy(study)).set_index("precision")
     assert list(table.index) == ["W1A1", "W1A32", "W32A32"]  # whatever the file's order
     assert table["top1"].tolist() == [50.0, 70.0, 80.0]
-    assert table.loc["W1A32", ["low", "high"]].tolist() == pytest.approx(wilson_interval(252, 360))
+    assert table.loc["W1A32", ["difference", "low", "high"]].tolist() == pytest.approx(difference(70, 80))
+    assert table.loc["W32A32", ["difference", "low", "high", "difference_seeds"]].tolist() == [0, 0, 0, 0]
     arguments = dict(img_size=16, embed_dims=(8, 16, 32), num_classes=10)
     for name, bits in (("W1A1", (1, 1)), ("W1A32", (1, 32)), ("W32A32", (32, 32))):
         counted = cost(
@@ -68,7 +68,7 @@ def test_people_read_the_same_table_with_headings_and_units(study):
     numbers, text = precision.precisions(OpenStudy(study)), precision.precisions_as_text(OpenStudy(study))
     assert text["precision"].tolist() == numbers["precision"].tolist()
     assert text["top-1 (%)"].tolist() == ["50.00", "70.00", "80.00"]
-    change = numbers.set_index("precision").loc["W1A1", ["difference", "difference_low", "difference_high"]]
+    change = numbers.set_index("precision").loc["W1A1", ["difference", "low", "high"]]
     assert text["against W32A32"].tolist()[::2] == ["{:+.2f} ({:+.2f} to {:+.2f})".format(*change), "-"]
     assert [float(size.replace(",", "")) for size in text["size (MB)"]] == pytest.approx(
         numbers["bytes"] / 1e6, rel=1e-3
@@ -93,18 +93,21 @@ def test_drawings_show_every_precision(study):
     assert ticks[0] == "stem" and ticks[-2:] == ["norm", "head"] and {"0.0", "merge 1", "2.0"} < set(ticks)
     title = numbers.draw().get_suptitle().replace("\n", " ")
     assert title.startswith(
-        "At W1A1, BinaryViT (+ pyramid) reaches 50.0% with 3.3 times fewer bytes and 28 times fewer OPs"
+        "Against W32A32, BinaryViT (+ pyramid) at W1A1 has -30.0 points of top-1, 3.3 times fewer bytes and 28 times "
     )
     costs = numbers.inputs["precisions"].set_index("precision")["ops_elementwise"]
     less = f"{costs['W32A32'] / costs['W1A1']:.2g}"
-    assert title.endswith(f" ({less} with elementwise work) than at W32A32, which reaches 80.0%")
+    assert title.endswith(f" fewer OPs ({less} with elementwise work)")
     differences = [difference(row, 80) for row in (50, 70)]
     assert [f"{text:+.1f}" for text in differences[0]] == ["-30.0", "-34.8", "-25.2"]
     assert numbers.finding == (
         "Top-1 against W32A32 in points, over the n seeds that both have, with its 95% interval (n = 1: for the choice "
         f"of images alone): W1A1 {said(differences[0])}, W1A32 {said(differences[1])}."
     )
-    assert {"50.00", "70.00", "80.00"} == {text.get_text() for text in numbers.draw().axes[0].texts}
+    panel = numbers.draw().axes[0]
+    assert [text.get_text() for text in panel.texts] == ["-30.00", "-10.00", ""]
+    reached = [label.get_text() for label in panel.get_yticklabels()]
+    assert reached == ["W1A1\n50.00%", "W1A32\n70.00%", "W32A32\n80.00%"]
     for drawing in (numbers, agreement):
         figure = drawing.draw()
         assert_readable(figure)
@@ -144,7 +147,7 @@ def test_what_is_missing_is_said_and_drawn_as_not_run(tmp_path):
     store(study, study.runs[2], load_data(study.data_config).fingerprint)
     (drawing,) = precision.drawings(OpenStudy(study))
     texts = [text.get_text() for text in drawing.draw().axes[0].texts]
-    assert drawing.runs == (ONE, WEIGHTS) and texts[2:] == ["not run"]
+    assert drawing.runs == (ONE, WEIGHTS) and texts == ["not compared"] * 2 + ["not run"]
     assert "Against" not in drawing.finding
     sentence = precision.missing(OpenStudy(study))
     assert f"--only {REAL}" in sentence and f"{REAL} (missing)" in sentence
@@ -173,6 +176,10 @@ def test_a_second_seed_of_full_precision_says_what_agreement_can_be_expected(tmp
     assert set(second["precision"]) == {"W32A32"} and second["cka"].lt(1 - 1e-6).any()
     labels = [line.get_label() for line in agreement.draw().axes[0].lines]
     assert any(label.startswith("another seed of W32A32 (1)") for label in labels)
+    for run in study.runs:
+        if run.model_id != "real":
+            (run.folder / RECORD_FILE).unlink()
+    assert precision.agreement(OpenStudy(study)) is None, "two seeds of one precision"
     assert "Two seeds of W32A32, whose initial weights differ, agree to" in agreement.finding
 
 
