@@ -26,6 +26,14 @@ NOT_IN_KEY = frozenset(
     {"data_dir", "data_label", "teacher", "init_from", "workers", "threads", "checkpoint_minutes", "keep_best"}
 )
 
+# Which images a run trains and is evaluated on; all rows of a study share these.
+DATA_FIELDS = (
+    "data", "data_label", "data_config", "image_column", "label_column", "train_split", "eval_split",
+    "max_train_images", "max_eval_images", "holdout_images",
+)  # fmt: skip
+
+PRETRAINED = "timm:"  # begins the name of a model in timm, where a path of weights could stand
+
 _NOT_MODEL_ARGS = {
     "num_classes": "comes from the data",
     "img_size": "is set by image_size",
@@ -245,7 +253,7 @@ class TrainingConfig(BaseModel):
                 f"teacher_variant={self.teacher_variant!r} is given without a teacher: give teacher as well.",
             ),
             (
-                self.teacher_variant is not None and (self.teacher or "").startswith("timm:"),
+                self.teacher_variant is not None and (self.teacher or "").startswith(PRETRAINED),
                 f"teacher={self.teacher!r} names its model: leave teacher_variant={self.teacher_variant!r} out.",
             ),
             (
@@ -297,6 +305,11 @@ class TrainingConfig(BaseModel):
         if init_identity is not None:
             content["init_from"] = init_identity
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the defaults of settings that did not exist when it was stored."""
+    return TrainingConfig.model_construct().model_dump(mode="json") | config
 
 
 def without_place(path: str) -> str:

@@ -88,10 +88,6 @@ def test_every_problem_is_named_at_once():
     assert len(str(error.value).splitlines()) == 4
 
 
-def test_auto_augment_of_the_recipe_is_accepted():
-    assert TrainingConfig(**VIT, auto_augment="rand-m9-mstd0.5-inc1").auto_augment
-
-
 def test_key_ignores_where_and_how_fast_and_sees_all_else():
     base = TrainingConfig(**VIT)
     elsewhere = {"data_dir": "d", "data_label": "l", "workers": 3, "threads": 2, "checkpoint_minutes": 1.0}
@@ -190,3 +186,8 @@ def test_missing_yaml(tmp_path):
 def test_recipes_hold_only_fields():
     for recipe in RECIPES.values():
         assert set(recipe) <= set(TrainingConfig.model_fields)
+
+
+def test_a_key_does_not_hold_where_data_lie():
+    here, there, other = (TrainingConfig(**VIT, data=f"/{place}").key() for place in ("a/photos", "b/photos", "b/x"))
+    assert here == there != other

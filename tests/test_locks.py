@@ -93,3 +93,17 @@ def test_of_many_who_start_at_once_exactly_one_holds_the_lock(tmp_path):
     for starter in starters:
         starter.join()
     assert sorted(got) == [False] * 7 + [True] and not path.exists()
+
+
+def test_a_lock_file_removed_between_opening_and_locking_is_made_again(tmp_path, monkeypatch):
+    """Else two processes could each hold a file of that name."""
+    path, flock = tmp_path / "run.lock", fcntl.flock
+
+    def removed_at_first(descriptor: int, kind: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        path.unlink()
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", removed_at_first)
+    with hold(path) as first, hold(path) as second:
+        assert first is not None and second is None

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +74,23 @@ class ToDevice:
         return images.to(self.dtype), batch.labels.to(self.device, non_blocking=True)
 
 
+@contextmanager
+def told_of_killed_workers() -> Iterator[None]:
+    """Says in a sentence that a data-loading process was killed.
+
+    PyTorch raises it in the main process whatever that is doing, most often within a step of training.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise BinaryViTError(
+            "A data-loading process was killed from outside, as happens when memory runs out: set workers to a "
+            "smaller number."
+        ) from error
+
+
 class Loader:
     """Batches of one split, for one process of a training, epoch after epoch.
 
@@ -117,18 +135,11 @@ class Loader:
             return
         if self._loader is None:
             self._loader = self._start()
-        try:
+        with told_of_killed_workers():
             for batch in self._loader:
                 if isinstance(batch, BinaryViTError):
                     raise batch
                 yield batch
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise BinaryViTError(
-                "A data-loading process was killed from outside, as happens when memory runs out: set workers to a "
-                "smaller number."
-            ) from error
 
     def _start(self) -> DataLoader:
         in_memory = self._prepared.split.pixels is not None  # decoded now, so that the workers share it

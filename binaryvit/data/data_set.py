@@ -28,7 +28,7 @@ class Data:
         label: its name in tables.
         source: where it came from, without paths of this machine.
         class_names: by class index.
-        train, eval: the two splits that are used; never the same one.
+        train, eval: the two splits that are used; never the same one. Where nothing is trained, the first is empty.
         fingerprint: sha256 (hexadecimal) of the content, see `fingerprint`; "" where it was left out.
     """
 
@@ -50,7 +50,7 @@ class Data:
         return {"train": (self.train.name, len(self.train)), "eval": (self.eval.name, len(self.eval))}
 
 
-def load_data(config: TrainingConfig, *, fingerprinted: bool = True) -> Data:
+def load_data(config: TrainingConfig, *, fingerprinted: bool = True, to_train: bool = True) -> Data:
     """Finds, checks and fingerprints the data set of a training configuration; images are decoded later.
 
     Unless given, the training split is `train`, and the evaluation split is the first of `EVAL_SPLITS` that exists.
@@ -63,15 +63,18 @@ def load_data(config: TrainingConfig, *, fingerprinted: bool = True) -> Data:
         config: data, data_dir, data_label, data_config, image_column, label_column, train_split, eval_split,
             max_train_images, max_eval_images and holdout_images of a training configuration.
         fingerprinted: whether to read the images for the fingerprint, which takes seconds.
+        to_train: without it, a split to train on is not needed; the evaluation split says which classes there are.
 
     Raises:
         BinaryViTError: no such data set, split or column; the two splits are one; a label outside the classes;
             fewer than two classes; an empty split.
     """
+    to_train = to_train or config.holdout_images is not None
     source = open_source(config.data, config.data_dir, config.data_config)
-    train_name, eval_name = _split_names(config, source.splits)
-    image_column, label_column = _column_names(config, source.splits[train_name])
-    class_names = _class_names(source.splits[train_name], label_column)
+    train_name, eval_name = _split_names(config, source.splits, to_train)
+    first = source.splits[train_name if to_train else eval_name]
+    image_column, label_column = _column_names(config, first)
+    class_names = _class_names(first, label_column)
 
     def split(name: str, limit: int | None) -> ImageSplit:
         table = source.splits[name]
@@ -83,7 +86,7 @@ def load_data(config: TrainingConfig, *, fingerprinted: bool = True) -> Data:
             name, _encoded_table(name, table, image_column), image_column, labels[rows], rows, source.folder
         )
 
-    train = split(train_name, config.max_train_images)
+    train = split(train_name, config.max_train_images) if to_train else None
     if config.holdout_images is None:
         evaluation = split(eval_name, config.max_eval_images)
     else:
@@ -94,9 +97,11 @@ def load_data(config: TrainingConfig, *, fingerprinted: bool = True) -> Data:
         label=config.data_label or name,
         source=source.description,
         class_names=class_names,
-        train=train,
+        train=evaluation.part(np.arange(0)) if train is None else train,
         eval=evaluation,
-        fingerprint=fingerprint(class_names, [train, evaluation]) if fingerprinted else "",
+        fingerprint=fingerprint(class_names, [part for part in (train, evaluation) if part is not None])
+        if fingerprinted
+        else "",
     )
 
 
@@ -129,11 +134,11 @@ def _hold_out(split: ImageSplit, images: int) -> tuple[ImageSplit, ImageSplit]:
     return split.part(kept), replace(split.part(held), name=f"{split.name} (held out)")
 
 
-def _split_names(config: TrainingConfig, splits: dict[str, datasets.Dataset]) -> tuple[str, str | None]:
+def _split_names(config: TrainingConfig, splits: dict[str, datasets.Dataset], to_train: bool) -> tuple[str, str | None]:
     """The names of the splits to train and to evaluate on; no second one where training images are held out for it."""
     train = config.train_split or "train"
     evaluation = config.eval_split or next((name for name in EVAL_SPLITS if name in splits), None)
-    wanted = [("train_split", train)] + [("eval_split", evaluation)] * (config.holdout_images is None)
+    wanted = [("train_split", train)] * to_train + [("eval_split", evaluation)] * (config.holdout_images is None)
     there = ", ".join(splits)
     for field, name in wanted:
         if name is None:
@@ -147,7 +152,7 @@ def _split_names(config: TrainingConfig, splits: dict[str, datasets.Dataset]) ->
             )
         if not len(splits[name]):
             raise BinaryViTError(f"The split '{name}' of the data set '{config.data}' has no images.")
-    if train == evaluation and config.holdout_images is None:
+    if to_train and train == evaluation and config.holdout_images is None:
         raise BinaryViTError(f"The split '{train}' is trained on, so it cannot be evaluated on: set eval_split.")
     return train, evaluation
 

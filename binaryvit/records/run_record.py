@@ -77,7 +77,7 @@ class Hardware(_Record):
 class RunResult(_Record):
     """Accuracies in percent (0..100) on the whole evaluation split after the last epoch.
 
-    `top5` is None with fewer than five classes. `images_per_second` is the mean of training.
+    `top5` is None with fewer than five classes. `images_per_second` is the mean of the epochs' rates.
     """
 
     top1: float
@@ -133,7 +133,7 @@ class RunRecord(_Record):
     processes: int
     seed: int
     started: AwareDatetime  # of the first start, UTC
-    duration_seconds: float = Field(ge=0)  # spent in all starts of a resumed run together
+    duration_seconds: float = Field(ge=0)  # of all epochs' steps and evaluations, over all starts
     result: RunResult
     weights: WeightsRecord
     predictions: PredictionsRecord | None = None  # None in records of earlier versions

@@ -34,5 +34,6 @@ def command_of(study: Study, run: PlannedRun, options: Mapping[str, object] | No
     words = [sys.executable, "-m", "binaryvit.cli", "reproduce", os.path.abspath(study.path), "--only", run.id]
     words += ["--output", os.path.abspath(study.output)]
     for name, value in (options or {}).items():
-        words += [f"--{name.replace('_', '-')}", os.path.abspath(str(value)) if name == "data_dir" else str(value)]
+        value = os.path.abspath(os.path.expanduser(str(value))) if name == "data_dir" else str(value)
+        words += [f"--{name.replace('_', '-')}", value]
     return shlex.join(words)

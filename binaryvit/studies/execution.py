@@ -74,18 +74,19 @@ class Executor:
 
         Raises ExecutionFailed with the error's sentence, KeyboardInterrupt when it was interrupted.
         """
-        sentences = []
+        said = [""]
 
         def say(line: str) -> None:
-            if line.startswith(SENTENCE):
-                sentences.append(line.removeprefix(SENTENCE))
+            said.append(line)
             job.say(line)
 
         with train_command(config, output, study, run_id) as command:
             code = self.processes.run([*_PYTHON, *command], self.folder, Job(job.environment, job.lock, say))
         if code != 0:
-            died = "The training process died without an error, most likely because memory ran out."
-            raise ExecutionFailed(next(iter(sentences), died))
+            sentences = [line.removeprefix(SENTENCE) for line in said if line.startswith(SENTENCE)]
+            unforeseen = f"The training process ended with an error: {said[-1]}"
+            killed = "The training process died without an error, most likely because memory ran out."
+            raise ExecutionFailed(next(iter(sentences), killed if code < 0 else unforeseen))
 
 
 @contextmanager

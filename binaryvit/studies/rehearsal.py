@@ -23,6 +23,7 @@ def rehearse(
     fingerprint = fingerprint_if_needed(study, (), check_data)
     seconds: dict[bool, list[float | None]] = {True: [], False: []}  # of teachers, and of those that wait for them
     runs = [run for run in plan(study, fingerprint) if run.id in chosen]
+    teachers = {run.teacher_id for run in runs}
     for run in runs:
         if run.state is State.STALE and not rerun_stale:
             say(f"{run.id}: STALE, would be left as it is: {run.reason}")
@@ -30,7 +31,7 @@ def rehearse(
             say(f"{run.id}: {run.state}, {run.reason}")
         else:
             needed = estimate(study, run)
-            seconds[run.teacher_id is None].append(needed)
+            seconds[run.id in teachers].append(needed)
             say(f"{run.id}: would be trained ({run.state}: {run.reason}), {duration(needed)}")
     jobs = jobs or default_jobs(max(run.config.processes for run in study.runs))
     unknown = sum(group.count(None) for group in seconds.values())

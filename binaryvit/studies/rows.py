@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import timm
 
-from binaryvit.config import NOT_IN_KEY, TrainingConfig
+from binaryvit.config import NOT_IN_KEY, TrainingConfig, completed
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import Cost, cost
 from binaryvit.models.ladder import variant_style
@@ -187,7 +187,7 @@ def scale_of(record: RunRecord) -> dict[str, Any]:
 
 
 def _recipe(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in MAY_DIFFER}
+    return {name: value for name, value in completed(config).items() if name not in MAY_DIFFER}
 
 
 def _plan(run: PlannedRun) -> dict[str, Any]:

@@ -257,7 +257,7 @@ class _Training:
         settled = None
         with hold(run.lock) as lock:
             if lock is not None:
-                now = state_of(self.study, run, self.fingerprint, locked=False)
+                now = state_of(self.study, run, self.fingerprint, held=True)
                 if now.state is not State.RUNNING:
                     settled = self._settle(now, self.workshop.job(run.id, share, lock))
         with self._changed:
@@ -276,7 +276,7 @@ class _Training:
         is_blocked = teacher is not None and teacher.state is not State.DONE
         if run.state is State.STALE and self.rerun_stale and not is_blocked:
             self.say(f"{run.id}: stale, {run.reason}; kept as {archive(run.folder).name}, and trained again")
-            run = state_of(self.study, run, self.fingerprint, locked=False)
+            run = state_of(self.study, run, self.fingerprint, held=True)
         if run.state is State.STALE:
             self.say(f"{run.id}: STALE, left as it is: {run.reason}")
         elif run.state is State.DONE:
@@ -292,19 +292,15 @@ class _Training:
 
     def _train(self, run: PlannedRun, job: Job) -> PlannedRun:
         self.say(f"{run.id}: {run.reason}; training, {duration(estimate(self.study, run))} expected")
-        started = datetime.now(UTC)
         try:
             self._execute(run, job)
-            run = state_of(self.study, run, self.fingerprint, locked=False)
+            run = state_of(self.study, run, self.fingerprint, held=True)
             if run.state is not State.DONE:
                 raise BinaryViTError(f"The training ended, but the run is {run.state}: {run.reason}.")
             self.say(f"{run.id}: done, {run.reason}")
         except BinaryViTError as error:
-            noted = read_failure(run.folder)
-            if noted is None or noted.time < started:  # the training could not say why
-                noted = Failure(error=str(error), time=datetime.now(UTC))
-                noted.write(run.folder)
-            run = replace(run, state=State.FAILED, reason=noted.error)
+            Failure(error=str(error), time=datetime.now(UTC)).write(run.folder)
+            run = replace(run, state=State.FAILED, reason=str(error))
             self.say(f"{run.id}: FAILED: {run.reason}")
         return run
 
@@ -320,9 +316,10 @@ class _Training:
 
 
 def _trainable_at_once(runs: Iterable[PlannedRun]) -> int:
-    """How many of the runs can be trained at the same time, at most: the teachers, then their students."""
-    pending = [run.teacher_id is None for run in runs if run.state is not State.DONE]
-    return max(pending.count(True), pending.count(False))
+    """How many of the runs can be trained at the same time, at most: all but the teachers that others wait for."""
+    pending = [run for run in runs if run.state is not State.DONE]
+    teachers = {run.teacher_id for run in pending}
+    return sum(run.id not in teachers for run in pending)
 
 
 def archive(folder: Path) -> Path:

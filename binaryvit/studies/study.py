@@ -12,7 +12,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from binaryvit.config import NOT_IN_KEY, RECIPES, TrainingConfig, read_yaml, suggestion, without_place
+from binaryvit.config import (
+    DATA_FIELDS,
+    NOT_IN_KEY,
+    PRETRAINED,
+    RECIPES,
+    TrainingConfig,
+    completed,
+    read_yaml,
+    suggestion,
+    without_place,
+)
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import is_locked
 from binaryvit.records.run_record import (
@@ -25,13 +35,10 @@ from binaryvit.records.run_record import (
     read_record,
 )
 from binaryvit.training.checkpoint import CHECKPOINT_FILE, stored_identity
-from binaryvit.training.teacher import PRETRAINED, identity, run_identity
+from binaryvit.training.teacher import identity, run_identity
 
 STUDY_FILE = "study.yaml"
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]  # it becomes a file name
-# All rows of a study see the same data, so these are given once, for the study.
-_DATA_FIELDS = {"data", "data_label", "data_config", "image_column", "label_column", "train_split", "eval_split"}
-_DATA_FIELDS |= {"max_train_images", "max_eval_images", "holdout_images"}
 
 
 class _Part(BaseModel):
@@ -178,6 +185,7 @@ def load_study(path: str | Path, output: str | Path | None = None, **execution: 
     data_dir = execution.pop("data_dir", None)
     shared = {"data": file.data, "data_label": file.data_label} | file.recipe | execution
     if data_dir is not None:
+        data_dir = os.path.expanduser(data_dir)
         shared["data_dir"] = os.path.relpath(data_dir, output)
 
     def resolve(row: _Row, seed: int, kind: str, **facts: Any) -> PlannedRun:
@@ -224,12 +232,10 @@ def plan(study: Study, fingerprint: str | None = None) -> list[PlannedRun]:
     return [run if run.state is State.DONE else state_of(study, run, fingerprint) for run in study.runs]
 
 
-def state_of(
-    study: Study, run: PlannedRun, fingerprint: str | None = None, *, locked: bool | None = None
-) -> PlannedRun:
-    """The run with its state of this moment; see `plan`. `locked`: whether another runner holds it, if known."""
+def state_of(study: Study, run: PlannedRun, fingerprint: str | None = None, *, held: bool = False) -> PlannedRun:
+    """The run with its state of this moment; see `plan`. `held`: the caller holds the run's lock."""
     # The second lock is training's own: it may outlive whoever started it.
-    if locked or (locked is None and is_locked(run.lock)) or is_locked(run.folder / LOCK_FILE):
+    if (not held and is_locked(run.lock)) or is_locked(run.folder / LOCK_FILE):
         return replace(run, state=State.RUNNING, reason="a process is training it now")
     try:
         record = read_record(run.folder)
@@ -252,8 +258,7 @@ def _judge(study: Study, run: PlannedRun, record: RunRecord, fingerprint: str | 
     teacher = _teacher_of(study, run)
     config = run.config.resolved(record.config.get("compile"))
     now = config.model_dump(mode="json", exclude=NOT_IN_KEY) | {"data": without_place(run.config.data)}
-    # A record made before a setting existed was made with its default.
-    before = TrainingConfig.model_construct().model_dump(mode="json") | record.config
+    before = completed(record.config)
     changes = [f"{name} was {before[name]!r} and is {value!r}" for name, value in now.items() if before[name] != value]
     if record.key.training_version != TRAINING_VERSION:
         changes += [f"the training code was version {record.key.training_version} and is {TRAINING_VERSION}"]
@@ -313,8 +318,8 @@ def _identities(study: Study, run: PlannedRun, fingerprint: str) -> tuple[str | 
 
 def _identity_outside(study: Study, place: str | None, role: str) -> str | None:
     """The identity of weights that are not a run of the study."""
-    if place is None or place.startswith("timm:"):
-        return place and identity(place, role)
+    if place is None or place.startswith(PRETRAINED):
+        return place
     return identity(str(study.output / place), role)
 
 
@@ -335,8 +340,8 @@ def _check_recipes(path: Path, file: _StudyFile) -> None:
     rows = [row for row in (file.teacher, *file.students) if row is not None]
     problems = []
     for where, recipe, elsewhere in [
-        ("recipe", file.recipe, {"data", "data_label"}),
-        *((f"recipe of {row.id or row.variant}", row.recipe, _DATA_FIELDS) for row in rows),
+        ("recipe", file.recipe, ("data", "data_label")),
+        *((f"recipe of {row.id or row.variant}", row.recipe, DATA_FIELDS) for row in rows),
     ]:
         places = dict.fromkeys(elsewhere, "once for the whole study, next to its name or in its recipe")
         places |= {"variant": "as the row's variant", "seed": "in seeds, or as the teacher's seed"}

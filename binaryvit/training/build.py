@@ -101,15 +101,17 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def compile_blocks(model: nn.Module) -> nn.Module:
-    """Compiles each transformer block of `model`, in place; equal blocks share their compiled code.
+    """Compiles each transformer block of `model`, in place; blocks of equal shapes and rates share their compiled code.
 
     Shapes are compiled as they are: with dynamic shapes, a pyramid's second stage would recompile everything into
     slower code.
     """
-    # Each stage's shape, in training and in evaluation, is one more compilation of the same function.
-    limit = 16 * len(getattr(model, "stages", [model]))
+    # Each stage's shape, in training and in evaluation, is one more compilation of the same function; and where a block
+    # drops paths at a rate of its own, which is a constant of the code, each block is.
+    blocks = blocks_of(model)
+    limit = max(16 * len(getattr(model, "stages", [model])), 2 * len(blocks))
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
-    for block in blocks_of(model):
+    for block in blocks:
         block.compile(dynamic=False)
     return model
 

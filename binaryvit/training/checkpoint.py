@@ -64,15 +64,15 @@ def load_state(path: str | Path, identity: Mapping[str, Any]) -> tuple[dict[str,
             raise BinaryViTError(
                 f"The checkpoint {path} has format {state['format']}, this version reads {_FORMAT}. {advice}"
             )
-        stored = {PROCESSES: identity.get(PROCESSES)} | state["identity"]  # earlier checkpoints do not name it
+        stored = state["identity"]
         different = [name for name, value in identity.items() if stored[name] != value]
     except (ValueError, KeyError, TypeError):
         raise BinaryViTError(f"The file {path} is not a training checkpoint of binaryvit. {advice}") from None
     if PROCESSES in different:
         raise BinaryViTError(
             f"The checkpoint {path} was written with processes={stored[PROCESSES]}, not {identity[PROCESSES]}. Another "
-            "number would change a training's random numbers and, on CPUs, its batch norm statistics: set processes to "
-            f"{stored[PROCESSES]} to go on, or start over in another folder."
+            f"number would change a training's random numbers: set processes to {stored[PROCESSES]} to go on, or start "
+            "over in another folder."
         )
     if different:
         raise BinaryViTError(

@@ -8,13 +8,14 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from binaryvit.config import PRETRAINED
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.authors_names import from_authors_names, has_authors_names
 from binaryvit.models.external_checkpoint import read_state_dict
 from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.training.build import pretrained_model
 from binaryvit.training.checkpoint import of_prefix
-from binaryvit.training.teacher import PRETRAINED, finished_run
+from binaryvit.training.teacher import finished_run
 
 
 def initialize(model: nn.Module, place: str) -> str:

@@ -62,7 +62,7 @@ class Trainer:
         model = create_model(config, data.num_classes)
         self.started_from = None if config.init_from is None else initialize(model, config.init_from)
         model = model.to(self.device)
-        size, mean, std = self.input = input_settings(model, config.image_size)
+        size, mean, std = input_settings(model, config.image_size)
         shard = process.process_index, process.num_processes
         self.train_loader = train_loader(data, config, size, mean, *shard)
         self.eval_loader = eval_loader(data, config, size, *shard)
@@ -273,6 +273,7 @@ class Trainer:
         state.update(epoch_seconds=0.0, timed_steps=0, timed_seconds=0.0)
         if config.keep_best and self.process.is_main_process and best_epoch(state["history"]) is row:
             store_weights(self.trained_model, config, self.data.class_names, self.run_dir / BEST_WEIGHTS_FILE)
+            state["kept_epoch"] = epoch
         self._save()
         self.write_tables()
         return row, switched_off

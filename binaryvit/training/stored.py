@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from binaryvit.config import TrainingConfig
-from binaryvit.data.batches import ToDevice, eval_loader
+from binaryvit.config import DATA_FIELDS, TrainingConfig, without_place
+from binaryvit.data.batches import ToDevice, eval_loader, told_of_killed_workers
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.shapes import image_size
@@ -18,13 +18,9 @@ from binaryvit.training.evaluation import Evaluation, evaluate
 from binaryvit.training.numerics import chosen_numerics
 from binaryvit.training.teacher import check_classes
 
-# The fields of a run's record that its evaluation needs: how images are cut and dealt, and of which data they are. The
+# The fields of a run's record that its evaluation needs, besides those of its data: how images are cut and dealt. The
 # rest says how it was trained.
 _IMAGE_FIELDS = ("eval_crop", "batch_size")
-_DATA_FIELDS = (
-    "data", "data_label", "data_config", "image_column", "label_column", "train_split", "eval_split",
-    "max_train_images", "max_eval_images", "holdout_images",
-)  # fmt: skip
 # What a configuration needs but no evaluation uses: the model is the stored one.
 _UNUSED = {"variant": "deit_micro_patch4_32", "min_learning_rate": 0.0}
 
@@ -45,12 +41,12 @@ def evaluate_stored(place: str | Path, **settings: Any) -> tuple[Evaluation, str
     Raises:
         BinaryViTError: there are no such weights or data, or they have different classes.
     """
-    path, record, given = Path(place), None, settings
+    path, record, given, is_own = Path(place), None, settings, False
     if path.is_dir():
         if (record := read_record(path)) is None:
             raise BinaryViTError(f"{place} is not the folder of a finished run: give one, or a weights file.")
-        is_own = settings.get("data", record.config["data"]) == record.config["data"]
-        names = (*_IMAGE_FIELDS, *_DATA_FIELDS) if is_own else _IMAGE_FIELDS
+        is_own = without_place(settings.get("data", record.config["data"])) == record.config["data"]
+        names = (*_IMAGE_FIELDS, *DATA_FIELDS) if is_own else _IMAGE_FIELDS
         own = {name: record.config[name] for name in names if name in record.config}
         if "eval_split" in settings:
             own.pop("holdout_images", None)  # the split that it is held out of is asked for by name
@@ -64,13 +60,14 @@ def evaluate_stored(place: str | Path, **settings: Any) -> tuple[Evaluation, str
     if record is None and preprocessing:
         settings = {"eval_crop": preprocessing.crop_pct} | settings
     config = TrainingConfig(**_UNUSED | settings)
-    data = load_data(config)
+    # Without a split to train on the fingerprint is another one, which only the run's own images need.
+    data = load_data(config, to_train=is_own and "eval_split" not in given)
     check_classes(str(place), model.num_classes, file.description.class_names, data.class_names)
     (_, mean, std), size = input_settings(model), (3, *image_size(model))
     if preprocessing:
         mean, std = preprocessing.mean, preprocessing.std
     loader = eval_loader(data, config, size, process.process_index, process.num_processes)
-    with chosen_numerics():
+    with told_of_killed_workers(), chosen_numerics():
         result = evaluate(model, map(ToDevice(mean, std, process.device), loader.epoch()), process.device)
     loader.close()
     name, images = data.splits["eval"]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from binaryvit.config import TrainingConfig
+from binaryvit.config import PRETRAINED, TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.external_checkpoint import load_checkpoint
 from binaryvit.models.quantizers import at_least_float32
@@ -18,8 +18,6 @@ from binaryvit.models.shapes import image_size
 from binaryvit.models.weights_file import model_of, read_weights_file
 from binaryvit.records.run_record import RunKey, RunRecord, read_record
 from binaryvit.training.build import input_settings, pretrained_model
-
-PRETRAINED = "timm:"
 
 
 def run_identity(key: RunKey) -> str:

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from binaryvit.config import TrainingConfig, without_place
+from binaryvit.data.batches import told_of_killed_workers
 from binaryvit.data.data_set import Data
 from binaryvit.data.sampling import scoped_random_state
 from binaryvit.errors import BinaryViTError
@@ -79,6 +80,7 @@ def train_in_process(config: TrainingConfig, run_dir: str | Path, *, study: str 
         keep_freed_memory()
     gpus = [process.device] if process.device.type == "cuda" else []
     with (
+        told_of_killed_workers(),
         locked(run_dir, process),
         torch_threads(config.threads),
         scoped_random_state(),
@@ -157,9 +159,9 @@ def _record(trainer: Trainer, key: RunKey, measured: Evaluation, study: str, run
 
 
 def _best_record(trainer: Trainer) -> BestRecord | None:
-    """None if `keep_best` was set only after the best epoch, so its weights were not kept."""
+    """None if `keep_best` was not set at the best epoch, so its weights were not kept."""
     best = best_epoch(trainer.state["history"])
-    if not (trainer.run_dir / BEST_WEIGHTS_FILE).exists():
+    if trainer.state.get("kept_epoch") != best["epoch"]:
         return None
     return BestRecord(file=BEST_WEIGHTS_FILE, epoch=best["epoch"], top1=best["top1"])
 

@@ -1,7 +1,10 @@
 """Paired differences: their coverage, their limits, and what they refuse."""
 
+from statistics import mean, variance
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from binaryvit.analysis.paired import paired_difference
 from binaryvit.errors import BinaryViTError
@@ -49,3 +52,15 @@ def test_other_images_or_seeds_are_refused():
     for before, after in (([images], [images, images]), ([images], [images[:4]])):
         with pytest.raises(BinaryViTError, match="same seeds and the same evaluation images"):
             paired_difference(before, after)
+
+
+def test_the_interval_is_that_of_the_formula():
+    d = [[1, 0, 0, 1], [0, 0, -1, 1], [1, 1, 0, 1]]
+    before = [np.array([max(0, -x) for x in row]) for row in d]
+    after = [np.array([max(0, x) for x in row]) for row in d]
+    seeds = variance([mean(row) for row in d]) / 3
+    images = variance([mean(column) for column in zip(*d, strict=True)]) / 4
+    freedom = (seeds + images) ** 2 / (seeds**2 / 2 + images**2 / 3)
+    half = stats.t.ppf(0.975, freedom) * (seeds + images) ** 0.5
+    found = paired_difference(before, after)
+    assert (found.low, found.high) == pytest.approx((100 * (5 / 12 - half), 100 * (5 / 12 + half)))

@@ -158,7 +158,15 @@ def takeaway(name):
 
 @pytest.mark.parametrize(
     ("name", "study"),
-    [(name, study) for name, (_, studies) in TAKEAWAYS.items() for study in studies if study in STUDIES],
+    [
+        pytest.param(
+            name,
+            study,
+            marks=pytest.mark.skipif(study not in STUDIES, reason=f"the ladder of {study} is not finished"),
+        )
+        for name, (_, studies) in TAKEAWAYS.items()
+        for study in studies
+    ],
 )
 def test_what_a_notebook_opens_with_is_true_for_each_committed_study(name, study):
     check, _ = TAKEAWAYS[name]

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,14 @@ from timm.data import create_transform
 from torchvision.transforms import functional
 
 from binaryvit.config import TrainingConfig
-from binaryvit.data.batches import Batch, ToDevice, eval_loader, train_loader, useful_workers
+from binaryvit.data.batches import (
+    Batch,
+    ToDevice,
+    eval_loader,
+    told_of_killed_workers,
+    train_loader,
+    useful_workers,
+)
 from binaryvit.data.data_set import load_data
 from binaryvit.data.sampling import (
     derived_seed,
@@ -332,6 +340,19 @@ def test_a_worker_that_is_killed(digits, monkeypatch):
     monkeypatch.setattr("binaryvit.data.batches.seed_everything", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(BinaryViTError, match=r"killed from outside.*set workers to a smaller"):
         epoch_of(digits, config(workers=1))
+
+
+def test_a_worker_that_is_killed_is_told_whatever_the_main_process_does(digits):
+    loader = train_loader(digits, config(workers=1), *MODEL[:2])
+    with pytest.raises(BinaryViTError, match="killed from outside"), told_of_killed_workers():
+        next(loader.epoch())
+        (worker,) = loader._loader._iterator._workers
+        os.kill(worker.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:  # torch raises from a signal's handler
+            time.sleep(0.01)
+    with pytest.raises(RuntimeError, match="of another kind"), told_of_killed_workers():
+        raise RuntimeError("of another kind")
 
 
 def test_useful_workers(monkeypatch):

@@ -2,6 +2,7 @@
 
 import timm
 import torch
+import torch.nn.functional as F
 
 import binaryvit  # noqa: F401 - registers the models
 
@@ -28,3 +29,10 @@ def images(count=6, dtype=torch.float64):
 def hooks_of(model):
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_with_kwargs")
     return [hook for module in model.modules() for kind in kinds for hook in getattr(module, kind)]
+
+
+def resampled(positions, side):
+    """Position embeddings (1, n * n, C) of a square grid as timm resamples them to another side: bicubic."""
+    n = round(positions.shape[1] ** 0.5)
+    grid = positions.detach().unflatten(1, (n, n)).permute(0, 3, 1, 2)
+    return F.interpolate(grid, (side, side), mode="bicubic", antialias=True).flatten(2).mT

@@ -122,3 +122,13 @@ def test_the_pyramid_costs_this_share_of_the_columnar_model(family, parameters, 
     assert model.stages[0].dim == 64
     assert all(block.attn.q.linear.in_features == 64 * block.attn.num_heads for s in model.stages for block in s.blocks)
     assert model.stages[-2].grid_size == timm.create_model(LADDER[family][4]).stages[0].grid_size
+
+
+def test_averages_of_a_pyramid_by_hand():
+    model = BinaryVisionTransformer(
+        img_size=8, patch_size=2, embed_dims=(4, 8), depths=(1, 1), num_heads=(2, 2), mlp_ratios=2, reductions=(2, 1)
+    )
+    elementwise = cost(model).layers["elementwise"]
+    assert elementwise["stages.1.embed"] == 16 * 4 + 4 * 8, "the average of all tokens, and its addition"
+    averages, additions, softmax = 16 * 4, 3 * 16 * 4, 5 * 2 * 16 * 4
+    assert elementwise["stages.0.blocks.0.attn"] == averages + additions + softmax

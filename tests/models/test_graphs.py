@@ -30,6 +30,8 @@ from binaryvit.training.build import compile_blocks
         ),
         ("reactdeit_micro_patch4_32", {"depths": 2}, "native", 1),
         ("deit_micro_patch4_32", {}, "modules", 1),
+        # Each block with a rate of its own, more of them than torch compiles by default.
+        ("deit_micro_patch4_32", {"depth": 10, "embed_dim": 24, "drop_path_rate": 0.1}, "modules", 10),
     ],
 )
 def test_equal_blocks_are_one_whole_graph_and_stay_compiled(
@@ -42,6 +44,7 @@ def test_equal_blocks_are_one_whole_graph_and_stay_compiled(
     model = timm.create_model(name, img_size=16, **arguments)
     # All but the machine code, which takes minutes.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, fullgraph=True, backend="aot_eager"))
+    torch._dynamo.config.recompile_limit = 8  # torch's default, whatever was compiled before
     compile_blocks(model)
     images, compiled = torch.randn(4, 3, 16, 16), []
     for _epoch in range(2):

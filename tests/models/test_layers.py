@@ -11,10 +11,12 @@ from binaryvit.models.layers import (
     Affine,
     AttentionBinarizer,
     BinaryAttention,
+    BinaryBlock,
     BinaryConv2d,
     BinaryLinear,
     BinaryPatchMerging,
     BinaryUnit,
+    FullPrecisionPatchMerging,
     PoolingBranches,
     RPReLU,
     TokenBatchNorm,
@@ -106,18 +108,6 @@ def test_binary_unit(bits):
     torch.testing.assert_close(unit(x), expected)
 
 
-def test_the_four_poolings_as_one_convolution():
-    branches = randomize(PoolingBranches(3, 7).double())
-    x = torch.randn(2, 49, 3, dtype=torch.float64)
-    grid = tokens_to_grid(x, 7)
-    expected = 0
-    for name, window in (("pool1x3", (1, 3)), ("pool3x1", (3, 1)), ("pool1x5", (1, 5)), ("pool5x1", (5, 1))):
-        padding = (window[0] // 2, window[1] // 2)
-        pooled = F.avg_pool2d(grid, window, stride=1, padding=padding, count_include_pad=True)
-        expected = expected + branches.affines[name](grid_to_tokens(pooled))
-    torch.testing.assert_close(branches(x), expected)
-
-
 def test_binary_convolution_is_not_centred():
     conv = BinaryConv2d(2, 3).double()
     with torch.no_grad():
@@ -202,3 +192,25 @@ def test_attention_levels_start_at_the_papers_or_at_one_over_the_keys(variant, a
 def test_an_impossible_attention_level_is_refused(level):
     with pytest.raises(BinaryViTError, match=r"attention_level=.* is not possible"):
         timm.create_model("binaryvit_micro_patch2_32", attention_level=level)
+
+
+def test_full_precision_merging_is_a_product_with_each_square_of_tokens():
+    merge = randomize(FullPrecisionPatchMerging(2, 4, 4).double()).eval()
+    x = torch.randn(3, 16, 2, dtype=torch.float64)
+    grid = tokens_to_grid(merge.norm_in(x), 4)
+    squares = [grid[:, :, row : row + 2, column : column + 2] for row in (0, 2) for column in (0, 2)]
+    expected = torch.stack([torch.einsum("bchw,ochw->bo", square, merge.proj.weight) for square in squares], dim=1)
+    torch.testing.assert_close(merge(x), merge.norm(expected))
+
+
+def test_dropped_attention_is_used_as_dropout_leaves_it():
+    attention = BinaryAttention(8, 2, 4, attention_level=0.1, attn_drop=0.5).double()
+    kept = attention.attn_drop(attention.binarize_attn(torch.rand(2, 2, 16, 16, dtype=torch.float64)))
+    values = torch.randn(2, 2, 16, 4, dtype=torch.float64).sign()
+    torch.testing.assert_close(attention._context(kept, values), kept @ values)
+
+
+def test_pooling_branches_stay_where_paths_are_dropped():
+    block = randomize(BinaryBlock(4, 2, 8, 4, drop_path=1.0).double()).train()
+    x = torch.randn(2, 16, 4, dtype=torch.float64)
+    torch.testing.assert_close(block(x), x + block.pool(block.norm2(x)))

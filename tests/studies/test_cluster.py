@@ -51,6 +51,8 @@ def test_the_commands_are_those_of_the_missing_runs_teacher_first(tmp_path, caps
     study = load_study(folder)
     line = command_of(study, study.runs[0], {"data_dir": "data", "data_label": "with a blank"})
     assert shlex.split(line)[-4:] == ["--data-dir", str(tmp_path / "data"), "--data-label", "with a blank"]
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert shlex.split(command_of(study, study.runs[0], {"data_dir": "~/data"}))[-1] == "/home/someone/data"
 
     fingerprint = load_data(study.data_config).fingerprint
     record_of(study, study.runs[0], fingerprint).write(study.runs[0].folder)

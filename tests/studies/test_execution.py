@@ -1,7 +1,9 @@
 """Notebooks execute in this interpreter through papermill, fail with a sentence, and are stored without paths."""
 
 import json
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import nbformat
@@ -11,6 +13,7 @@ from helpers.places import ROOT
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold
+from binaryvit.studies import execution
 from binaryvit.studies.execution import ExecutionFailed, Executor, process_environment
 from binaryvit.studies.notebooks import check_parameters, find_notebook, training_parameters
 from binaryvit.studies.processes import Job, Processes
@@ -164,3 +167,19 @@ def test_the_training_notebook_gets_exactly_the_configuration(config):
     names = {name: parameters.pop(name) for name in ("output", "study", "run_id")}
     assert names == {"output": "runs/a", "study": "s", "run_id": "a"}
     assert configure(parameters.pop("settings"), **parameters) == config
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("print('binaryvit: It is for the reader.'); raise SystemExit(1)", "^It is for the reader\\.$"),
+        ("raise ValueError('an unforeseen one')", "ended with an error: ValueError: an unforeseen one$"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "most likely because memory ran out"),
+    ],
+)
+def test_a_training_that_fails_says_why(code, sentence, tmp_path, monkeypatch):
+    monkeypatch.setattr(execution, "_PYTHON", (sys.executable, "-u", "-c"))
+    monkeypatch.setattr(execution, "train_command", lambda *_: nullcontext([code]))
+    executor = Executor(tmp_path, {}, Processes())
+    with hold(tmp_path / "run.lock") as lock, pytest.raises(ExecutionFailed, match=sentence):
+        executor.train(None, Job(dict(os.environ), lock, print), output="out", study="", run_id="")

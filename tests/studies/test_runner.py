@@ -195,6 +195,14 @@ def test_two_jobs_train_two_students_at_the_same_time_after_their_teacher(world)
     assert world.executed[0] == TEACHER and sorted(world.executed[1:]) == sorted([FIRST, SECOND])
 
 
+def test_a_student_and_one_of_the_labels_train_at_the_same_time_once_there_is_a_teacher(world):
+    world.edit(f"{SECOND[:-6]}]", f"{{variant: {SECOND[:-6]}, teacher: none}}]")
+    assert not world.reproduce(only=[TEACHER]).failed_analysis
+    both = threading.Barrier(2, timeout=30)
+    world.hooks[FIRST] = world.hooks[SECOND] = both.wait
+    assert world.reproduce(jobs=2).complete and sorted(world.executed) == sorted([FIRST, SECOND])
+
+
 def test_a_student_of_the_labels_does_not_wait_for_a_teacher(world):
     world.edit(f"{SECOND[:-6]}]", f"{{variant: {SECOND[:-6]}, teacher: none}}]")
     both = threading.Barrier(2, timeout=30)

@@ -116,6 +116,7 @@ def test_the_command_line_changes_places_and_speed_but_no_numbers(write, tmp_pat
     config = study.runs[1].config
     assert (config.data_dir, config.data_label, config.workers, config.threads) == ("../photos", "mine", 3, 2)
     assert study.data_config.data_dir == "photos" and study.runs[1].folder.parent == Path("out/runs")
+    assert load_study(write(), data_dir="~/photos").data_dir == Path.home() / "photos"
     assert [run.config.key("t") for run in study.runs] == [run.config.key("t") for run in plain.runs]
     with pytest.raises(BinaryViTError, match="epochs would change"):
         load_study(write(), epochs=1)

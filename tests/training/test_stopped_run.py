@@ -30,7 +30,8 @@ def test_a_stopped_run_goes_on(precision, device, tmp_path):
             time.sleep(0.02)
         stopped.send_signal(signal.SIGTERM)
     assert stopped.returncode != 0 and read_record(run) is None
-    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True, timeout=600)
+    again = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    assert "resumed after step" in again.stdout
     record, metrics = read_record(run), read_metrics(run)
     assert record.hardware.device == device.type and record.config["precision"] == precision
     assert metrics["epoch"].tolist() == list(range(1, EPOCHS + 1))

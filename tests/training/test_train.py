@@ -8,6 +8,7 @@ import re
 import shutil
 from itertools import islice, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from helpers.places import TESTS
+from helpers.small_models import resampled
 from helpers.training_setup import PYRAMID, TIMING, VIT, student, teacher, write_teacher
 from PIL import Image
+from safetensors.numpy import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from binaryvit.cli import main
@@ -27,7 +30,7 @@ from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers import binary_layers
 from binaryvit.models.weights_file import load_inference_weights, read_weights_file, save_inference_weights
-from binaryvit.records.predictions import read_predictions
+from binaryvit.records.predictions import read_predictions, write_predictions
 from binaryvit.records.run_record import TRAINING_VERSION, read_metrics, read_record, read_table
 from binaryvit.training import loop as trainer_module
 from binaryvit.training.build import blocks_of, create_model
@@ -226,14 +229,21 @@ def test_predictions_are_those_of_the_stored_weights(finished):
     assert (finished / "teacher" / record.predictions.file).stat().st_size < 500
 
 
+def test_predictions_of_many_classes_are_stored_as_they_are(tmp_path):
+    many = np.array([0, 255, 256, 999])
+    write_predictions(tmp_path, many, many[::-1])
+    stored = load_file(tmp_path / "predictions.safetensors")
+    assert stored["predicted"].tolist() == many.tolist() and stored["label"].tolist() == many[::-1].tolist()
+
+
 def test_predictions_of_another_file_are_refused(finished, tmp_path):
     shutil.copytree(finished / "student", tmp_path / "run")
     file = tmp_path / "run" / "predictions.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
-    for damaged in (bytes(content), bytes(content[:-1]), bytes(10_000)):
+    for damaged, reason in ((bytes(content), "changed after"), (bytes(10_000), "is not what a run writes")):
         file.write_bytes(damaged)
-        with pytest.raises(BinaryViTError, match=r"predictions\.safetensors cannot be used"):
+        with pytest.raises(BinaryViTError, match=rf"predictions\.safetensors cannot be used: it (was )?{reason}"):
             read_predictions(tmp_path / "run")
     with pytest.raises(BinaryViTError, match="no predictions of a finished run"):
         read_predictions(tmp_path)
@@ -348,7 +358,13 @@ def test_gradient_is_clipped(tmp_path):
     assert torch.stack(norms).norm() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_bf16_trains(tmp_path):
+def test_bf16_rounds_gradients_and_trains(tmp_path):
+    gradients = []
+    for precision in ("fp32", "bf16"):
+        run = make_trainer(student(precision=precision), tmp_path)
+        run._backward(*run.to_device(next(run.train_loader.epoch())))
+        gradients.append(run.model.stages[0].blocks[0].mlp.fc1.linear.weight.grad.clone())
+    assert not torch.equal(*gradients)
     assert math.isfinite(train(student(precision="bf16"), tmp_path).result.eval_loss)
 
 
@@ -370,6 +386,41 @@ def test_a_step_whose_scaled_gradient_overflows_is_left_out(tmp_path, monkeypatc
     assert all(torch.equal(value, before[name]) for name, value in run.model.named_parameters())
     run.run()
     assert run.scaler.get_scale() < 2.0**39 and math.isfinite(run.state["history"][-1]["train_loss"])
+
+
+def test_the_scale_of_the_loss_is_kept(tmp_path):
+    run = make_trainer(student(precision="fp16"), tmp_path)
+    run.learning_rate.set(0, 0)
+    run._step(0, 0, run.train_loader.epoch())
+    run.scaler.update(1024.0)
+    run._save()
+    assert make_trainer(student(precision="fp16"), tmp_path).scaler.get_scale() == 1024
+
+
+def test_each_process_draws_its_own_random_numbers(tmp_path, monkeypatch):
+    run, seeds, derived_seed = make_trainer(student(), tmp_path), [], trainer_module.derived_seed
+    monkeypatch.setattr(
+        trainer_module, "derived_seed", lambda *numbers: seeds.append(derived_seed(*numbers)) or seeds[-1]
+    )
+    run.learning_rate.set(0, 0)
+    for rank in range(2):
+        run.process = SimpleNamespace(process_index=rank)
+        run._step(0, 0, run.train_loader.epoch())
+    assert len(set(seeds)) == 2
+
+
+def test_images_per_second_are_those_of_whole_batches(tmp_path):
+    run = make_trainer(student(), tmp_path)
+    run.state.update(timed_steps=4, timed_seconds=2.0)
+    assert run._images_per_second() == 64
+
+
+def test_rates_of_dropout_reach_the_model():
+    model = create_model(student(dropout=0.1, attention_dropout=0.2, drop_path=0.3), 10)
+    first, last = blocks_of(model)
+    assert (model.head_drop.p, first.attn.attn_drop.p) == (0.1, 0.2)
+    assert isinstance(first.drop_path1, torch.nn.Identity)
+    assert last.drop_path1.drop_prob == last.drop_path2.drop_prob == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -435,7 +486,7 @@ def test_starting_weights_of_another_image_size_are_resampled(tmp_path):
     torch.save(small.state_dict(), tmp_path / "small.pt")
     assert "tensors loaded." in initialize(large, str(tmp_path / "small.pt"))
     assert torch.equal(large.pos_embed[:, :1], small.pos_embed[:, :1])
-    torch.testing.assert_close(large.pos_embed[:, 1:].mean(1), small.pos_embed[:, 1:].mean(1), atol=1e-2, rtol=0)
+    torch.testing.assert_close(large.pos_embed[:, 1:], resampled(small.pos_embed[:, 1:], 4))
 
 
 def test_starting_weights_are_part_of_the_key_by_their_content(finished, tmp_path):
@@ -467,6 +518,39 @@ def test_the_best_epochs_weights_are_kept_with_the_last(tmp_path, monkeypatch):
     assert biases and all(torch.equal(kept[name], weights[1][name]) for name in biases)
     assert not all(torch.equal(kept[name], weights[3][name]) for name in biases)
     assert record.result.top1 == 10.0 and record.key.config == key_of(student(epochs=4))
+
+
+def test_weights_of_an_epoch_at_which_they_were_not_kept_are_not_called_the_best(tmp_path, monkeypatch):
+    accuracies = iter([30.0, 50.0])
+    evaluation = Trainer.evaluate
+    monkeypatch.setattr(
+        Trainer,
+        "evaluate",
+        lambda *given: dataclasses.replace(evaluation(*given), top1=next(accuracies, 10.0)),
+    )
+    finish = Trainer._finish_epoch
+
+    def stop_keeping(self):  # as between two starts of one run
+        kept = finish(self)
+        self.config = self.config.model_copy(update={"keep_best": False})
+        return kept
+
+    monkeypatch.setattr(Trainer, "_finish_epoch", stop_keeping)
+    train(student(epochs=2, keep_best=True), tmp_path / "first")
+    assert (tmp_path / "first" / "weights_best.safetensors").exists()
+    assert read_record(tmp_path / "first").best is None, "the second epoch was better"
+
+
+def test_data_of_one_split_are_evaluated_on(finished, tmp_path):
+    for name in map(str, range(10)):
+        (tmp_path / "squares" / "val" / name).mkdir(parents=True)
+        Image.new("L", (8, 8), 10 * int(name)).save(tmp_path / "squares" / "val" / name / "0.png")
+    squares = str(tmp_path / "squares")
+    for place in (finished / "student", finished / "student" / "weights.safetensors"):
+        assert evaluate_stored(place, data=squares)[1].startswith("10 images of split 'val' of squares")
+    assert evaluate_stored(finished / "student", eval_split="train")[1].startswith("50 images of split 'train'")
+    with pytest.raises(BinaryViTError, match="has no split 'train'"):
+        train(student(data=squares), tmp_path / "run")
 
 
 def test_stored_weights_are_evaluated_again(finished, capsys):
@@ -502,6 +586,9 @@ def test_other_data_are_not_called_by_the_name_of_the_runs_own(finished, tmp_pat
     assert evaluate_stored(tmp_path / "run", data_dir=squares)[1] == (
         "3 images of split 'val' of numbers, not the run's own data"
     )
+    called["data"] = "squares"
+    record.model_copy(update={"config": called}).write(tmp_path / "run")
+    assert evaluate_stored(tmp_path / "run", data=squares)[1].startswith("3 images"), "records hold no place"
 
 
 def test_of_a_run_with_held_out_images_another_split_can_be_evaluated(finished, tmp_path):
@@ -674,7 +761,7 @@ def test_random_state_and_threads_of_the_caller_stay(tmp_path):
     torch.manual_seed(3)
     np.random.seed(3)
     threads = torch.get_num_threads()
-    train(student(epochs=1, threads=2), tmp_path)
+    assert train(student(epochs=1, threads=2), tmp_path).threads == 2
     assert (torch.rand(1), np.random.rand()) == expected and torch.get_num_threads() == threads
 
 
@@ -763,6 +850,10 @@ def test_evaluation_counts_every_image_once(classes):
     batches = [(images[i : i + 4], labels[i : i + 4]) for i in range(0, 11, 4)]
     result = evaluate(model, batches, torch.device("cpu"))
     assert model.training
+    shapes = []
+    with model.register_forward_pre_hook(lambda _, inputs: shapes.append(len(inputs[0]))):
+        evaluate(model, batches, torch.device("cpu"))
+    assert shapes == [4, 4, 4], "compiled blocks keep their one shape"
     logits = model.eval()(images)
     assert result.images == 11 and result.loss == pytest.approx(F.cross_entropy(logits, labels).item())
     assert result.top1 == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())

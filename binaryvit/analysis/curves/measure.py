@@ -10,6 +10,7 @@ from binaryvit.analysis.labels import block_of, evaluated_on, labelled
 from binaryvit.analysis.levels import initial_levels
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
+from binaryvit.config import completed
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.run_record import METRICS_FILE, RECORD_FILE, RunRecord, read_metrics, read_record, read_table
 from binaryvit.studies.rows import MAY_DIFFER
@@ -109,8 +110,9 @@ def metrics_of_others(run_dir: str | Path) -> pd.DataFrame:
 
 
 def _trained_alike(one: RunRecord, other: RunRecord) -> bool:
-    settings = (one.config.keys() | other.config.keys()) - MAY_DIFFER | {"model_args", "teacher"}
-    return one.key.data == other.key.data and all(one.config.get(name) == other.config.get(name) for name in settings)
+    its, others = completed(one.config), completed(other.config)
+    settings = its.keys() - MAY_DIFFER | {"model_args", "teacher"}
+    return one.key.data == other.key.data and all(its[name] == others.get(name) for name in settings)
 
 
 def _tables(opened: OpenStudy, file: str) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold
 from binaryvit.models.cost import cost
 from binaryvit.models.ladder import LADDER, variant_style
-from binaryvit.records.run_record import Failure, RunResult
+from binaryvit.records.run_record import Failure, RunResult, read_record
 from binaryvit.studies.rows import read_rows
 from binaryvit.studies.study import State, load_study, plan
 
@@ -51,6 +51,14 @@ def rewrite(study, variant, **changes):
     """Writes one run's record again with changes."""
     (run,) = (run for run in study.runs if run.config.variant == variant)
     record_of(study, run, **changes).write(run.folder)
+
+
+def test_runs_from_before_a_setting_existed_share_a_table_with_later_ones(study):
+    finish(study)
+    record = read_record(study.runs[1].folder)
+    before = {name: value for name, value in record.config.items() if name != "latent_scale"}
+    record.model_copy(update={"config": before}).write(study.runs[1].folder)
+    assert not ablation(study).numbers["top1"].isna().any()
 
 
 def column(table, name):

@@ -1,5 +1,6 @@
 """The pooling branches' convolution against the general one, and against the poolings."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from helpers.units import randomized
@@ -28,7 +29,8 @@ def test_cross_convolution_and_its_gradients(device: torch.device) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-def test_pooling_branches_are_four_average_poolings_under_autocast_too() -> None:
+@pytest.mark.parametrize("mixed", [False, True])
+def test_pooling_branches_are_four_average_poolings(mixed: bool) -> None:
     branches = randomized(PoolingBranches(4, 6), torch.float32)
     x = torch.randn(2, 36, 4)
     grid = layers.tokens_to_grid(x, 6)
@@ -38,6 +40,6 @@ def test_pooling_branches_are_four_average_poolings_under_autocast_too() -> None
         )
         for name, size in layers.POOLING_WINDOWS.items()
     )
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         found = branches(x)
     torch.testing.assert_close(found, expected)

@@ -41,6 +41,21 @@ def test_a_native_unit_is_its_modules(inside: int, outside: int, tokens: int) ->
 
 
 @needs_compiler
+def test_a_native_unit_is_its_modules_at_exact_zeros() -> None:
+    """sign(0) is +1; PReLU at 0 takes the slope's side; the norm's bias and a scale of 0 make its output exactly 0."""
+    unit = randomized(BinaryUnit(8, 16, 1, 1), torch.float32)
+    with torch.no_grad():
+        norm = unit.norm.batch_norm
+        for parameter in (unit.binarize.shift, norm.bias, unit.act.shift_in, norm.weight[:8]):
+            parameter.zero_()
+    x, gradient = torch.randint(-1, 2, (1, 70, 8)).float(), torch.randn(1, 70, 16)
+    expected = double_outcome(unit, x, gradient)
+    assert fits(unit, x)
+    for name, value in outcome(unit, x, gradient).items():
+        torch.testing.assert_close(value.to(expected[name]), expected[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+@needs_compiler
 def test_under_autocast_only_the_products_of_the_backward_pass_are_rounded() -> None:
     unit = randomized(BinaryUnit(64, 128, 1, 1), torch.float32)
     x, gradient = torch.randn(4, 50, 64), torch.randn(4, 50, 128)
