@@ -10,51 +10,26 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
-from helpers.training_setup import student
+from helpers.training_setup import in_float64, make_trainer, student
 from safetensors.torch import save_file
 
-from binaryvit.config import TrainingConfig
 from binaryvit.data import data_set
 from binaryvit.data.batches import eval_loader
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
 from binaryvit.training import loop, processes
-from binaryvit.training.build import blocks_of, create_model
+from binaryvit.training.build import blocks_of
 from binaryvit.training.loop import Trainer
 from binaryvit.training.step_log import StepLog
-from binaryvit.training.teacher import load_teacher
 from binaryvit.training.train import train_in_process as train
 
 TOGETHER = student(processes=2, max_eval_images=51)
 # Tracing a block takes long: here is one, with all that a block may hold.
 ONE_BLOCK = {"embed_dims": [8], "depths": [1], "num_heads": [1], "mlp_ratios": [2], "reductions": [2], "patch_size": 8}
-
-
-@contextmanager
-def in_float64() -> Iterator[None]:
-    """Lets a Trainer compute in float64, where sums in another order move no sign."""
-
-    replacements = {
-        "create_model": lambda *args: create_model(*args).double(),
-        "load_teacher": lambda *args: load_teacher(*args).double(),
-    }
-    before = {name: getattr(loop, name) for name in replacements}
-    vars(loop).update(replacements)
-    try:
-        yield
-    finally:
-        vars(loop).update(before)
-
-
-def trainer_of(config: TrainingConfig) -> Trainer:
-    return Trainer(config, load_data(config), Path("nowhere"), {}, PartialState(cpu=True))
 
 
 def step(run: Trainer) -> dict[str, torch.Tensor]:
@@ -70,16 +45,16 @@ def gradients(folder: Path, rank: int) -> None:
     """One step with a teacher, traced as for the compiler; one from the labels; then an evaluation."""
     with in_float64():
         fields = {"teacher": str(folder / "teacher.safetensors"), "model_args": ONE_BLOCK}
-        traced = trainer_of(TOGETHER.model_copy(update=fields))
+        traced = make_trainer(TOGETHER.model_copy(update=fields), "nowhere")
         for block in blocks_of(traced.model):
             block.compile(backend="aot_eager", fullgraph=True, dynamic=False)
         save_file(step(traced), folder / f"traced-{rank}.safetensors")
-        run = trainer_of(TOGETHER)
+        run = make_trainer(TOGETHER, "nowhere")
         save_file(step(run), folder / f"labels-{rank}.safetensors")
         results = [run.evaluate(run.trained_model, "fp32")]
         save_file(dict(run.model.named_buffers()), folder / f"buffers-{rank}.safetensors")
         one_image = load_data(TOGETHER.model_copy(update={"max_eval_images": 1}))  # one process has none
-        run.eval_loader = eval_loader(one_image, TOGETHER, run.input[0], rank, 2)
+        run.eval_loader = eval_loader(one_image, TOGETHER, (3, 32, 32), rank, 2)
         results.append(run.evaluate(run.trained_model, "fp32"))
     (folder / f"evaluations-{rank}.json").write_text(
         json.dumps([vars(result) | {"predicted": result.predicted.tolist()} for result in results])

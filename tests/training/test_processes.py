@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.places import TESTS
-from helpers.training_setup import student, write_teacher
-from helpers.two_processes import ONE_BLOCK, TOGETHER, in_float64, step, trainer_of
+from helpers.training_setup import in_float64, make_trainer, student, write_teacher
+from helpers.two_processes import ONE_BLOCK, TOGETHER, step
 from safetensors.torch import load_file
 
 from binaryvit.data.batches import eval_loader
@@ -47,7 +47,7 @@ def test_gradients_and_statistics_are_those_of_one_process_with_the_doubled_batc
     fields = {"teacher": str(left / "teacher.safetensors"), "model_args": ONE_BLOCK} if name == "traced" else {}
     alone = student(**fields)
     with in_float64():
-        run = trainer_of(alone)
+        run = make_trainer(alone, "nowhere")
         expected = step(run)
     for rank in range(2):
         assert_equal_gradients(load_file(left / f"{name}-{rank}.safetensors"), expected)
@@ -68,13 +68,13 @@ def test_an_odd_number_of_images_is_evaluated_exactly(left):
 
     data = load_data(TOGETHER)
     with in_float64():
-        run = trainer_of(TOGETHER)
+        run = make_trainer(TOGETHER, "nowhere")
     with torch.no_grad():
         for parameter, moment in zip(run.model.parameters(), load_file_in_order(left), strict=True):
             parameter.copy_(first_adamw_step(parameter, moment))
     run.model.load_state_dict(buffers[0], strict=False)
     predicted, right, loss = [], 0, 0.0
-    for images, labels in map(run.to_device, eval_loader(data, TOGETHER, run.input[0]).epoch()):
+    for images, labels in map(run.to_device, eval_loader(data, TOGETHER, (3, 32, 32)).epoch()):
         with torch.no_grad():
             logits = run.model.eval()(images)
         predicted += logits.argmax(1).tolist()
