@@ -33,7 +33,7 @@ class Malicious:
 def test_a_pickle_with_code_is_not_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Malicious()}, tmp_path / "model.pth")
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Malicious()))
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Malicious(), protocol=2))
     for name in ("model.pth", "plain.pth"):
         with pytest.raises(BinaryViTError, match=f"{name}.*could run code"):
             load_checkpoint(timm.create_model("reactdeit_micro_patch4_32"), tmp_path / name)
