@@ -13,7 +13,7 @@ from binaryvit.analysis.branches.recalibration import reestimated_statistics
 from binaryvit.analysis.device import device_of, on_best_device
 from binaryvit.analysis.images import evaluation_batches
 from binaryvit.analysis.intervals import wilson_interval
-from binaryvit.analysis.labels import bits_of, evaluated_on, labelled, most_seeds, precision_rows
+from binaryvit.analysis.labels import PRECISIONS, bits_of, evaluated_on, labelled, most_seeds, precision_rows
 from binaryvit.analysis.levels import is_off
 from binaryvit.analysis.measurements import measured
 from binaryvit.analysis.product import Drawing
@@ -201,7 +201,10 @@ def count_correct(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
 
 
 def _runs_with_branches(opened: OpenStudy) -> list[StoredRun]:
-    """The chosen runs; without a choice, the ladder's binary ones and the first of each other precision."""
+    """The chosen runs, in the order of PRECISIONS.
+
+    Without a choice, they are the ladder's binary ones and the first of each other precision.
+    """
     ids = opened.ids
     if ids is None:
         known = {run.id for run in (*opened.study.ladder, *(row.runs[0] for row in precision_rows(opened)))}
@@ -213,4 +216,4 @@ def _runs_with_branches(opened: OpenStudy) -> list[StoredRun]:
         raise BinaryViTError(
             f"{', '.join(others)} has none of the branches measured here: choose runs of the ladder's binary variants."
         )
-    return suitable
+    return sorted(suitable, key=lambda run: list(PRECISIONS.values()).index(bits_of(run)))

@@ -118,20 +118,21 @@ def test_of_the_controls_the_first_of_each_other_precision_is_drawn_beside_the_l
     with (study.output / "study.yaml").open("a") as file:
         file.write("controls:\n")
         for name, variant, bits in (
-            ("one_bit", "binaryvit_micro_patch2_32", 1),
-            ("real", "binaryvit_micro_patch2_32", 32),
-            ("real_baseline", "reactdeit_micro_patch4_32_avg_pool", 32),
+            ("one_bit", "binaryvit_micro_patch2_32", "weight_bits: 1"),
+            ("real", "binaryvit_micro_patch2_32", "weight_bits: 32"),
+            ("mixed", "binaryvit_micro_patch2_32", "activation_bits: 32"),
+            ("real_baseline", "reactdeit_micro_patch4_32_avg_pool", "weight_bits: 32"),
         ):
-            arguments = f"{{embed_dims: {[8, 16, 32] if name != 'real_baseline' else 24}, weight_bits: {bits}}}"
+            arguments = f"{{embed_dims: {[8, 16, 32] if name != 'real_baseline' else 24}, {bits}}}"
             file.write(f"  - {{id: {name}, variant: {variant}, seeds: [0, 1], recipe: {{model_args: {arguments}}}}}\n")
     study = load_study(study.output)
     for run in study.runs[3:]:
         store(study, run, load_data(study.data_config).fingerprint)
     for run in study.runs[3:]:
-        if run.id != "real-seed0":  # the study keeps no other control's
+        if run.id not in ("real-seed0", "mixed-seed0"):  # the study keeps no other control's
             (run.folder / "weights.safetensors").unlink()
     norms = branches.norms(OpenStudy(study), images=40)
-    assert norms.runs == (BASELINE, PYRAMID, "real-seed0")
+    assert norms.runs == (BASELINE, PYRAMID, "mixed-seed0", "real-seed0"), "W1A32 before W32A1"
     one_bit = norms.inputs["norms"].query("bits == 'W1A1'")
     assert norms.finding == branch_findings.of_norms(one_bit)[1], "said of models of one bit alone"
 
