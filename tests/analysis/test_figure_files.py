@@ -10,8 +10,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.pictures import assert_legible, assert_readable
 from helpers.places import TESTS
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from binaryvit.analysis import figure_files
@@ -48,30 +48,6 @@ def metrics():
     columns = {name: np.linspace(2.0, 1.0, 5) for name in ("train_loss", "eval_loss")}
     columns |= {name: np.linspace(10.0, 60.0, 5) for name in ("train_top1", "top1")}
     return pd.DataFrame({"epoch": epoch, "lr": 1e-3 / epoch, "flip_rate": 0.05 / epoch, **columns})
-
-
-def texts_inside(figure):
-    """Asserts that every text of a figure lies inside its canvas and that no two tick labels of an axis overlap."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer, (width, height) = canvas.get_renderer(), canvas.get_width_height()
-    for axes in figure.axes:
-        box = axes.get_tightbbox(renderer)
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width + 1 and box.y1 <= height + 1
-        shown = [axis for axis in (axes.xaxis, axes.yaxis) if axis.get_tick_params().get("labelleft", True)]
-        for axis in shown:  # panels that share an axis show its labels once
-            low, high = sorted(axis.get_view_interval())
-            boxes = [
-                tick.label1.get_window_extent(renderer)
-                for tick in axis.get_major_ticks()
-                if low <= tick.get_loc() <= high and tick.label1.get_text()
-            ]
-            assert len(boxes) >= 1
-            assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
-    for legend in figure.legends:
-        box = legend.get_window_extent(renderer)
-        assert box.x0 >= 0 and box.x1 <= width + 1
-        assert not any(box.overlaps(axes.get_window_extent(renderer)) for axes in figure.axes)
 
 
 def test_a_variant_looks_the_same_in_every_family_and_unlike_any_other():
@@ -119,7 +95,7 @@ def test_accuracy_against_operations_shows_and_names_every_point():
         ladder = next(line for line in axes.lines if line.get_linestyle() == ":")
         assert ladder.get_ydata().tolist() == table["top1"].tolist()[1:] and axes.get_xscale() == "log"
     assert legend_texts(figure) == [f"{IMAGES}; one seed each; dotted: the ladder, in order", *drawn]
-    texts_inside(figure)
+    assert_readable(figure)
 
 
 def test_its_title_says_what_one_bit_costs():
@@ -139,7 +115,7 @@ def test_seeds_get_error_bars():
     figure = accuracy_against_operations(points(seeds=3), IMAGES)
     assert legend_texts(figure)[0] == f"{IMAGES}; mean and standard deviation of 3 seeds; dotted: the ladder, in order"
     assert all(container.has_yerr for axes in figure.axes for container in axes.containers)
-    texts_inside(figure)
+    assert_readable(figure)
 
 
 def test_published_models_are_grey_and_marked_by_certainty():
@@ -152,11 +128,11 @@ def test_published_models_are_grey_and_marked_by_certainty():
     assert set(labels) == {"published: authors", "published: table", "published: second-hand"}  # one has no operations
     assert labels["published: authors"].get_markerfacecolor() == GREY
     assert labels["published: table"].get_markerfacecolor() == "white"
-    texts_inside(figure)
+    assert_readable(figure)
 
 
 def test_one_point_is_enough_and_none_is_an_error():
-    texts_inside(accuracy_against_operations(points().iloc[:1], IMAGES))
+    assert_readable(accuracy_against_operations(points().iloc[:1], IMAGES))
     with pytest.raises(BinaryViTError, match="no run of this study"):
         accuracy_against_operations(points().iloc[:0], IMAGES)
 
@@ -168,7 +144,7 @@ def test_curves_have_a_panel_for_what_there_is(metrics, epochs, absent, panels):
     assert len(figure.axes) == panels
     assert all(len(line.get_xdata()) == epochs for axes in figure.axes for line in axes.lines)
     assert any("flipped" in axes.get_ylabel() for axes in figure.axes) == (not absent)
-    texts_inside(figure)
+    assert_legible(figure)
 
 
 def test_curves_of_nothing_are_an_error(metrics):
