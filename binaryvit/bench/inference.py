@@ -18,8 +18,8 @@ from torch import Tensor
 from binaryvit.bench import openvino, products, scaling
 from binaryvit.bench.processes import MeasuringProcess, peak_memory
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.description import Description
 from binaryvit.models.ladder import BINARYVIT, TEACHERS
-from binaryvit.models.weights_file import Description
 from binaryvit.packed import load
 from binaryvit.packed.file import save_packed
 

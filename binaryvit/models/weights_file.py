@@ -8,8 +8,7 @@ to prepare its images, what its classes are called. The tensors come in one of t
   statistics are there, so the model can be analysed and recalibrated. A full-precision model has no bits.
 - **Packed** (`binaryvit.packed.file`; what is deployed): without running statistics, in two tensors.
 
-Version 2 added class names, preprocessing and the second form; version 3 changed the second form. The first form is
-read in all three versions, the second in version 3 alone.
+The first form is read in all versions of the description, the second in version 3 alone.
 """
 
 import json
@@ -17,96 +16,20 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
-import timm
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_atomically
 from binaryvit.models.bits import bits_shape, pack_weight
+from binaryvit.models.description import Description, Preprocessing, brief
 from binaryvit.models.layers import binary_layers
-from binaryvit.models.shapes import image_size, input_channels
 
 FORMAT = "binaryvit-inference-weights"
-VERSION = 3
-_DEEPEST = 200  # blocks of a model, ten times those of a usual one; each takes milliseconds and memory to describe
-_LARGEST_IMAGE = 1024  # of models that are not ours, some of which enumerate all pairs of places
-# Words in the names of a timm model's arguments that are numbers of weights, and neither of layers nor of places.
-_WIDTHS = ("num_classes", "dim", "chan", "width", "hidden", "num_features")
-# Arguments of timm.create_model that read or fetch other files.
-LOADING_ARGS = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Preprocessing(_Strict):
-    """How an image becomes a model's input, in the terms of `timm.data.create_transform`.
-
-    The shorter side is resized to floor(size / crop_pct), the centre of input_size (channels, height, width) is cut
-    out, values in 0..1 are normalized with mean and std per channel.
-    """
-
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: float = Field(gt=0, le=1)
-    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
-
-    @model_validator(mode="after")
-    def _fits_its_channels(self) -> Self:
-        channels, height, width = self.input_size
-        if min(self.input_size) < 1 or max(height, width) > 2**15 * self.crop_pct:
-            raise ValueError("input_size must be (channels, height, width) of an image, also divided by crop_pct")
-        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
-            raise ValueError("mean and std need one number per channel, std a positive one")
-        return self
-
-    @classmethod
-    def of(cls, model: nn.Module, crop_pct: float | None = None) -> Self:
-        """What timm knows of a model's images, at the size it was built for; `crop_pct` None: timm's.
-
-        Raises BinaryViTError for a model of other channels than timm knows.
-        """
-        settings, channels = resolve_data_config({}, model=model), input_channels(model)
-        if channels != len(settings["mean"]):
-            raise BinaryViTError(
-                f"The model takes images of {channels} channels, and timm knows how to prepare those of "
-                f"{len(settings['mean'])}; say how these are prepared."
-            )
-        return cls(
-            input_size=(channels, *image_size(model)),
-            mean=settings["mean"],
-            std=settings["std"],
-            crop_pct=settings["crop_pct"] if crop_pct is None else crop_pct,
-            interpolation=settings["interpolation"],
-        )
-
-
-class Description(_Strict):
-    """What a weights file says of itself.
-
-    Attributes:
-        variant: timm name of the model.
-        model_args: the other arguments of `timm.create_model`; JSON values.
-        class_names: by class index; None where they are not known.
-        preprocessing: of its images; None in files of version 1.
-        packed: whether its tensors are in the packed form.
-    """
-
-    version: Literal[1, 2, 3] = VERSION
-    variant: str
-    model_args: dict[str, JsonValue]
-    class_names: tuple[str, ...] | None = None
-    preprocessing: Preprocessing | None = None
-    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,8 +49,7 @@ class WeightsFile:
     def skeleton(self) -> nn.Module:
         """The described model without storage, in evaluation mode.
 
-        Only names that timm knows and arguments that load nothing are accepted, and no sizes that the stored tensors
-        can't have, so that a forged description fetches, opens and allocates nothing.
+        A forged description fetches, opens and allocates nothing; see `Description.build`.
 
         Raises:
             BinaryViTError: there is no such model.
@@ -143,24 +65,11 @@ class WeightsFile:
         return model.eval()
 
     def _build(self, device: str) -> nn.Module:
-        variant, arguments = self.description.variant, self.description.model_args
         try:
-            if not timm.is_model(variant):
-                raise ValueError("no model of this library or timm has that name")
-            if loading := sorted(LOADING_ARGS & arguments.keys()):
-                raise ValueError(f"its arguments {', '.join(loading)} would load other files")
-            stored = sum(tensor.nbytes for tensor in self.tensors.values())
-            # No size exceeds the number of weights, each of which takes at least a bit; and a layer or block, with
-            # its norms and scales, at least 100 bytes.
-            is_ours = timm.models.model_entrypoint(variant).__module__.startswith("binaryvit.")
-            _check_bounds(arguments, is_ours, largest=8 * stored, deepest=min(stored // 100, _DEEPEST))
-            arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
-            with torch.device(device):
-                return timm.create_model(variant, **arguments).eval()
+            return self.description.build(sum(tensor.nbytes for tensor in self.tensors.values()), device)
         except Exception as error:  # whatever a constructor does with unforeseen arguments
-            raise BinaryViTError(
-                f"{self.path} describes a model that can't be built here, {_brief(f'{variant!r}: {error}')}"
-            ) from error
+            reason = brief(f"{self.description.variant!r}: {error}")
+            raise BinaryViTError(f"{self.path} describes a model that can't be built here, {reason}") from error
 
     def check(self, skeleton: nn.Module, shapes: dict[str, torch.Size], floats: set[torch.dtype]) -> None:
         """Checks the file against the model it describes.
@@ -176,14 +85,14 @@ class WeightsFile:
         """
         try:
             _check_tensors(self.tensors, shapes, floats)
-            _check_use(self.description, skeleton)
+            self.description.check_use(skeleton)
         except ValueError as error:
             raise self.misfit(error) from error
 
     def misfit(self, error: Exception) -> BinaryViTError:
         """The sentence for content that contradicts the description."""
         described = f"{self.description.variant} it describes: {error}"
-        return BinaryViTError(f"{self.path} does not fit the {_brief(described)}.")
+        return BinaryViTError(f"{self.path} does not fit the {brief(described)}.")
 
 
 def save_inference_weights(
@@ -270,7 +179,7 @@ def read_weights_file(path: str | Path) -> WeightsFile:
         raise BinaryViTError(f"{path} may not be read; check its permissions.") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise BinaryViTError(f"{path} is truncated or damaged, or no safetensors file; write it again.") from error
-    return WeightsFile(path, _parse(path, metadata[FORMAT]), tensors)
+    return WeightsFile(path, Description.parse(metadata[FORMAT], path), tensors)
 
 
 def write_weights_file(path: str | Path, description: Description, tensors: dict[str, Tensor]) -> None:
@@ -279,49 +188,6 @@ def write_weights_file(path: str | Path, description: Description, tensors: dict
     # One entry: safetensors writes several in random order.
     metadata = {FORMAT: json.dumps(description.model_dump(mode="json"), sort_keys=True)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
-
-
-def _parse(path: Path, text: str) -> Description:
-    try:
-        return Description.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the whole of it"
-        if where == "version":
-            raise BinaryViTError(
-                f"{path} is not of a version that this library reads (1 to {VERSION}); "
-                "use the version of the library that wrote it."
-            ) from error
-        reason = _brief(f"{where}: {first['msg']}")
-        raise BinaryViTError(f"The description in {path} is damaged ({reason}); write the file again.") from error
-
-
-def _brief(text: str) -> str:
-    """A text from a file, cut to what fits a sentence."""
-    text = " ".join(text.split())
-    return text if len(text) <= 300 else f"{text[:300]}..."
-
-
-def _check_bounds(model_args: dict[str, Any], is_ours: bool, largest: int, deepest: int) -> None:
-    """Refuses sizes that the stored tensors can't have, before a model of them is even described.
-
-    What a number means to a model that is not ours is known of few names; any other could be of layers or of places.
-    """
-    stages = max((len(value) for value in model_args.values() if isinstance(value, list)), default=1)
-    for name, value in model_args.items():
-        values = value if isinstance(value, list) else [value]
-        if is_ours and "depth" in name and not isinstance(value, list):
-            values *= stages  # one number stands for all stages
-        if any(isinstance(number, (list, dict)) for number in values):
-            raise ValueError(f"{name}={value!r} is no number, text or list of these")
-        if is_ours:
-            limit = deepest if "depth" in name else largest
-        elif name == "img_size":
-            limit = min(largest, 2 * _LARGEST_IMAGE)  # the sum of two sides
-        else:
-            limit = largest if any(word in name for word in _WIDTHS) else deepest
-        if sum(abs(number) for number in values if isinstance(number, (int, float))) > limit:
-            raise ValueError(f"{name}={value!r} is more than the file holds")
 
 
 def _check_tensors(tensors: dict[str, Tensor], shapes: dict[str, torch.Size], floats: set[torch.dtype]) -> None:
@@ -338,13 +204,3 @@ def _check_tensors(tensors: dict[str, Tensor], shapes: dict[str, torch.Size], fl
             raise ValueError(f"{name} is of type {tensor.dtype}")
         if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float64).item()):
             raise ValueError(f"{name} holds numbers that are not finite")
-
-
-def _check_use(description: Description, skeleton: nn.Module) -> None:
-    classes = getattr(skeleton, "num_classes", None)
-    if description.class_names is not None and len(description.class_names) != classes:
-        raise ValueError(f"it names {len(description.class_names)} classes and distinguishes {classes}")
-    if description.preprocessing is not None and skeleton.pretrained_cfg.get("fixed_input_size"):
-        wanted = (input_channels(skeleton), *image_size(skeleton))
-        if description.preprocessing.input_size != wanted:
-            raise ValueError(f"its images have the size {description.preprocessing.input_size} instead of {wanted}")

@@ -15,8 +15,8 @@ from torch import Tensor
 from binaryvit.data.images import is_image_file, to_rgb
 from binaryvit.data.transforms import normalize
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.description import Description, Preprocessing
 from binaryvit.models.shapes import input_channels
-from binaryvit.models.weights_file import Description, Preprocessing
 from binaryvit.packed.engine import PackedModel
 from binaryvit.packed.export import find_weights
 from binaryvit.packed.file import read_packed

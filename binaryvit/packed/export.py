@@ -9,7 +9,8 @@ from timm.models._hub import save_config_for_hf
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_atomically, write_text_atomically
-from binaryvit.models.weights_file import Description, Preprocessing, WeightsFile, model_of, read_weights_file
+from binaryvit.models.description import Description, Preprocessing
+from binaryvit.models.weights_file import WeightsFile, model_of, read_weights_file
 from binaryvit.packed.file import read_packed, save_packed
 from binaryvit.packed.model_card import model_card
 from binaryvit.records.run_record import RunRecord, read_record

@@ -30,15 +30,9 @@ from torch import Tensor, nn
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.bits import bits_shape, check_padding
+from binaryvit.models.description import VERSION, Description
 from binaryvit.models.layers import TokenBatchNorm, binary_layers
-from binaryvit.models.weights_file import (
-    VERSION,
-    Description,
-    WeightsFile,
-    model_of,
-    read_weights_file,
-    write_weights_file,
-)
+from binaryvit.models.weights_file import WeightsFile, model_of, read_weights_file, write_weights_file
 from binaryvit.packed.tensors import check_one_bit, packed_tensors, restored
 
 _FIRST_VERSION = 3  # before, each block had tensors of its own

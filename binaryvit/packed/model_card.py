@@ -4,9 +4,9 @@ import yaml
 from torch import nn
 
 from binaryvit.models.cost import cost
+from binaryvit.models.description import Description
 from binaryvit.models.ladder import variant_style
 from binaryvit.models.layers import binary_layers
-from binaryvit.models.weights_file import Description
 from binaryvit.records.run_record import RunRecord
 
 _PAPER = "https://arxiv.org/abs/2306.16678"

@@ -10,8 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.description import Preprocessing
 from binaryvit.models.layers import binary_layers
-from binaryvit.models.weights_file import Preprocessing, save_inference_weights
+from binaryvit.models.weights_file import save_inference_weights
 
 
 def model_arguments(config: TrainingConfig, num_classes: int) -> dict:

@@ -12,17 +12,11 @@ from safetensors.torch import load_file, save_file
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.models import external_checkpoint, weights_file
+from binaryvit.models.description import LOADING_ARGS, Preprocessing
 from binaryvit.models.external_checkpoint import load_checkpoint, read_state_dict
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.layers import TokenBatchNorm, binary_layers
-from binaryvit.models.weights_file import (
-    FORMAT,
-    LOADING_ARGS,
-    Preprocessing,
-    load_inference_weights,
-    read_weights_file,
-    save_inference_weights,
-)
+from binaryvit.models.weights_file import FORMAT, load_inference_weights, read_weights_file, save_inference_weights
 
 BINARY = LADDER["micro"][1:]
 PREPROCESSING = Preprocessing(

@@ -20,7 +20,8 @@ from binaryvit.config import TrainingConfig
 from binaryvit.data.data_set import load_data
 from binaryvit.data.transforms import eval_transform, normalize
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.weights_file import Description, load_inference_weights
+from binaryvit.models.description import Description
+from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.packed import classify
 from binaryvit.packed.classify import Classifier, image_files
 from binaryvit.packed.engine import PackedModel

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.description import Description
 from binaryvit.models.ladder import LADDER
-from binaryvit.models.weights_file import Description
 from binaryvit.packed import library, load
 from binaryvit.packed.engine import pack
 from binaryvit.packed.file import save_packed

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from binaryvit.data.images import to_rgb
 from binaryvit.data.sources import open_source
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.description import Preprocessing
 from binaryvit.models.ladder import LADDER
-from binaryvit.models.weights_file import Preprocessing, load_inference_weights, read_weights_file
+from binaryvit.models.weights_file import load_inference_weights, read_weights_file
 from binaryvit.packed.classify import prepare
 from binaryvit.packed.engine import PackedModel, pack
 

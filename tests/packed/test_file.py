@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import cost
+from binaryvit.models.description import Description
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.layers import Affine, RPReLU, TokenBatchNorm, binary_layers
-from binaryvit.models.weights_file import FORMAT, Description, load_inference_weights, save_inference_weights
+from binaryvit.models.weights_file import FORMAT, load_inference_weights, save_inference_weights
 from binaryvit.packed.file import read_packed, save_packed
 
 CASES = {

@@ -12,7 +12,8 @@ import pytest
 from helpers.places import TESTS
 from helpers.small_models import PYRAMID, model_of
 
-from binaryvit.models.weights_file import Description, Preprocessing, save_inference_weights
+from binaryvit.models.description import Description, Preprocessing
+from binaryvit.models.weights_file import save_inference_weights
 from binaryvit.packed.file import save_packed
 
 COUNT = int(os.environ.get("BINARYVIT_FUZZ", 300))
