@@ -1,10 +1,8 @@
 """Small models whose parameters are not their initial ones."""
 
-import timm
 import torch
 import torch.nn.functional as F
-
-import binaryvit  # noqa: F401 - registers the models
+from helpers.scattered import scattered
 
 SHAPE = dict(img_size=8, patch_size=2, num_classes=4)
 COLUMNAR = SHAPE | dict(embed_dims=12, depths=2, num_heads=3)
@@ -13,13 +11,8 @@ VARIANTS = {"reactdeit_micro_patch4_32": COLUMNAR, "binaryvit_micro_patch2_32": 
 
 
 def model_of(variant="binaryvit_micro_patch2_32", dtype=torch.float64, **arguments):
-    """A small model whose shifts, affines and running statistics are not their initial ones."""
-    torch.manual_seed(1)
-    model = timm.create_model(variant, **VARIANTS[variant] | arguments)
-    for name, tensor in model.state_dict().items():
-        if name.endswith(("shift", "alpha", "beta", "running_mean", "shift_in", "shift_out", "batch_norm.bias")):
-            tensor.normal_(std=0.5)
-    return model.to(dtype).eval()
+    """A small model in evaluation mode; see `scattered`."""
+    return scattered(variant, 1, **VARIANTS[variant] | arguments).to(dtype)
 
 
 def images(count=6, dtype=torch.float64):

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from helpers.units import randomized
 
 import binaryvit  # noqa: F401 - registers the models
 from binaryvit.errors import BinaryViTError
@@ -27,14 +28,6 @@ from binaryvit.models.layers import (
 from binaryvit.models.ops.synchronized import SynchronizedBatchNorm, synchronize
 
 
-def randomize(module, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.5)
-    return module
-
-
 def test_token_batch_norm_is_over_all_tokens_of_all_images():
     norm = TokenBatchNorm(3).double().train()
     x = torch.randn(4, 5, 3, dtype=torch.float64) * 2 + 1
@@ -46,7 +39,7 @@ def test_token_batch_norm_is_over_all_tokens_of_all_images():
 
 
 def test_synchronized_norms_have_the_same_parameters_and_compute_the_same_in_evaluation():
-    unit = randomize(BinaryUnit(4, 4, 1, 1)).eval()
+    unit = randomized(BinaryUnit(4, 4, 1, 1), torch.float32).eval()
     x, names, parameters = torch.randn(2, 3, 4), list(unit.state_dict()), list(unit.parameters())
     expected = unit(x)
     assert isinstance(synchronize(unit).norm.batch_norm, SynchronizedBatchNorm)
@@ -55,7 +48,7 @@ def test_synchronized_norms_have_the_same_parameters_and_compute_the_same_in_eva
 
 
 def test_rprelu_is_prelu_between_two_shifts():
-    act = randomize(RPReLU(6).double())
+    act = randomized(RPReLU(6))
     x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
     expected = F.prelu((x - act.shift_in).reshape(-1, 6), act.slope).reshape(x.shape) + act.shift_out
     output = act(x)
@@ -91,7 +84,7 @@ def test_widening_concatenates_and_narrowing_averages_neighbours():
 
 @pytest.mark.parametrize("bits", [(1, 1), (1, 32), (32, 1), (32, 32)])
 def test_binary_unit(bits):
-    unit = randomize(BinaryUnit(6, 12, *bits).double()).eval()
+    unit = randomized(BinaryUnit(6, 12, *bits)).eval()
     x = torch.randn(2, 5, 6, dtype=torch.float64)
     shifted, weight = x + unit.binarize.shift, unit.linear.weight
     if bits[1] == 1:
@@ -126,7 +119,7 @@ def test_binary_convolution_is_not_centred():
 def test_attention_head_by_head(reduction):
     """The whole attention with loops over images and heads, as the method states it."""
     dim, heads, grid = 8, 2, 4
-    attention = randomize(BinaryAttention(dim, heads, grid, reduction).double(), seed=3).eval()
+    attention = randomized(BinaryAttention(dim, heads, grid, reduction)).eval()
     attention.binarize_attn.level.data.fill_(0.11)
     x = torch.randn(2, grid * grid, dim, dtype=torch.float64)
     signs = lambda t: torch.where(t >= 0, 1.0, -1.0).double()  # noqa: E731
@@ -195,7 +188,7 @@ def test_an_impossible_attention_level_is_refused(level):
 
 
 def test_full_precision_merging_is_a_product_with_each_square_of_tokens():
-    merge = randomize(FullPrecisionPatchMerging(2, 4, 4).double()).eval()
+    merge = randomized(FullPrecisionPatchMerging(2, 4, 4)).eval()
     x = torch.randn(3, 16, 2, dtype=torch.float64)
     grid = tokens_to_grid(merge.norm_in(x), 4)
     squares = [grid[:, :, row : row + 2, column : column + 2] for row in (0, 2) for column in (0, 2)]
@@ -211,6 +204,6 @@ def test_dropped_attention_is_used_as_dropout_leaves_it():
 
 
 def test_pooling_branches_stay_where_paths_are_dropped():
-    block = randomize(BinaryBlock(4, 2, 8, 4, drop_path=1.0).double()).train()
+    block = randomized(BinaryBlock(4, 2, 8, 4, drop_path=1.0)).train()
     x = torch.randn(2, 16, 4, dtype=torch.float64)
     torch.testing.assert_close(block(x), x + block.pool(block.norm2(x)))

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from helpers.places import ROOT
+from helpers.scattered import scattered
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -15,7 +16,7 @@ from binaryvit.models import external_checkpoint, weights_file
 from binaryvit.models.description import LOADING_ARGS, Preprocessing
 from binaryvit.models.external_checkpoint import load_checkpoint, read_state_dict
 from binaryvit.models.ladder import LADDER
-from binaryvit.models.layers import TokenBatchNorm, binary_layers
+from binaryvit.models.layers import binary_layers
 from binaryvit.models.weights_file import FORMAT, load_inference_weights, read_weights_file, save_inference_weights
 
 BINARY = LADDER["micro"][1:]
@@ -24,23 +25,9 @@ PREPROCESSING = Preprocessing(
 )
 
 
-def shaken(model):
-    """A model whose every parameter and statistic differs from its initial value."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-        for module in model.modules():
-            if isinstance(module, TokenBatchNorm):
-                norm = module.batch_norm
-                norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator) * 0.3)
-                norm.running_var.copy_(torch.rand(norm.running_var.shape, generator=generator) + 0.5)
-    return model.eval()
-
-
 @pytest.mark.parametrize("variant", LADDER["micro"])
 def test_the_same_logits_bit_for_bit(variant, tmp_path):
-    model = shaken(timm.create_model(variant, num_classes=7))
+    model = scattered(variant, num_classes=7)
     save_inference_weights(model, tmp_path / "w.safetensors", variant, {"num_classes": 7})
     loaded = load_inference_weights(tmp_path / "w.safetensors")
     images = torch.randn(3, 3, 32, 32)
@@ -67,7 +54,7 @@ def test_small_enough_for_git_and_one_bit_each(variant, tmp_path):
 
 def test_full_precision_weights_of_other_bit_widths(tmp_path):
     args = {"weight_bits": 32, "activation_bits": 1, "num_classes": 10}
-    model = shaken(timm.create_model("binaryvit_micro_patch2_32", **args))
+    model = scattered("binaryvit_micro_patch2_32", **args)
     save_inference_weights(model, tmp_path / "w.safetensors", "binaryvit_micro_patch2_32", args)
     with safe_open(tmp_path / "w.safetensors", "pt") as file:
         assert not any(name.endswith(".bits") for name in file.keys())  # noqa: SIM118
@@ -77,7 +64,7 @@ def test_full_precision_weights_of_other_bit_widths(tmp_path):
 
 
 def test_half_precision_halves_a_full_precision_model(tmp_path):
-    model = shaken(timm.create_model("deit_micro_patch4_32"))
+    model = scattered("deit_micro_patch4_32")
     for dtype in (torch.float32, torch.float16):
         save_inference_weights(model, tmp_path / f"{dtype}", "deit_micro_patch4_32", {}, dtype)
     assert (tmp_path / "torch.float16").stat().st_size < 0.51 * (tmp_path / "torch.float32").stat().st_size
@@ -121,7 +108,7 @@ def test_class_names_and_preprocessing_are_kept(tmp_path):
 
 def test_a_state_dict_with_packed_weights_loads_as_it_is(tmp_path):
     variant = "binaryvit_micro_patch2_32"
-    model = shaken(timm.create_model(variant))
+    model = scattered(variant)
     path = tmp_path / "w.safetensors"
     save_inference_weights(model, path, variant, {})
     other = timm.create_model(variant).eval()
@@ -133,7 +120,7 @@ def test_a_state_dict_with_packed_weights_loads_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("variant", ["binaryvit_micro_patch2_32", "reactresnet_micro_patch2_32"])
 def test_latent_weights_loaded_into_a_model_without_them_are_binarized_and_trained(variant, tmp_path):
-    latent, model = (shaken(timm.create_model(variant)) for _ in range(2))
+    latent, model = (scattered(variant, seed) for seed in range(2))
     save_inference_weights(model, tmp_path / "w.safetensors", variant, {})
     stored, images = load_inference_weights(tmp_path / "w.safetensors"), torch.randn(2, 3, 32, 32)
     with torch.no_grad():

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from helpers.compilers import needs_compiler
-from helpers.packed_models import images_for, scattered
+from helpers.scattered import images_for, scattered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

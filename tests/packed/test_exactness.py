@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.compilers import needs_compiler
-from helpers.packed_models import images_for, scattered
+from helpers.scattered import images_for, scattered
 from PIL import Image
 from torch import Tensor, nn
 

@@ -5,41 +5,27 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.scattered import scattered
 from torch import nn
 
 from binaryvit.analysis.branches.capture import BINARY_GROUPS, GROUPS, REAL_GROUPS, branch_norms, group_members, zeroed
 from binaryvit.analysis.branches.recalibration import reestimated_statistics
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers import add_shortcut, grid_to_tokens, tokens_to_grid
-from binaryvit.models.vision_transformer import BinaryVisionTransformer
 
 PYRAMID = dict(
-    img_size=16, patch_size=2, num_classes=3, embed_dims=(4, 8), depths=(1, 2), num_heads=(1, 2), mlp_ratios=(2, 4),
-    reductions=(2, 1), stem_norm=True,
+    variant="binaryvit_micro_patch2_32", img_size=16, num_classes=3, embed_dims=(4, 8), depths=(1, 2), num_heads=(1, 2),
+    mlp_ratios=(2, 4), reductions=(2, 1),
 )  # fmt: skip
 COLUMNAR = dict(
-    img_size=8, patch_size=2, num_classes=3, embed_dims=4, depths=2, num_heads=2, mlp_ratios=2, global_pool="token",
-    pooling_branches=False, affine=False,
+    variant="reactdeit_micro_patch4_32", img_size=8, patch_size=2, num_classes=3, embed_dims=4, depths=2, num_heads=2,
+    mlp_ratios=2,
 )  # fmt: skip
-
-
-def trained(**shape):
-    """A model whose every parameter and statistic is random, in float64, so that nothing is zero or one by chance."""
-    model = BinaryVisionTransformer(**shape).double().eval()
-    for name, tensor in model.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 2)
-        elif tensor.is_floating_point() and not name.endswith("weight"):
-            tensor.add_(0.5 * torch.randn_like(tensor))
-    for name, parameter in model.named_parameters():
-        if name.endswith("level"):
-            parameter.data.fill_(0.1)
-    return model
 
 
 @pytest.fixture(params=[PYRAMID, COLUMNAR], ids=["pyramid", "columnar"])
 def model(request):
-    return trained(**request.param)
+    return scattered(**request.param).double()
 
 
 def images_for(model, count=6):
@@ -159,7 +145,7 @@ def test_norms_are_those_of_the_written_models_additions(model):
 
 
 def test_norms_come_in_the_order_of_computing():
-    table = branch_norms(trained(**PYRAMID), [(torch.randn(2, 3, 16, 16).double(),)])
+    table = branch_norms(scattered(**PYRAMID).double(), [(torch.randn(2, 3, 16, 16).double(),)])
     kinds = table[table["layer"].str.startswith("stages.0")]["kind"].tolist()
     linears, branches = ["attention linears"] * 4, ["FFN linears", "FFN linears", "FFN branch", "pooling branches"]
     assert kinds == [*linears, "attention products", "attention linears", "attention branch", *branches]
@@ -169,7 +155,7 @@ def test_norms_come_in_the_order_of_computing():
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("within", ["", "stages.1", "stages.1.blocks.0"])
 def test_zeroing_one_group_leaves_the_written_model_without_it(group, within):
-    model = trained(**PYRAMID)
+    model = scattered(**PYRAMID).double()
     if group == "merges" and within.endswith("blocks.0"):
         with pytest.raises(BinaryViTError, match="no merges in stages"), zeroed(model, [group], within):
             pass
@@ -187,14 +173,14 @@ def test_zeroing_one_group_leaves_the_written_model_without_it(group, within):
     "groups", [BINARY_GROUPS, REAL_GROUPS, GROUPS, GROUPS[::-1], ("residual shortcuts", "pooling branches")]
 )
 def test_groups_together(groups):
-    model = trained(**PYRAMID)
+    model = scattered(**PYRAMID).double()
     images = images_for(model)
     with zeroed(model, groups):
         torch.testing.assert_close(model(images), Written(model, groups)(images))
 
 
 def test_a_model_without_poolings_and_affines():
-    model = trained(**COLUMNAR)
+    model = scattered(**COLUMNAR).double()
     groups = [group for group in GROUPS if group_members(model, group)]
     assert set(GROUPS) - set(groups) == {"merges", "pooling branches"}
     images = images_for(model)
@@ -204,7 +190,7 @@ def test_a_model_without_poolings_and_affines():
 
 
 def test_members_are_named_by_module_path():
-    model = trained(**PYRAMID)
+    model = scattered(**PYRAMID).double()
     assert list(group_members(model, "FFN linears", "stages.0")) == [
         "stages.0.blocks.0.mlp.fc1", "stages.0.blocks.0.mlp.fc2",
     ]  # fmt: skip
@@ -224,7 +210,7 @@ def test_members_are_named_by_module_path():
     ],
 )
 def test_wrong_selections_are_refused(groups, within, sentence):
-    with pytest.raises(BinaryViTError, match=sentence), zeroed(trained(**PYRAMID), groups, within):
+    with pytest.raises(BinaryViTError, match=sentence), zeroed(scattered(**PYRAMID).double(), groups, within):
         pass
 
 
@@ -232,7 +218,7 @@ def test_a_model_without_branches_is_refused():
     with pytest.raises(BinaryViTError, match="no branches to measure in Linear"):
         branch_norms(nn.Linear(3, 3), [(torch.randn(1, 3),)])
     with pytest.raises(BinaryViTError, match="and images"):
-        branch_norms(trained(**PYRAMID), [])
+        branch_norms(scattered(**PYRAMID).double(), [])
 
 
 def test_hooks_are_removed_after_an_error(model):
@@ -271,7 +257,7 @@ def test_one_batchs_statistics_are_its_mean_and_unbiased_variance():
 
 def test_an_ablation_with_its_own_statistics_has_normalized_branches():
     """The point of the estimation: a constant branch is at the mean of its batch norm, whatever that was before."""
-    model = trained(**PYRAMID)
+    model = scattered(**PYRAMID).double()
     images = images_for(model)
     seen = {}
     norm = model.stages[0].blocks[0].attn.norm

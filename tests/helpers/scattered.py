@@ -1,14 +1,18 @@
-"""Models whose every parameter and statistic is far from its initial value, gammas of zero and below among them."""
+"""Models whose parameters and statistics are far from their initial values, where some terms would vanish."""
 
 import timm
 import torch
-from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import binaryvit  # noqa: F401 - registers the models
+from binaryvit.models.shapes import image_size, input_channels
 
 
 def scattered(variant, seed=0, **arguments):
-    """A model in evaluation mode whose statistics are those of random images under random parameters."""
+    """A model in evaluation mode whose statistics are those of random images under random parameters.
+
+    Gammas, alphas and slopes of zero and below are among them.
+    """
     torch.manual_seed(seed)
     model = timm.create_model(variant, **arguments)
     with torch.no_grad():
@@ -18,7 +22,7 @@ def scattered(variant, seed=0, **arguments):
             if name.endswith("level"):
                 parameter.uniform_(0, 0.1)
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm1d):
+            if isinstance(module, _BatchNorm):
                 module.momentum = 1.0
                 module.weight.normal_()
                 module.weight[0] = 0
@@ -27,4 +31,4 @@ def scattered(variant, seed=0, **arguments):
 
 
 def images_for(model, count):
-    return torch.randn(count, model.in_chans, model.img_size, model.img_size)
+    return torch.randn(count, input_channels(model), *image_size(model))
