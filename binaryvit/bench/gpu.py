@@ -1,4 +1,4 @@
-"""What only a CUDA device can show, and a page about it (`make check-gpu`). Commands end after eight minutes."""
+"""What only a CUDA device can show, and a page about it (`make check-gpu`), within eight minutes."""
 
 import argparse
 import math
@@ -26,12 +26,13 @@ from binaryvit.records.provenance import available_cores, git_state
 
 SECONDS = 480
 _TESTS = "Tests marked for CUDA"
+_SPEED = "Training steps"
 _STUDY = "Smoke study, through papermill"
 
 
 @dataclass(frozen=True)
 class Check:
-    """A command that was run, how it ended, and the last line it printed."""
+    """A command or measurement, how it ended, and the last line it printed or its error."""
 
     name: str
     passed: bool
@@ -48,7 +49,9 @@ def check(
     repetitions: int = 5,
     commands: Mapping[str, Sequence[str]] | None = None,
 ) -> bool:
-    """Runs the tests, measures training, reproduces the smoke study in the time that is left, and writes the page.
+    """Runs the tests, measures training, reproduces the smoke study, all in the time that is left, and writes the page.
+
+    What fails or takes too long is reported, and the rest goes on.
 
     Args:
         card: its name, as the page's title and in the names of the files.
@@ -58,15 +61,19 @@ def check(
 
     Returns whether all passed.
     """
-    begun = time.monotonic()
-    first, *others = (commands or _commands()).items()
-    checks = [_run(*first, begun + SECONDS)]
-    cases = [Case(models[family], mode) for models in (TEACHERS, BINARYVIT) for mode in modes]
-    measured = measure_training(cases, batch_size, repetitions, compile_time=False)
-    summary = with_share_of_peak(summarize_training(measured), card)
-    checks += [_run(*other, begun + SECONDS) for other in others]
+    until = time.monotonic() + SECONDS
     name = f"gpu-{family}-{re.sub('[^a-z0-9]+', '-', card.lower()).strip('-')}"
-    write_benchmark(output, name, measured, summary)
+    first, *others = (commands or _commands()).items()
+    checks, summary = [_run(*first, until)], None
+    cases = [Case(models[family], mode) for models in (TEACHERS, BINARYVIT) for mode in modes]
+    begun = time.monotonic()
+    try:
+        measured = measure_training(cases, batch_size, repetitions, compile_time=False, until=until)
+        summary = with_share_of_peak(summarize_training(measured), card)
+        write_benchmark(output, name, measured, summary)
+    except BinaryViTError as error:
+        checks.append(Check(_SPEED, False, time.monotonic() - begun, str(error)))
+    checks += [_run(*other, until) for other in others]
     text = page(card, git_state().commit, checks, summary, batch_size)
     write_text_atomically(output / f"{name}.md", text)
     print(text)
@@ -80,12 +87,14 @@ def with_share_of_peak(summary: pd.DataFrame, card: str) -> pd.DataFrame:
     return summary.assign(share_of_peak=summary["variant"].map(operations) * summary["images/s"] / peaks)
 
 
-def page(card: str, commit: str | None, checks: Sequence[Check], summary: pd.DataFrame, batch_size: int) -> str:
-    """The report in Markdown."""
+def page(card: str, commit: str | None, checks: Sequence[Check], summary: pd.DataFrame | None, batch_size: int) -> str:
+    """The report in Markdown. `summary` None: training was not measured, as a check says."""
     lines = [f"# {card}", "", f"`make check-gpu` at commit {commit or 'unknown'}, PyTorch {torch.__version__}.", ""]
     for check in checks:
         outcome = "passed" if check.passed else "**failed**"
         lines.append(f"- {check.name}: {outcome} in {check.seconds:.0f} s ({check.last_line})")
+    if summary is None:
+        return "\n".join([*lines, ""])
     lines += ["", f"Training steps at batch {batch_size}: medians over repetitions in turns, lowest and highest.", ""]
     lines += ["| model | mode | images/s | peak memory (GB) | share of peak |", "| --- | --- | ---: | ---: | ---: |"]
     for row in summary.to_dict("records"):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from binaryvit.bench import openvino, products, scaling
-from binaryvit.bench.processes import MeasuringProcess, peak_memory
+from binaryvit.bench.processes import MeasuringProcess, end_all, peak_memory
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.description import Description
 from binaryvit.models.ladder import BINARYVIT, TEACHERS
@@ -127,7 +127,7 @@ def measure_inference(
                 process, again = MeasuringProcess(_answers, arguments, environment), None
                 first = process.ask("first call")
                 if case in _COMPILING:
-                    process.end()
+                    end_all([process])
                     process = MeasuringProcess(_answers, arguments, environment)
                     again = process.ask("first call")
                 running[case] = process
@@ -140,8 +140,7 @@ def measure_inference(
                     rows.append((case, batch_size, threads, repetition, process.ask("turn")))
             facts = {case: (running[case].ask("memory"), *of_case) for case, of_case in facts.items()}
         finally:
-            for process in running.values():
-                process.end()
+            end_all(running.values())
     table = pd.DataFrame(rows, columns=["case", "batch_size", "threads", "repetition", "seconds"])
     columns = ["peak_memory_gb", "first_call_seconds", "first_call_again_seconds"]
     return table.join(pd.DataFrame([facts[case] for case in table["case"]], columns=columns, dtype=float))

@@ -1,9 +1,11 @@
 """Measuring processes: what is measured lives alone in one, so that its memory is its own, and answers questions."""
 
+import math
 import os
 import resource
 import socket
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -13,19 +15,19 @@ from unittest import mock
 
 from binaryvit.errors import BinaryViTError
 
-# What a process gets to end by itself; one that waits for another that has died never would.
+# What processes get to end by themselves; one that waits for another that has died never would.
 _GRACE_SECONDS = 10
 
 
 class MeasuringProcess:
-    """Answers questions in a process of its own, until it is ended.
+    """Answers questions in a process of its own, until `end_all`.
 
     Args:
         make: called there with `arguments`; gives the function that answers a question.
         environment: variables that the process gets on top of this one's.
 
     Raises:
-        BinaryViTError: from `hear` and `ask`, when the process has died, or has itself raised one.
+        BinaryViTError: from `hear` and `ask`, when the process has died, has itself raised one, or takes too long.
     """
 
     def __init__(self, make: Callable[..., Callable[[str], Any]], arguments: tuple, environment: Mapping[str, str]):
@@ -41,8 +43,11 @@ class MeasuringProcess:
         with suppress(BrokenPipeError):  # the process has died, as `hear` will say
             self._connection.send(question)
 
-    def hear(self) -> Any:
+    def hear(self, until: float = math.inf) -> Any:
+        """The answer, for which it waits until that moment of `time.monotonic()`."""
         try:
+            if not self._connection.poll(None if math.isinf(until) else max(0.0, until - time.monotonic())):
+                raise BinaryViTError("The measurement did not end in the time it had.")
             answer = self._connection.recv()
         except (EOFError, ConnectionError) as error:
             raise BinaryViTError("A measuring process died; its error is above.") from error
@@ -54,18 +59,32 @@ class MeasuringProcess:
         self.tell(question)
         return self.hear()
 
-    def end(self) -> None:
+    def hang_up(self) -> None:
+        """Lets the process end when it is next free."""
         self._connection.close()
-        self._process.join(_GRACE_SECONDS)
+
+    def end(self, until: float) -> None:
+        """Waits for the process to end until that moment of `time.monotonic()`, then kills it."""
+        self._process.join(max(0.0, until - time.monotonic()))
         self._process.kill()
         self._process.join()
 
 
-def ask_all(processes: Sequence[MeasuringProcess], question: str) -> list[Any]:
-    """The answers of processes that answer at the same time, as those that train together must."""
+def ask_all(processes: Sequence[MeasuringProcess], question: str, until: float = math.inf) -> list[Any]:
+    """The answers of processes that answer at the same time, as those that train together must; see `hear`."""
     for process in processes:
         process.tell(question)
-    return [process.hear() for process in processes]
+    return [process.hear(until) for process in processes]
+
+
+def end_all(processes: Iterable[MeasuringProcess]) -> None:
+    """Ends processes: all get the same few seconds for it."""
+    processes = list(processes)
+    for process in processes:
+        process.hang_up()
+    until = time.monotonic() + _GRACE_SECONDS
+    for process in processes:
+        process.end(until)
 
 
 def together(number: int) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ Each case (a model in one mode) lives in a process of its own, so that its memor
 they take turns, one step each, so that what else the machine does falls on all of them alike.
 """
 
+import math
 import os
 import tempfile
 import time
@@ -20,7 +21,7 @@ from timm.optim import create_optimizer_v2
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEventAvg
 
-from binaryvit.bench.processes import MeasuringProcess, ask_all, peak_memory, together
+from binaryvit.bench.processes import MeasuringProcess, ask_all, end_all, peak_memory, together
 from binaryvit.config import suggestion
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import BINARYVIT, LADDER, LAST_COLUMNAR, TEACHERS
@@ -89,6 +90,7 @@ def measure_training(
     threads: int | None = None,
     processes: int = 1,
     compile_time: bool = True,
+    until: float = math.inf,
 ) -> pd.DataFrame:
     """Measures training steps: forward, cross-entropy, backward, AdamW, on random images, from new weights.
 
@@ -99,6 +101,7 @@ def measure_training(
         processes: how many train together, as `TrainingConfig.processes` says.
         compile_time: whether compiled cases are set up twice from an empty cache, one after the other: the second time
             is what a later start of the same training takes. Without it all cases are set up at the same time.
+        until: the moment of `time.monotonic()` at which it is given up.
 
     Returns:
         One row per case and repetition: variant, mode, batch_size, threads, processes, repetition, seconds (of the
@@ -108,7 +111,7 @@ def measure_training(
         and matmul_share (of one step's time).
 
     Raises:
-        BinaryViTError: there are fewer GPUs than processes, or memory ran out.
+        BinaryViTError: there are fewer GPUs than processes, memory ran out, or time did.
     """
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise BinaryViTError(f"{processes} processes need as many GPUs; there are {torch.cuda.device_count()}.")
@@ -120,27 +123,26 @@ def measure_training(
             for case in chosen:
                 running[case] = _started(case, caches[case], *arguments)
                 if compile_time and MODES[case.mode][0]:
-                    facts[case] = [max(ask_all(running[case], "setup"))]
-                    _end(running[case])
+                    facts[case] = [max(ask_all(running[case], "setup", until))]
+                    end_all(running[case])
                     running[case] = _started(case, caches[case], *arguments)
-                    facts[case] += [max(ask_all(running[case], "setup"))]
+                    facts[case] += [max(ask_all(running[case], "setup", until))]
             waiting = [process for case in chosen if case not in facts for process in running[case]]
-            ask_all(waiting, "setup")
+            ask_all(waiting, "setup", until)
             for case in chosen:
-                ask_all(running[case], "step")  # while others compiled, the system may have taken its memory
+                ask_all(running[case], "step", until)  # while others compiled, the system may have taken its memory
             for repetition in range(repetitions):
                 for case in chosen:
-                    seconds = max(ask_all(running[case], "step"))
+                    seconds = max(ask_all(running[case], "step", until))
                     rate = processes * batch_size / seconds
                     rows.append((case.variant, case.mode, *arguments, repetition, seconds, rate))
             for case in chosen:
-                memory = ask_all(running[case], "memory")
+                memory = ask_all(running[case], "memory", until)
                 of_each = memory if processes > 1 else []
-                share = ask_all(running[case], "share")[0]
+                share = ask_all(running[case], "share", until)[0]
                 facts[case] = [max(memory), *of_each, *facts.get(case, [None, None]), share]
         finally:
-            for group in running.values():
-                _end(group)
+            end_all(process for group in running.values() for process in group)
     columns = ["variant", "mode", "batch_size", "threads", "processes", "repetition", "seconds", "images_per_second"]
     of_each = [f"peak_memory_gb_{rank}" for rank in range(processes)] if processes > 1 else []
     columns_of_case = ["peak_memory_gb", *of_each, "first_step_seconds", "first_step_again_seconds", "matmul_share"]
@@ -171,11 +173,6 @@ def _started(case: Case, cache: str, batch_size: int, threads: int | None, proce
     """The processes of a case, not yet set up."""
     environment = HUGE_PAGES | dict.fromkeys(_CACHES, cache)
     return [MeasuringProcess(_answers, (case, batch_size, threads), environment | own) for own in together(processes)]
-
-
-def _end(processes: Sequence[MeasuringProcess]) -> None:
-    for process in processes:
-        process.end()
 
 
 def _answers(case: Case, batch_size: int, threads: int | None) -> Callable[[str], float]:

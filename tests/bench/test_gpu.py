@@ -11,7 +11,7 @@ import torch
 from binaryvit.bench import gpu
 from binaryvit.bench.cards import peak, training_operations
 from binaryvit.bench.gpu import Check, page, with_share_of_peak
-from binaryvit.bench.training import MODES
+from binaryvit.bench.training import MODES, measure_training
 
 REFERENCE, BINARY = "deit_small_patch16_224", "binaryvit_small_patch4_224"
 RATES = {"eager": (1000.0, 100.0), "compiled": (1600.0, 960.0)}
@@ -64,6 +64,16 @@ def test_the_page_tells_what_was_run_and_measured(summary) -> None:
 
 def test_the_share_of_an_unknown_cards_peak_is_not_guessed(summary) -> None:
     assert page("A card", None, [], with_share_of_peak(summary, "A card"), 32).count("| unknown card |") == 12
+
+
+def test_a_measurement_that_has_no_time_left_is_reported_and_costs_nothing_else(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu, "measure_training", lambda *given, **more: measure_training(*given, **more | {"until": 0}))
+    commands = {"Tests": [sys.executable, "-S", "-c", "print('3 passed')"], "Study": ["true"]}
+    small = dict(batch_size=2, family="micro", modes=["eager fp32"], repetitions=1, commands=commands)
+    assert not gpu.check("A small card", tmp_path, **small)
+    (text,) = (path.read_text() for path in tmp_path.iterdir())
+    assert "- Tests: passed" in text and "- Study: passed" in text and "| model |" not in text
+    assert "- Training steps: **failed**" in text and "did not end in the time it had" in text
 
 
 @pytest.mark.slow
