@@ -30,7 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files need not be text
     try:
-        return options.command(options)
+        code = options.command(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except BinaryViTError as error:
         print(f"binaryvit: {error}", file=sys.stderr)
         return 2
@@ -139,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help="images/s that one GPU trains: how many cores feed it",
     )
-    load.add_argument("--output", metavar="FILE.csv", help="where to store every repetition")
+    load.add_argument("--output", metavar="DIR", help="where to store the table, every repetition, the machine")
     load.set_defaults(command=_bench_load)
     train_speed = measurements.add_parser("train", help="images/s, memory and compile time of training steps")
     train_speed.add_argument("--family", default="small", help="small (224 pixels, default) or micro (32 pixels)")
@@ -338,18 +343,21 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _bench_load(options: argparse.Namespace) -> int:
     from binaryvit.bench.loading import measure_loading, summarize_loading
-    from binaryvit.files import write_text_atomically
+    from binaryvit.bench.report import write_benchmark
     from binaryvit.records.provenance import describe_hardware
 
     measured = measure_loading(images=options.images, repetitions=options.repetitions)
+    summary = summarize_loading(measured, options.needs)
     if options.output:
-        write_text_atomically(options.output, measured.to_csv(index=False))
+        write_benchmark(options.output, "load", measured, summary, "cpu")
     print(f"Images of 500x375 pixels to 224x224, one core of {describe_hardware('cpu').cpu}:")
-    print(summarize_loading(measured, options.needs).round(1).to_string())
+    print(summary.round(1).to_string(index=False))
     return 0
 
 
 def _bench_train(options: argparse.Namespace) -> int:
+    import torch
+
     from binaryvit.bench.report import write_benchmark
     from binaryvit.bench.training import cases, measure_training, summarize_training
 
@@ -358,7 +366,8 @@ def _bench_train(options: argparse.Namespace) -> int:
     measured = measure_training(chosen, *numbers)
     summary = summarize_training(measured)
     if options.output:
-        write_benchmark(options.output, f"train-{options.family}", measured, summary)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        write_benchmark(options.output, f"train-{options.family}", measured, summary, device)
     print(summary.round(2).to_string(index=False))
     return 0
 
@@ -373,7 +382,7 @@ def _bench_infer(options: argparse.Namespace) -> int:
             part, options.family, cases, options.batch_sizes, threads, options.repetitions, options.seconds
         )
         if options.output:
-            write_benchmark(options.output, f"infer-{options.family}-{part}-threads{threads}", measured, summary)
+            write_benchmark(options.output, f"infer-{options.family}-{part}-threads{threads}", measured, summary, "cpu")
         print(summary.round(3).to_string(index=False))
     if left_out:
         print(left_out, file=sys.stderr)

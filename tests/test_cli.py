@@ -245,3 +245,12 @@ def test_bad_arguments_exit_with_2(arguments, capsys):
         main(arguments)
     assert error.value.code == 2
     assert "usage: binaryvit" in capsys.readouterr().err
+
+
+def test_whoever_reads_the_output_may_stop_reading():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "binaryvit.cli", "status", "results/smoke"]
+    ended = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (1, b"")

@@ -1,4 +1,4 @@
-"""How much of what a GPU could compute at most a training uses."""
+"""What share of a GPU's peak rate training uses."""
 
 import functools
 import re

@@ -23,8 +23,10 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
 from binaryvit.models.ladder import BINARYVIT, TEACHERS
 from binaryvit.records.provenance import available_cores, git_state
+from binaryvit.records.run_record import GitState
 
 SECONDS = 480
+_GRACE_SECONDS = 20  # for a command to end after it was interrupted
 _TESTS = "Tests marked for CUDA"
 _SPEED = "Training steps"
 _STUDY = "Smoke study, through papermill"
@@ -47,7 +49,8 @@ def check(
     family: str = "small",
     modes: Sequence[str] = tuple(MODES),
     repetitions: int = 5,
-    commands: Mapping[str, Sequence[str]] | None = None,
+    *,
+    commands: Mapping[str, Sequence[str]],
 ) -> bool:
     """Runs the tests, measures training, reproduces the smoke study, all in the time that is left, and writes the page.
 
@@ -56,25 +59,24 @@ def check(
     Args:
         card: its name, as the page's title and in the names of the files.
         output: the folder of the page and of the measurements.
-        commands: what is run and reported by exit code, by name; the first before the measurement. Default: the tests
-            and the study.
+        commands: what is run and reported by exit code, by name; the first before the measurement.
 
     Returns whether all passed.
     """
     until = time.monotonic() + SECONDS
     name = f"gpu-{family}-{re.sub('[^a-z0-9]+', '-', card.lower()).strip('-')}"
-    first, *others = (commands or _commands()).items()
+    first, *others = commands.items()
     checks, summary = [_run(*first, until)], None
     cases = [Case(models[family], mode) for models in (TEACHERS, BINARYVIT) for mode in modes]
     begun = time.monotonic()
     try:
         measured = measure_training(cases, batch_size, repetitions, compile_time=False, until=until)
         summary = with_share_of_peak(summarize_training(measured), card)
-        write_benchmark(output, name, measured, summary)
+        write_benchmark(output, name, measured, summary, "cuda" if torch.cuda.is_available() else "cpu")
     except BinaryViTError as error:
         checks.append(Check(_SPEED, False, time.monotonic() - begun, str(error)))
     checks += [_run(*other, until) for other in others]
-    text = page(card, git_state().commit, checks, summary, batch_size)
+    text = page(card, git_state(), checks, summary, batch_size)
     write_text_atomically(output / f"{name}.md", text)
     print(text)
     return all(check.passed for check in checks)
@@ -87,9 +89,10 @@ def with_share_of_peak(summary: pd.DataFrame, card: str) -> pd.DataFrame:
     return summary.assign(share_of_peak=summary["variant"].map(operations) * summary["images/s"] / peaks)
 
 
-def page(card: str, commit: str | None, checks: Sequence[Check], summary: pd.DataFrame | None, batch_size: int) -> str:
+def page(card: str, git: GitState, checks: Sequence[Check], summary: pd.DataFrame | None, batch_size: int) -> str:
     """The report in Markdown. `summary` None: training was not measured, as a check says."""
-    lines = [f"# {card}", "", f"`make check-gpu` at commit {commit or 'unknown'}, PyTorch {torch.__version__}.", ""]
+    commit = f"{git.commit or 'unknown'}{' with uncommitted changes' if git.dirty else ''}"
+    lines = [f"# {card}", "", f"`make check-gpu` at commit {commit}, PyTorch {torch.__version__}.", ""]
     for check in checks:
         outcome = "passed" if check.passed else "**failed**"
         lines.append(f"- {check.name}: {outcome} in {check.seconds:.0f} s ({check.last_line})")
@@ -114,14 +117,13 @@ def _ratios(summary: pd.DataFrame) -> list[str]:
     return [
         f"Compiled in bf16, `{binary}` trains {compiled / rates[reference, 'compiled bf16']:.2f} times as fast as "
         f"`{reference}`, and {compiled / rates[binary, 'eager bf16']:.1f} times as fast as eager. The peak is that of "
-        "dense products in the mode's precision; a binary product counts as one in floating point."
+        "dense products in the mode's precision; a binary product counts as one in floating point. In float32 "
+        "that flatters the binary model, whose forward pass multiplies signs in float16."
     ]
 
 
-def _commands() -> dict[str, Sequence[str]]:
-    scratch = Path("results/reproduced")
-    scratch.mkdir(parents=True, exist_ok=True)
-    study = ["reproduce", "results/smoke", "--output", tempfile.mkdtemp(prefix="check-gpu-", dir=scratch)]
+def _commands(scratch: str) -> dict[str, Sequence[str]]:
+    study = ["reproduce", "results/smoke", "--output", scratch]
     return {
         _TESTS: [sys.executable, "-m", "pytest", "-q", "-m", "cuda"],
         _STUDY: [sys.executable, "-m", "binaryvit.cli", *study, "--jobs", str(min(8, max(1, available_cores() // 2)))],
@@ -130,15 +132,22 @@ def _commands() -> dict[str, Sequence[str]]:
 
 def _run(name: str, command: Sequence[str], until: float) -> Check:
     """Runs a command, which is interrupted as by Ctrl-C when the time is over."""
-    begun = time.monotonic()
+    begun, last = time.monotonic(), "it printed nothing"
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    timer = threading.Timer(max(0.0, until - begun), process.send_signal, [signal.SIGINT])
-    timer.start()
-    last = "it printed nothing"
-    for line in process.stdout:
-        print(line, end="", flush=True)
-        last = line.strip() or last
-    timer.cancel()
+    left = max(0.0, until - begun)
+    timers = [
+        threading.Timer(left, process.send_signal, [signal.SIGINT]),
+        threading.Timer(left + _GRACE_SECONDS, process.kill),  # whoever waits inside CUDA hears no signal
+    ]
+    try:
+        for timer in timers:
+            timer.start()
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line.strip() or last
+    finally:
+        for timer in timers:
+            timer.cancel()
     return Check(name, process.wait() == 0, time.monotonic() - begun, last)
 
 
@@ -156,9 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("check-gpu: This machine has no CUDA device, so there is nothing to check.", file=sys.stderr)
         return 2
-    card = torch.cuda.get_device_name()
+    card, batch_size = torch.cuda.get_device_name(), options.batch_size or _batch_size()
     try:
-        return 0 if check(card, options.output, options.batch_size or _batch_size()) else 1
+        with tempfile.TemporaryDirectory(prefix="check-gpu-") as scratch:
+            return 0 if check(card, options.output, batch_size, commands=_commands(scratch)) else 1
     except BinaryViTError as error:
         print(f"check-gpu: {error}", file=sys.stderr)
         return 2

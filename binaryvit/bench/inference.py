@@ -22,6 +22,7 @@ from binaryvit.models.description import Description
 from binaryvit.models.ladder import BINARYVIT, TEACHERS
 from binaryvit.packed import load
 from binaryvit.packed.file import save_packed
+from binaryvit.packed.library import instructions
 
 PACKED = "packed"
 CASES = (
@@ -80,8 +81,15 @@ def measure_part(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every repetition and the summary of one part of the benchmark: "models" (`measure_inference`, for each batch
     size), "products" (`products`) or "scaling" (`scaling`); the last two without a limit in `seconds`.
+
+    Raises:
+        BinaryViTError: the engine's C++ can't be compiled here.
     """
     common = dict(family=family, repetitions=repetitions, threads=threads)
+    if instructions() == "PyTorch":
+        raise BinaryViTError(
+            "Packed inference is measured with its C++ only: it needs Linux and a compiler, such as g++."
+        )
     if part == "products":
         measured = products.measure_products(**common)
         return measured, products.summarize_products(measured)
@@ -124,13 +132,12 @@ def measure_inference(
             for number, case in enumerate(cases):
                 arguments = (case, family, str(path), batch_size, threads)
                 environment = dict.fromkeys(_CACHES, str(Path(folder) / str(number)))
-                process, again = MeasuringProcess(_answers, arguments, environment), None
-                first = process.ask("first call")
+                running[case], again = MeasuringProcess(_answers, arguments, environment), None
+                first = running[case].ask("first call")
                 if case in _COMPILING:
-                    end_all([process])
-                    process = MeasuringProcess(_answers, arguments, environment)
-                    again = process.ask("first call")
-                running[case] = process
+                    end_all([running[case]])
+                    running[case] = MeasuringProcess(_answers, arguments, environment)
+                    again = running[case].ask("first call")
                 facts[case] = (first, again)
             begun = time.perf_counter()
             for repetition in range(repetitions):

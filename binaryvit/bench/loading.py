@@ -53,9 +53,7 @@ def photographs() -> Data:
     return Data("photographs", "photographs", "embedded", ("china", "flower"), split, replace(split, name="test"), "")
 
 
-def measure_loading(
-    image_size: int = 224, images: int = 256, repetitions: int = 5, pipelines: Sequence[str] = PIPELINES
-) -> pd.DataFrame:
+def measure_loading(image_size: int = 224, images: int = 256, repetitions: int = 5) -> pd.DataFrame:
     """Measures this process, with one thread, doing what one data-loading process of a training does.
 
     "student" and "teacher" are the paper's recipes: decoding, random resized crop, flip, for the teacher RandAugment
@@ -66,25 +64,24 @@ def measure_loading(
         image_size: pixels the model sees.
         images: how many are loaded in each repetition, rounded up to whole batches of 32.
         repetitions: interleaved, so that what else the machine does falls on all pipelines alike.
-        pipelines: those of `PIPELINES` to measure.
 
     Returns:
-        One row per pipeline and repetition: pipeline, image_size, repetition, images, seconds, images_per_second.
+        One row per pipeline and repetition: pipeline, image_size, batch_size, repetition, images, seconds,
+        images_per_second.
     """
     data = photographs()
     batches = math.ceil(images / _BATCH_SIZE)
     rows = []
     with torch_threads(1):
-        loaders = {name: _loader(name, data, image_size) for name in pipelines}
+        loaders = {name: _loader(name, data, image_size) for name in PIPELINES}
         for repetition in range(repetitions):
             for name, loader in loaders.items():
                 begun = time.perf_counter()
                 loaded = sum(len(next(loader)[0]) for _ in range(batches))
                 seconds = time.perf_counter() - begun
-                rows.append((name, image_size, repetition, loaded, seconds, loaded / seconds))
-    return pd.DataFrame(
-        rows, columns=["pipeline", "image_size", "repetition", "images", "seconds", "images_per_second"]
-    )
+                rows.append((name, image_size, _BATCH_SIZE, repetition, loaded, seconds, loaded / seconds))
+    columns = ["pipeline", "image_size", "batch_size", "repetition", "images", "seconds", "images_per_second"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def summarize_loading(measured: pd.DataFrame, needs: Sequence[float] = ()) -> pd.DataFrame:
@@ -97,7 +94,7 @@ def summarize_loading(measured: pd.DataFrame, needs: Sequence[float] = ()) -> pd
     table = pd.DataFrame({"images/s": rates.median(), "lowest": rates.min(), "highest": rates.max()})
     for need in needs:
         table[f"cores for {need:g}/s"] = cores_needed(need, table["images/s"])
-    return table
+    return table.reset_index()
 
 
 def cores_needed(images_per_second: float, images_per_second_per_core: pd.Series) -> pd.Series:

@@ -5,17 +5,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from binaryvit.files import write_text_atomically
 from binaryvit.models.ops import native
 from binaryvit.records.provenance import describe_hardware, git_state, package_versions
 
 
-def write_benchmark(folder: str | Path, name: str, measured: pd.DataFrame, summary: pd.DataFrame) -> None:
-    """Writes <name>.csv (the summary), <name>.repetitions.csv and <name>.json (machine, packages, commit, time)."""
+def write_benchmark(folder: str | Path, name: str, measured: pd.DataFrame, summary: pd.DataFrame, device: str) -> None:
+    """Writes <name>.csv (the summary), <name>.repetitions.csv and <name>.json (machine, packages, commit, time).
+
+    `device`: "cpu" or "cuda", on which it was measured.
+    """
     folder = Path(folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     turns = measured.groupby("batch_size")["repetition"].nunique().tolist()
     identity = {
         "hardware": describe_hardware(device, native.compiled_by() if device == "cpu" else None).model_dump(),

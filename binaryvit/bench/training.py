@@ -65,7 +65,7 @@ class Case:
 def cases(family: str, variants: Sequence[str] = (), modes: Sequence[str] = ()) -> list[Case]:
     """The full-precision model of a family (of `LADDER`) in eager float32, which all are compared with, then each
     of the variants in each of the modes; by default its BinaryViT and its largest columnar model, in all modes but
-    fp16, which CPUs do not hurry.
+    fp16, which is no faster on a CPU.
 
     Raises BinaryViTError for an unknown family, mode or variant.
     """
@@ -115,6 +115,8 @@ def measure_training(
     """
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise BinaryViTError(f"{processes} processes need as many GPUs; there are {torch.cuda.device_count()}.")
+    if not torch.cuda.is_available():
+        threads = threads or max(1, available_cores() // processes)
     rows, facts, running = [], {}, {}
     with tempfile.TemporaryDirectory(prefix="binaryvit-") as folder:
         caches = {case: os.path.join(folder, str(number)) for number, case in enumerate(chosen)}
@@ -181,7 +183,7 @@ def _answers(case: Case, batch_size: int, threads: int | None) -> Callable[[str]
     device = process.device
     if device.type == "cpu":
         keep_freed_memory()
-        torch.set_num_threads(threads or max(1, available_cores() // process.num_processes))
+        torch.set_num_threads(threads)
     idle = psutil.Process().memory_info().rss
     step = None
 

@@ -52,7 +52,8 @@ def initial_attention_level(attention_level: float | str, keys: int) -> float:
     """
     if attention_level == "keys":
         return 1 / keys
-    if isinstance(attention_level, bool | str) or not 0 < attention_level <= 1:
+    is_number = isinstance(attention_level, int | float) and not isinstance(attention_level, bool)
+    if not is_number or not 0 < attention_level <= 1:
         raise BinaryViTError(
             f"attention_level={attention_level!r} is not possible: give a number above 0 and at most 1, such as the "
             'paper\'s 0.005, or "keys" for one over the number of keys.'

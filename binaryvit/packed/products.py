@@ -16,17 +16,15 @@ class SignProduct:
         signs: of the weight, (outputs, inputs), in {-1, +1}.
 
     Raises:
-        BinaryViTError: there is no C++ compiler.
+        BinaryViTError: there is no C++ compiler, or this is not Linux.
     """
 
     def __init__(self, signs: Tensor):
         self._library = engine_library()
         if self._library is None:
-            raise BinaryViTError("Products on packed bits need a C++ compiler: install g++, or name one in CXX.")
+            raise BinaryViTError("Products on packed bits need Linux and a C++ compiler: install g++, or set CXX.")
         self.outputs, self.inputs = signs.shape
-        self.words = words_of(signs)
-        """The packed weight (outputs, words), bit i of a row's word for column i, 1 for +1, as int64."""
-        self._tiles = tiles(self.words, self._library.lanes())
+        self._tiles = tiles(words_of(signs), self._library.lanes())
 
     def __call__(self, x: Tensor, shift: Tensor | None = None, threads: int | None = None) -> Tensor:
         """The product (rows, outputs) as int32 for x (rows, inputs) float32, packing of x included.

@@ -39,12 +39,13 @@ def _output(*command: str) -> str | None:
 def git_state(folder: str | Path | None = None) -> GitState:
     """Commit of the repository around `folder` (default: this package), and whether tracked files differ from it.
 
-    Files below results/ do not count, since a study writes there while it runs. Without git both fields are None.
+    Files below results/ do not count, since a study writes there while it runs. Both fields are None without git, and
+    where git keeps nothing of the folder: a package installed somewhere inside a user's repository is not part of it.
     """
     folder = str(folder or Path(__file__).parent)
     root = _output("git", "-C", folder, "rev-parse", "--show-toplevel")
     commit = _output("git", "-C", folder, "rev-parse", "HEAD")
-    if root is None or commit is None:
+    if root is None or commit is None or not _output("git", "-C", folder, "ls-files", "--", "."):
         return GitState(commit=None, dirty=None)
     changes = _output(
         "git", "-C", root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results"
@@ -75,7 +76,7 @@ def describe_hardware(device: str | torch.device, native_steps: str | None = Non
 
 
 def available_cores() -> int:
-    """The CPU cores this process may use, which under a scheduler or in a container are fewer than there are."""
+    """The CPU cores this process may use by its affinity; a container's quota of CPU time is not seen."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

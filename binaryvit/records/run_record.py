@@ -62,8 +62,9 @@ class DataRecord(_Record):
 class Hardware(_Record):
     """The machine of a run: `device` as torch calls its type (cpu, cuda), `gpus` their names, memory in 1e9 bytes.
 
-    `native_steps`, on a CPU: the compiler of the C++ steps of training (`models.ops.native`); None where PyTorch's were
-    used, whose results differ by rounding.
+    `native_steps`, on a CPU: the compiler of the C++ steps of training (`models.ops.native`), with which units of 1 bit
+    train in one process, in float32 and bfloat16; None where there was none, and PyTorch's steps took their place,
+    whose results differ by rounding.
     """
 
     device: str

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from binaryvit.bench import gpu
 from binaryvit.bench.cards import peak, training_operations
 from binaryvit.bench.gpu import Check, page, with_share_of_peak
 from binaryvit.bench.training import MODES, measure_training
+from binaryvit.records.run_record import GitState
 
 REFERENCE, BINARY = "deit_small_patch16_224", "binaryvit_small_patch4_224"
 RATES = {"eager": (1000.0, 100.0), "compiled": (1600.0, 960.0)}
@@ -52,8 +54,9 @@ def test_operations_of_training_are_six_for_each_multiplication_of_the_forward_p
 def test_the_page_tells_what_was_run_and_measured(summary) -> None:
     card = "NVIDIA H100 80GB HBM3"
     checks = [Check("Tests", True, 40.4, "200 passed"), Check("Study", False, 99.0, "NOT DONE: a-seed0")]
-    text = page(card, "0123abc", checks, with_share_of_peak(summary, card), 32)
-    assert text.startswith(f"# {card}\n") and "commit 0123abc" in text and "at batch 32" in text
+    text = page(card, GitState(commit="0123abc", dirty=True), checks, with_share_of_peak(summary, card), 32)
+    assert text.startswith(f"# {card}\n") and "at batch 32" in text
+    assert "commit 0123abc with uncommitted changes, " in text
     assert "- Tests: passed in 40 s (200 passed)" in text
     assert "- Study: **failed** in 99 s (NOT DONE: a-seed0)" in text
     share = training_operations(BINARY) * 960 / 989.5e12
@@ -63,7 +66,8 @@ def test_the_page_tells_what_was_run_and_measured(summary) -> None:
 
 
 def test_the_share_of_an_unknown_cards_peak_is_not_guessed(summary) -> None:
-    assert page("A card", None, [], with_share_of_peak(summary, "A card"), 32).count("| unknown card |") == 12
+    text = page("A card", GitState(commit=None, dirty=None), [], with_share_of_peak(summary, "A card"), 32)
+    assert text.count("| unknown card |") == 12
 
 
 def test_a_measurement_that_has_no_time_left_is_reported_and_costs_nothing_else(monkeypatch, tmp_path: Path) -> None:
@@ -74,6 +78,14 @@ def test_a_measurement_that_has_no_time_left_is_reported_and_costs_nothing_else(
     (text,) = (path.read_text() for path in tmp_path.iterdir())
     assert "- Tests: passed" in text and "- Study: passed" in text and "| model |" not in text
     assert "- Training steps: **failed**" in text and "did not end in the time it had" in text
+
+
+def test_a_command_that_heeds_no_interruption_is_killed(monkeypatch) -> None:
+    monkeypatch.setattr(gpu, "_GRACE_SECONDS", 0.1)
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(99)"
+    begun = time.monotonic()
+    ended = gpu._run("Tests", [sys.executable, "-S", "-c", deaf], until=begun + 2)
+    assert not ended.passed and time.monotonic() - begun < 60
 
 
 @pytest.mark.slow

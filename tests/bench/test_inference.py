@@ -8,7 +8,7 @@ import pytest
 from helpers.compilers import needs_compiler
 
 from binaryvit import cli
-from binaryvit.bench import openvino
+from binaryvit.bench import inference, openvino
 from binaryvit.bench.inference import CASES, available_cases, summarize_inference
 from binaryvit.bench.products import layer_shapes, summarize_products
 from binaryvit.errors import BinaryViTError
@@ -73,3 +73,9 @@ def test_the_command_measures_and_stores(tmp_path: Path, capsys: pytest.CaptureF
     assert set(scaling["what"]) == {"image size", "depth", "batch size"}
     assert json.loads((tmp_path / "infer-micro-models-threads1.json").read_text())["batch_size"] == 2
     assert "simulation, eager fp32" in capsys.readouterr().out
+
+
+def test_without_its_cpp_the_packed_model_is_not_measured_as_if_it_had_it(monkeypatch):
+    monkeypatch.setattr(inference, "instructions", lambda: "PyTorch")
+    with pytest.raises(BinaryViTError, match="needs Linux and a compiler"):
+        inference.measure_part("models", "micro", ["packed"], [1], 1, 1, 1)

@@ -1,5 +1,6 @@
 """The measurement of data loading loads what it says, the way training does, and its arithmetic is right."""
 
+import json
 import math
 
 import numpy as np
@@ -38,7 +39,11 @@ def test_cores_are_those_that_load_enough():
 
 
 def test_the_command_stores_every_repetition(tmp_path, capsys):
-    file = tmp_path / "deep" / "loading.csv"
-    arguments = ["bench", "load", "--images", "1", "--repetitions", "1", "--needs", "1000", "--output", str(file)]
+    folder = tmp_path / "deep"
+    arguments = ["bench", "load", "--images", "1", "--repetitions", "2", "--needs", "1000", "--output", str(folder)]
     assert main(arguments) == 0
-    assert len(pd.read_csv(file)) == 3 and "cores for 1000/s" in capsys.readouterr().out
+    assert len(pd.read_csv(folder / "load.repetitions.csv")) == 6
+    assert list(pd.read_csv(folder / "load.csv")["pipeline"]) == ["student", "teacher", "evaluation"]
+    identity = json.loads((folder / "load.json").read_text())
+    assert identity["hardware"]["device"] == "cpu" and identity["repetitions"] == 2
+    assert "cores for 1000/s" in capsys.readouterr().out

@@ -181,7 +181,7 @@ def test_attention_levels_start_at_the_papers_or_at_one_over_the_keys(variant, a
     assert found == pytest.approx(levels)
 
 
-@pytest.mark.parametrize("level", [0, -0.1, 1.5, "key", True])
+@pytest.mark.parametrize("level", [0, -0.1, 1.5, "key", True, [0.1]])
 def test_an_impossible_attention_level_is_refused(level):
     with pytest.raises(BinaryViTError, match=r"attention_level=.* is not possible"):
         timm.create_model("binaryvit_micro_patch2_32", attention_level=level)
@@ -196,8 +196,11 @@ def test_full_precision_merging_is_a_product_with_each_square_of_tokens():
     torch.testing.assert_close(merge(x), merge.norm(expected))
 
 
-def test_dropped_attention_is_used_as_dropout_leaves_it():
-    attention = BinaryAttention(8, 2, 4, attention_level=0.1, attn_drop=0.5).double()
+@pytest.mark.parametrize("dropping", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_dropped_attention_is_used_as_dropout_leaves_it(training, dropping):
+    attention = BinaryAttention(8, 2, 4, attention_level=0.1, attn_drop=0.5).double().train(training)
+    attention.attn_drop.train(dropping)
     kept = attention.attn_drop(attention.binarize_attn(torch.rand(2, 2, 16, 16, dtype=torch.float64)))
     values = torch.randn(2, 2, 16, 4, dtype=torch.float64).sign()
     torch.testing.assert_close(attention._context(kept, values), kept @ values)

@@ -9,7 +9,7 @@ from helpers.records import record_of
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.provenance import describe_hardware, git_state, package_versions
-from binaryvit.records.run_record import Failure, read_failure, read_metrics, read_record
+from binaryvit.records.run_record import Failure, GitState, read_failure, read_metrics, read_record
 from binaryvit.studies.study import load_study
 
 
@@ -86,6 +86,9 @@ def test_dirty_means_tracked_files_outside_results(tmp_path):
     assert git_state(tmp_path / "results").dirty is False
     (tmp_path / "code.py").write_text("2")
     assert git_state(tmp_path / "results").dirty is True
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "package.py").write_text("1")
+    assert git_state(tmp_path / "installed") == GitState(commit=None, dirty=None)
 
 
 def test_the_machine_is_described():

@@ -129,5 +129,5 @@ class BinaryAttention(nn.Module):
         """Probabilities (B, heads, N, M) times values (B, heads, M, C / heads), to (B, heads, N, C / heads)."""
         if self.activation_bits == 32:
             return attn @ v
-        kept = 1 - self.attn_drop.p if self.training else 1.0  # dropout divides by it
+        kept = 1 - self.attn_drop.p if self.attn_drop.training else 1.0  # dropout divides by it
         return level_matmul(attn, self.binarize_attn.effective_level / kept, v)

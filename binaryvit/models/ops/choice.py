@@ -1,7 +1,7 @@
 """Which implementation a binary unit runs: its modules, PyTorch's single step, or the C++ one.
 
-The three compute the same unit; they differ in rounding and in the memory they move. The modules can be observed,
-replaced and differentiated in any way, and then compute; a step is for plain training. Whoever changes a module's code
+The three compute the same unit; they differ in rounding and in the memory they move. The modules can be observed
+and replaced, and then compute; a step is for plain training. Whoever changes a module's code
 itself (a quantizer, its gradient) changes `reference.py`, `native.py` and `unit.cpp` with it.
 """
 

@@ -38,6 +38,7 @@ def load(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
     its headers, the flags, the compiler and the processor, so that machines can share the folder. For Linux only.
     """
     if not sys.platform.startswith("linux"):
+        _logger.warning("The C++ steps of %s run on Linux only; slower ones of PyTorch take their place.", source.name)
         return None
     try:
         return _load(source, _compiler(), (*_FLAGS, *flags))

@@ -64,7 +64,7 @@ def _unit(
     tokens, inputs, outputs = *x.shape, len(weight)
     signs = torch.empty_like(x, dtype=torch.int8)
     call(library.signs_int8, x, shift, signs, tokens, inputs)
-    wide = sign_product(signs, int8_sign(centre_rows(weight))).int()  # already so, but for a single input
+    wide = sign_product(signs, int8_sign(centre_rows(weight))).int()  # already so where int8 products are fast
     product = torch.empty_like(wide, dtype=torch.int16)
     channels = x.new_empty(5, outputs)
     channels[0] = weight_scale(weight).flatten()

@@ -5,9 +5,9 @@ float32 up to 2^24, and so does TF32, whose factors +-1 are exact and whose sums
 such an integer too, neither the order of a sum nor the accumulator's width changes it.
 
 Under autocast, half precision rounds what has a real factor, and only this: the backward products of what is binary,
-the full-precision merges of the "some-fp" variant, every product of a model with 32-bit weights or activations, and the
-teacher. Products of two binary factors are computed as without autocast, and so are the stem, the pooling branches and
-the classifier in both directions. So the logits of a model with 1-bit weights and activations do not depend on it.
+the full-precision merges of the "some-fp" variant, products with 32-bit weights or activations, and the teacher.
+Products of two binary factors are computed as without autocast, and so are the stem, the pooling branches and the
+classifier in both directions. So the logits of a model with 1-bit weights and activations do not depend on it.
 """
 
 from contextlib import AbstractContextManager, nullcontext
