@@ -6,8 +6,8 @@ from pathlib import Path
 from binaryvit.models.ops.compiler import load
 
 SOURCE = Path(__file__).with_name("native") / "engine.cpp"
-# The engine rounds as the model's modules do: they fuse a multiplication with an addition in norms and
-# poolings alone.
+# The engine rounds as the model's modules do: they fuse a multiplication with an addition in norms
+# and poolings alone.
 FLAGS = ("-ffp-contract=off",)
 
 

@@ -11,7 +11,7 @@ from binaryvit.models.shapes import image_size, input_channels
 def scattered(variant, seed=0, **arguments):
     """A model in evaluation mode whose statistics are those of random images under random parameters.
 
-    Gammas, alphas and slopes of zero and below are among them.
+    Negative gammas, alphas and slopes are among them, and a gamma of zero in each norm.
     """
     torch.manual_seed(seed)
     model = timm.create_model(variant, **arguments)

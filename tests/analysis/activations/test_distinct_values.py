@@ -57,7 +57,8 @@ def test_steps_of_a_model_equal_a_direct_computation(variant, device):
         output = block(tokens).float().flatten(0, 1)
     for step, values in [
         ("query: binary product", integers),
-        ("query: batch norm", integers * block.attn.q.norm.batch_norm.weight.bool()),  # one-to-one
+        # One-to-one, but where gamma is zero.
+        ("query: batch norm", integers * block.attn.q.norm.batch_norm.weight.bool()),
         ("query: RPReLU", unit),
         ("block: output", output),
     ]:
