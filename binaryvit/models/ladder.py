@@ -71,6 +71,7 @@ LADDER: dict[str, tuple[str, ...]] = {
 # Who is who in a family.
 TEACHERS = {name: family[0] for name, family in LADDER.items()}
 BINARY_VARIANTS = frozenset(name for family in LADDER.values() for name in family[1:])
+BASELINES = {name: family[1] for name, family in LADDER.items()}
 LAST_COLUMNAR = {name: family[4] for name, family in LADDER.items()}
 BINARYVIT = {name: family[5] for name, family in LADDER.items()}
 

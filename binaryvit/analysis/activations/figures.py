@@ -14,14 +14,13 @@ from binaryvit.analysis.strips import handles, reference, strips
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, styled
 from binaryvit.analysis.wording import span
 from binaryvit.models.ladder import VariantStyle, variant_style
-from binaryvit.palette import BLACK, GREY, VERMILION
+from binaryvit.palette import BLACK, GREY, SKY, VERMILION
 
 _ONE_TO_ONE = ("batch norm", "RPReLU", "affine")  # steps that give each value another, and add none
-_MENTIONED = 0.05  # share of the activations beyond what is drawn, from which it is mentioned
+_MENTIONED = 0.05  # share of activations or weights beyond what is drawn, from which it is mentioned
 _LAYERS = "marker: median of a model's layers of a kind, bar: their range"
 # Blocks of one grid and of several: within each, no variant can be told from another.
 _SHAPES = {"columnar": VariantStyle("", GREY, "o"), "pyramid": VariantStyle("", BLACK, "X")}
-_LOOKED_AT = "values looked at, the most there can be"
 
 
 @styled
@@ -100,8 +99,9 @@ def latent_weights(latent: pd.DataFrame, claim: str) -> Figure:
     initial, trained, runs = shares.loc["initial"], shares.loc["trained"], inner["label"].nunique()
     axes.fill_between(initial.index, initial["median"], color="#DDDDDD", label="before training")
     axes.fill_between(trained.index, trained["min"], trained["max"], color=GREY, alpha=0.5, linewidth=0)
-    axes.plot(trained["median"], color=BLACK, label=f"trained (line: median of {runs} models, band: their range)")
-    near = shares_near(latent)
+    near, beyond = shares_near(latent), 1 - inner[inner["when"] == "trained"].groupby("run")["share"].sum().min()
+    far = f", up to {beyond:.0%} beyond ±{inner['bin_right'].max():g}" * bool(beyond >= _MENTIONED)
+    axes.plot(trained["median"], color=BLACK, label=f"trained (median of {runs} models, band: range{far})")
     label = f"nearer than {NEAR}: {near['initial']:.0%} before, {near['trained']:.0%} trained"
     axes.axvspan(-NEAR, NEAR, facecolor="none", edgecolor=VERMILION, hatch="////", linewidth=0, label=label)
     reference(axes, 0, "sign flips")
@@ -111,7 +111,7 @@ def latent_weights(latent: pd.DataFrame, claim: str) -> Figure:
         ylabel=f"latent weights (% per {width:g})",
         ylim=(0, None),
     )
-    figure.legend(handles=axes.get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
+    figure.legend(handles=axes.get_legend_handles_labels()[0], loc="outside lower center", ncols=2)
     headline(figure, claim)
     return figure
 
@@ -187,19 +187,22 @@ def _strips_of_kinds(table: pd.DataFrame, value: str, claim: str, note: str = ""
 
 
 def _steps(axes: Axes, values: pd.DataFrame, fed: str) -> None:
-    """One row per step inside a block, one strip per shape of model, and one for the most there can be."""
+    """One row per step inside a block, one strip per shape of model; shaded is the most there can be."""
     pyramid = is_pyramid(values["run"], values["block"])
     table = values.assign(row=values["step"], series=np.where(pyramid, "pyramid", "columnar"))
     present = [step for step in STEPS if step in set(table["row"]) and not step.endswith(_ONE_TO_ONE)]
     models = table.groupby("series")["label"].nunique()
     looks = {shape: look for shape, look in _SHAPES.items() if shape in models}
-    limit = table.assign(series=_LOOKED_AT, median=table["observations"])
-    drawn = {**looks, _LOOKED_AT: VariantStyle("", VERMILION, "|")}
-    strips(axes, pd.concat([table, limit]), "median", present, drawn)
+    limits = table["observations"]
+    strips(axes, table, "median", present, looks)
+    axes.axvspan(limits.min(), limits.max(), color=SKY, alpha=0.25, linewidth=0, zorder=0)
     axes.set_xscale("log")
+    axes.set_xlim(right=1.3 * limits.max())
     names = [(f"{shape} (n = {models[shape]})", look) for shape, look in looks.items()]
-    names.append((_LOOKED_AT, drawn[_LOOKED_AT]))
-    title = f"{fed}\nmarker: median of blocks and models, bar: their range"
+    title = (
+        f"{fed}\nmarker: median of blocks and models, bar: their range\n"
+        "shaded: as many values as are looked at, the most there can be"
+    )
     axes.figure.legend(handles=handles(names), loc="outside lower center", ncols=3, title=title)
 
 

@@ -105,10 +105,10 @@ def heads(maps: pd.DataFrame, images: ExampleImages, patch: tuple[float, float, 
     _tint_bar(figure, _WIDE, "probability × number of keys", images.credit)
     number = "share of keys kept, mean of the row's heads" if binary else "the row's highest ratio, at the dot"
     cells = sorted(set(maps.groupby("layer")["row"].max() + 1), reverse=True)
-    pooled = "which its blocks pool to " * (cells[0] < round(1 / patch[2]))
+    pooled = cells[0] < round(1 / patch[2])
     later = " (later: the token it is merged into)" * bool(len(cells) > 1 or pooled)
     grids = " or ".join(f"{side} x {side}" for side in cells)
-    keys = f"square: the patch that asks{later}\ncells: its keys, {pooled}{grids}"
+    keys = f"square: the patch that asks{later}\ncells: its keys, {grids}{' (pooled or merged tokens)' * pooled}"
     figure.legend(
         handles=[Patch(color=_VEIL, label="not attended")] if binary else [],
         title=f"{keys}\nrow: block, column: head\nnumber: {number}",

@@ -83,28 +83,34 @@ def _everywhere_first(values: pd.Series) -> str | None:
 def of_density(statistics: pd.DataFrame) -> tuple[str, str]:
     """How many keys binary attention keeps, and how much of the probability is on them."""
     off = is_off(statistics["level"])
-    on, silent = statistics[~off], _of_off(statistics[off], with_seed=statistics["seed"].nunique() > 1)
+    several = statistics["run"].nunique() if statistics["seed"].nunique() > 1 else 0
+    on, silent = statistics[~off], ""
+    if off.any():
+        silent = f" Attention is off in {_places(statistics[off], several)}."
     if on.empty:
         return "Binary attention is off in every head", silent.strip()
     keys, probability = (span(on.groupby("label")[column].mean(), "{:.0%}") for column in ("density", "kept"))
     averaging = int((on["density"] > _NEARLY_ALL).sum())
-    several = statistics["run"].nunique() if statistics["seed"].nunique() > 1 else 0
     number = f"{len(on)} heads" + f" in {several} runs" * bool(several)
     ends = span(on["density"], "{:.1%}")
     merely = f"Single heads keep {ends} of their keys, so none averages over the whole image"
     if averaging:
         keep = "keeps nearly all keys and so averages" if averaging == 1 else "keep nearly all keys and so average"
         merely = f"{averaging} of {number} {keep} over the image"
-    idle = int((on["density"] * on["keys"] < 1).sum())
-    few = f"; {idle} of {number} {'keep' if idle > 1 else 'keeps'} less than one key for the average query" * bool(idle)
+    idle = on[on["density"] * on["keys"] < 1]
+    few = ""
+    if len(idle):
+        verb = "keep" if len(idle) > 1 else "keeps"
+        few = f"; {len(idle)} of {number} {verb} less than one key for the average query, in {_places(idle, several)}"
     passed = f"{keys} of the keys pass the threshold and hold {probability} of the probability"
     return f"Averaged over a model's heads, {passed}", f"{merely} regardless of the query{few}.{silent}"
 
 
 def of_evenness(statistics: pd.DataFrame) -> tuple[str, str]:
     """How selective attention is before binarization, and whether more so than chance makes it."""
-    means = statistics[~is_off(statistics["level"])].groupby("label", sort=False)[["evenness", "chance"]].mean()
-    mean, binary = means["evenness"], means.dropna(subset="chance")
+    on = statistics[~is_off(statistics["level"])]
+    mean = on.groupby("label", sort=False)["evenness"].mean()
+    binary = on.groupby("run", sort=False)[["evenness", "chance"]].mean().dropna(subset="chance")
     finding = (
         f"The entropy of a row is {mean.min():.0%} of its maximum in {mean.idxmin()} and {mean.max():.0%} in "
         f"{mean.idxmax()}; 100% would be all keys alike."
@@ -113,18 +119,17 @@ def of_evenness(statistics: pd.DataFrame) -> tuple[str, str]:
         claim = f"attention is most selective in {mean.idxmin()} and most even in {mean.idxmax()}"
     else:
         more = (binary["evenness"] < binary["chance"]).sum()
-        models = "every binary model" if more == len(binary) else f"{more} of {len(binary)} binary models"
-        claim = f"attention is more selective in {models} than between random signs"
+        runs = (
+            "every run of a binary model" if more == len(binary) else f"{more} of {len(binary)} runs of binary models"
+        )
+        claim = f"attention is more selective in {runs} than between random signs"
         finding = f"{finding[:-1]}, and random signs of as many keys have {span(binary['chance'], '{:.0%}')}."
     return f"Averaged over heads, before the threshold, {claim}", finding
 
 
-def _of_off(off: pd.DataFrame, with_seed: bool) -> str:
-    """Which blocks do without attention."""
-    if off.empty:
-        return ""
-    places = [
+def _places(heads: pd.DataFrame, with_seed: bool) -> str:
+    """Which blocks the heads are of: "block 0.0 of a, seed 1"."""
+    return listed(
         f"block {listed(layers.drop_duplicates().map(block_of))} of {label}" + (f", seed {seed}" if with_seed else "")
-        for (label, seed), layers in off.groupby(["label", "seed"], sort=False)["layer"]
-    ]
-    return f" Attention is off in {listed(places)}."
+        for (label, seed), layers in heads.groupby(["label", "seed"], sort=False)["layer"]
+    )

@@ -9,6 +9,7 @@ import pandas as pd
 
 from binaryvit.analysis.branches.capture import ADDED_TO_STREAM
 from binaryvit.analysis.wording import listed, span
+from binaryvit.models.ladder import BASELINES
 
 _ALL = ("all products", "all shortcuts and poolings")
 
@@ -34,18 +35,39 @@ def of_norms(norms: pd.DataFrame) -> tuple[str, str]:
 
 
 def of_accuracies(table: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: what is left without all products, and without all shortcuts, and which group costs most."""
-    accuracy = _of_one_bit(table).pivot_table("accuracy", "removed", "column")
-    intact, products, shortcuts = (span(accuracy.loc[name], "{:.0f}") for name in ("nothing", *_ALL))
+    """Claim and finding: what is left without all products, and without all shortcuts, and which groups cost most.
+
+    A baseline's CLS token sees the image through attention products alone. Without them it is at chance whatever it
+    learned, so the claim leaves it out.
+    """
+    table = _of_one_bit(table)
+    accuracy = table.pivot_table("accuracy", "removed", "column")
+    blind = table.loc[table["variant"].isin(BASELINES.values()), "column"].unique()
+    seeing = accuracy.drop(columns=blind) if len(blind) < accuracy.shape[1] else accuracy
+    intact, products = (_dashed(seeing.loc[name]) for name in ("nothing", _ALL[0]))
+    pooled = " that pool their tokens" * bool(seeing.shape[1] < accuracy.shape[1])
     claim = (
-        f"Without their products, binary models fall from {intact}% top-1 to {products}%, without shortcuts and "
-        f"poolings to {shortcuts}% (chance: {table['chance'].iloc[0]:g}%)"
+        f"Without their products, binary models{pooled} keep {products}% of {intact}% top-1 "
+        f"(chance: {table['chance'].iloc[0]:g}%)"
     )
+    finding = f"Without shortcuts and poolings {_dashed(accuracy.loc[_ALL[1]])}% are left"
+    if len(blind):
+        finding += f"; {listed(blind)} sees the image through attention products alone, so without them it must guess"
     single = accuracy.drop(index=["nothing", *_ALL]).sub(accuracy.loc["nothing"]).median(axis=1)
+    most, least = (_alike(costs, unresolved(table)) for costs in (single, -single))
     return claim, (
-        f"Of single parts, the {single.idxmin()} cost most ({single.min():+.1f} points in the median model) and the "
-        f"{single.idxmax()} least ({single.max():+.1f})."
+        f"{finding}. By the median of the models that have a part, the {listed(most)} cost most "
+        f"({span(single[most], '{:+.1f}')} points) and the {listed(least)} least ({span(single[least], '{:+.1f}')})"
     )
+
+
+def _dashed(accuracies: pd.Series) -> str:
+    return span(accuracies, "{:.0f}").replace(" to ", "–")
+
+
+def _alike(costs: pd.Series, unresolved: float) -> list:
+    """The names of the lowest cost, and of those that can't be told from it."""
+    return list(costs.index[costs < costs.min() + unresolved])
 
 
 def unresolved(table: pd.DataFrame) -> float:
@@ -56,20 +78,20 @@ def unresolved(table: pd.DataFrame) -> float:
 
 
 def of_stages(table: pd.DataFrame) -> tuple[str, str]:
-    """Claim and finding: which stage's branches cost most."""
-    intact = table[table["removed"] == "nothing"].groupby("column")["accuracy"].mean()
-    change = table.assign(change=table["accuracy"] - table["column"].map(intact))
-    median = change.pivot_table("change", "removed", "part", aggfunc="median")
-    median.columns = median.columns.str.replace("stages.", "stage ")
-    single = median.drop(index=["nothing", *_ALL]).stack()
-    group, stage = single.idxmin()
-    alike = [name for name, cost in single[group].items() if cost < single.min() + unresolved(table)]
-    products = change[change["removed"] == "all products"].groupby(["column", "part"], sort=False)["change"].mean()
-    by_model = products.groupby(products.index.get_level_values("column").str.rsplit(", ", n=1).str[0], sort=False)
-    by_stage = [f"{', '.join(own.map('{:+.0f}'.format))} in {label}" for label, own in by_model]
-    return f"Of single parts, the {group} of {listed(alike)} cost most", (
-        f"Without those of {stage} accuracy changes by {median.loc[group, stage]:+.0f} points in the median model, "
-        f"without all products of {listed(median.columns)} by {listed(by_stage)}."
+    """Claim and finding: which stage's branches cost most, model by model, by the mean of its seeds."""
+    table = table.assign(stage=table["part"].str.replace("stages.", "stage "))
+    accuracy = table.pivot_table("accuracy", ["label", "removed"], "stage", sort=False)
+    most, products = [], []
+    for label, left in accuracy.groupby("label", sort=False):
+        change = left.droplevel("label")
+        change = change - change.loc["nothing"]
+        costs = change.drop(index=["nothing", *_ALL], errors="ignore").stack()
+        alike = pd.DataFrame(_alike(costs, unresolved(table)), columns=["group", "stage"])
+        parts = [f"{group} of {listed(stages)}" for group, stages in alike.groupby("group", sort=False)["stage"]]
+        most.append(f"{listed(parts)} in {label}")
+        products.append(f"{', '.join(change.loc[_ALL[0]].map('{:+.0f}'.format))} in {label}")
+    return f"Of single parts these cost most: {'; '.join(most)}", (
+        f"Without all products of {listed(accuracy.columns)}, accuracy changes by {listed(products)}"
     )
 
 

@@ -113,6 +113,18 @@ def accuracies(opened: OpenStudy, images: int = IMAGES, statistics_images: int =
     return table.assign(accuracy=100 * table["correct"] / table["images"], low=low, high=high)
 
 
+def accuracies_by_statistics(
+    opened: OpenStudy, images: int = IMAGES, statistics_images: int = STATISTICS_IMAGES
+) -> pd.DataFrame:
+    """The accuracies of whole models in percent: a row per removal and statistics, a column per model (mean of seeds).
+
+    See `accuracies`.
+    """
+    table = accuracies(opened, images, statistics_images)
+    whole = table[table["part"] == WHOLE_MODEL]
+    return whole.pivot_table("accuracy", ["removed", "statistics"], "label", sort=False)
+
+
 def _reestimated(opened: OpenStudy, images: int, statistics_images: int) -> pd.DataFrame:
     table = accuracies(opened, images, statistics_images)
     return table[table["statistics"] == "re-estimated"]
@@ -134,7 +146,7 @@ def _drawing(
         f"batch-norm statistics re-estimated on {min(statistics_images, record.data.train_images):,} training images"
     )
     claim, finding = say(table)
-    finding += f" Differences below {findings.unresolved(table):.1f} points rank nothing."
+    finding += f"; differences below {findings.unresolved(table):.1f} points rank nothing."
     return Drawing.of(
         opened, name, {"accuracies": table}, (claim, finding),
         lambda claim: figures.accuracy_without(table, on, reestimated, claim),

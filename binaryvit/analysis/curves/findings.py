@@ -4,10 +4,11 @@ import pandas as pd
 
 from binaryvit.analysis.labels import in_words, is_pyramid, most_seeds
 from binaryvit.analysis.levels import is_off
-from binaryvit.analysis.wording import span, two_digits
+from binaryvit.analysis.wording import listed, span, two_digits
 from binaryvit.models.ladder import TEACHERS
 
 _FEWEST = 4  # epochs that make a trend
+_FAR = 4  # times the median of its seeds, from which a level is named
 
 
 def of_curves(table: pd.DataFrame) -> tuple[str, str]:
@@ -60,12 +61,23 @@ def of_levels(table: pd.DataFrame) -> tuple[str, str]:
     ratio = (last["level"] / last["initial"])[~off]
     ends = f"end at {span(ratio, two_digits)} times their initial value."
     if not off.any():
-        return _of_ratios(last.assign(ratio=ratio)), f"All {len(last)} levels, of every seed, {ends}"
+        last = last.assign(ratio=ratio)
+        return _of_ratios(last), f"All {len(last)} levels, of every seed, {ends}{_far_from_other_seeds(last)}"
     models = last["label"]
     seeds = ", in some seeds" * bool(set(last["run"][off]) != set(last["run"][models.isin(models[off])]))
     claim = f"Training switches attention off in {models[off].nunique()} of {models.nunique()} models{seeds}"
     finding = f"{off.sum()} of {len(last)} levels end at zero or below, where attention is off."
     return claim, finding + (f" The others {ends}" if len(ratio) else "")
+
+
+def _far_from_other_seeds(last: pd.DataFrame) -> str:
+    """Which seeds' levels end far above the median of their model's seeds, which the lines of the figure hide."""
+    last = last.assign(median=last.groupby(["label", "block"])["ratio"].transform("median"))
+    far = [
+        f"{in_words(block)} of seed {seed} ({', '.join(f'{row.label}: {row.ratio:.0f}' for row in own.itertuples())})"
+        for (block, seed), own in last[last["ratio"] > _FAR * last["median"]].groupby(["block", "seed"], sort=False)
+    ]
+    return f" Far above the other seeds {'is' if len(far) == 1 else 'are'} {listed(far)}." if far else ""
 
 
 def _of_ratios(last: pd.DataFrame) -> str:

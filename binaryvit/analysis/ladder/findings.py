@@ -90,7 +90,7 @@ def of_comparison(
 
 
 def of_accuracy_against_operations(points: pd.DataFrame) -> str:
-    """Which models no other one beats in both accuracy and OPs, and which of them elementwise work lets others beat."""
+    """Which models no other one beats in both accuracy and OPs, and what elementwise work or bytes change."""
     best = _unbeaten(points, "ops").sort_values("ops")
     named = ", ".join(f"{point.label} ({point.top1:.2f}%, {point.ops / 1e6:,.2f} M OPs)" for point in best.itertuples())
     if len(points) == 1:
@@ -98,9 +98,13 @@ def of_accuracy_against_operations(points: pd.DataFrame) -> str:
     are = "is" if len(best) == 1 else "are"
     finding = f"Of {len(points)} models, {len(best)} {are} beaten by no other in both accuracy and OPs: {named}."
     beaten = best[~best["label"].isin(_unbeaten(points, "ops_elementwise")["label"])]
+    by_bytes = f"none beats {listed(_unbeaten(points, 'bytes').sort_values('bytes')['label'])}"
     if beaten.empty:
-        return finding
-    return f"{finding} With elementwise work counted, another one beats {listed(beaten['label'])}."
+        return f"{finding} By bytes in place of OPs, {by_bytes}."
+    return (
+        f"{finding} With elementwise work counted, another one beats {listed(beaten['label'])}; by bytes in place of "
+        f"OPs, {by_bytes}."
+    )
 
 
 def _unbeaten(points: pd.DataFrame, cost: str) -> pd.DataFrame:

@@ -22,8 +22,9 @@ from binaryvit.studies.rows import Row, describe_scale, model_cost, read_ladder,
 from binaryvit.studies.study import State, Study, load_study, plan
 
 _EXPLAINED = (
-    "Difference: to the row before, with its 95% interval. OPs: multiply-accumulates of one image, binary ones divided "
-    "by 64; elementwise work (norms, activation functions, additions, poolings) is not counted."
+    "Difference: to the row before, with its 95% interval over images and the students' seeds. OPs: "
+    "multiply-accumulates of one image, binary ones divided by 64; elementwise work (norms, activation functions, "
+    "additions, poolings) is not counted."
 )
 # What stands between these two lines of a page is made here.
 _BEGIN, _END = "<!-- made from results/ -->", "<!-- until here -->"

@@ -8,7 +8,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from binaryvit.analysis.labels import block_of
 from binaryvit.analysis.style import DOUBLE_COLUMN, headline, precision_style, styled
 
-_LINES = {"W1A1": "-", "W1A32": "--", "W32A1": ":", "W32A32": "-"}
+_LINES = {"W1A1": "-", "W1A32": "--", "W32A1": ":", "W32A32": "-."}
 _PARTS = {"attn": "attention branches", "mlp": "FFN branches"}
 
 
@@ -17,8 +17,8 @@ def accuracy_size_operations(table: pd.DataFrame, variant: str, evaluated_on: st
     """Top-1 against full precision, size and operations, one row per precision, each number next to its marker.
 
     Args:
-        table: columns precision, top1 (percent; NaN where no run is finished), difference, low, high (points; NaN where
-            nothing is compared), bytes, ops, ops_elementwise.
+        table: columns precision, top1 (percent; NaN where no run is finished), seeds, difference, low,
+            high (points; NaN where nothing is compared), difference_seeds, bytes, ops, ops_elementwise.
         variant: whose precisions they are.
         evaluated_on: the images of the accuracies.
         claim: the figure's title.
@@ -30,8 +30,10 @@ def accuracy_size_operations(table: pd.DataFrame, variant: str, evaluated_on: st
         drawn = dict(color=look.colour, marker=look.marker, linestyle="none", markersize=5.5)
         if pd.notna(row.difference):
             bar = [[row.difference - row.low], [row.high - row.difference]]
-            accuracy.errorbar(row.difference, place, xerr=bar, **drawn)
-            _number(accuracy, row.difference, place, f"{row.difference:+.2f}" if row.difference else "")
+            line = accuracy.errorbar(row.difference, place, xerr=bar, **drawn).lines[2][0]
+            line.set_linestyle("-" if row.difference_seeds > 1 else (0, (1, 1)))
+            compared = f"{row.difference:+.2f} (n = {row.difference_seeds})"
+            _number(accuracy, row.difference, place, compared if row.difference_seeds else "")
         else:
             state = "not compared" if pd.notna(row.top1) else "not run"
             accuracy.text(0.5, place, state, transform=accuracy.get_yaxis_transform(), ha="center", va="center")
@@ -40,7 +42,7 @@ def accuracy_size_operations(table: pd.DataFrame, variant: str, evaluated_on: st
         for ops, height, fill in ((row.ops, place - 0.18, look.colour), (row.ops_elementwise, place + 0.22, "white")):
             operations.plot(ops / 1e6, height, **drawn, markerfacecolor=fill)
             _number(operations, ops / 1e6, height, f"{ops / 1e6:.2f}", offset=(-17, -3.5))
-    reached = ["" if pd.isna(top1) else f"\n{top1:.2f}%" for top1 in table["top1"]]
+    reached = [f"\n{row.top1:.2f}% (n = {row.seeds})" if row.seeds else "" for row in table.itertuples()]
     accuracy.set_yticks(range(len(table)), table["precision"] + reached)
     accuracy.set_ylim(len(table) - 0.5, -0.6)
     accuracy.set_xlabel("top-1 against W32A32 (points)")
@@ -54,8 +56,9 @@ def accuracy_size_operations(table: pd.DataFrame, variant: str, evaluated_on: st
     for axes in (accuracy, size, operations):
         axes.margins(x=0.35)
     about = (
-        "W1A32: weights of 1 bit, activations of 32; left: top-1, mean of the finished seeds\n"
-        f"bar: 95% interval of the difference over the seeds that both have; {evaluated_on}"
+        "W1A32: weights of 1 bit, activations of 32; left: top-1, mean of n seeds\n"
+        "bar: 95% interval of the difference over the n seeds that both have (dotted: one, so chance in training is "
+        f"left out)\n{evaluated_on}"
     )
     figure.legend(handles=[], loc="outside lower center", title=about)
     headline(figure, claim)
@@ -88,7 +91,7 @@ def agreement(table: pd.DataFrame, variant: str, evaluated_on: str, claim: str) 
     grid[0].set_ylabel("linear centred kernel alignment\n(CKA) with W32A32 (1: equal)")
     title = (
         "W1A1: weights and activations of 1 bit; across: stage.block, from image to logits\n"
-        f"one run of each precision; features of {evaluated_on}"
+        f"one run of each precision, and its mean in the residual stream; features of {evaluated_on}"
     )
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, title=title)
     headline(figure, claim)
@@ -105,6 +108,6 @@ def _along_layers(axes: Axes, table: pd.DataFrame, variant: str) -> None:
         dodge = 0.3 * ((index + 0.5) / len(models) - 0.5)
         axes.plot(
             [layers.index(layer) + dodge for layer in own["layer"]], own["cka"], color=look.colour, marker=look.marker,
-            linestyle=_LINES[precision], label=f"{name}: mean {own['cka'].mean():.2f} in the residual stream",
+            linestyle=_LINES[precision], label=f"{name}: {own['cka'].mean():.2f}",
         )  # fmt: skip
     axes.set_xticks(range(len(layers)), [block_of(layer) or layer for layer in layers], rotation=90)

@@ -19,18 +19,19 @@ def of_precisions(table: pd.DataFrame, model: str) -> tuple[str, str]:
     )
     points = binary["top1"] - real["top1"] if pd.isna(binary["difference"]) else binary["difference"]
     claim = (
-        f"Against W32A32, {model} at W1A1 has {points:+.1f} points of top-1, {fewer_bytes} times fewer bytes and "
-        f"{fewer_ops} times fewer OPs ({less_work} with elementwise work)"
+        f"With W1A1 in place of W32A32, {model} {'gains' if points > 0 else 'loses'} {abs(points):.1f} points of top-1 "
+        f"and saves {fewer_bytes} times the bytes and {fewer_ops} times the OPs"
     )
+    elementwise = f"With elementwise work counted, W1A1 has {less_work} times fewer OPs."
     compared = rows[rows["difference_seeds"] > 0]
     if compared.empty:
-        return claim, "Without stored predictions of the same seeds, nothing is said about chance."
+        return claim, f"Without stored predictions of the same seeds, nothing is said about chance. {elementwise}"
     changes = ", ".join(
         f"{row.Index} {row.difference:+.1f} ({row.low:+.1f} to {row.high:+.1f}; n = {row.difference_seeds})"
         for row in compared.itertuples()
     )
     over = "over the n seeds that both have, with its 95% interval (n = 1: for the choice of images alone)"
-    return claim, f"Top-1 against W32A32 in points, {over}: {changes}."
+    return claim, f"Top-1 against W32A32 in points, {over}: {changes}. {elementwise}"
 
 
 def of_agreement(table: pd.DataFrame, model: str) -> tuple[str, str]:

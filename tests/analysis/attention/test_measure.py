@@ -359,7 +359,7 @@ def test_sentences_on_statistics_follow_the_numbers():
     few = attention_findings.of_density(table.assign(density=[0.5, 0.5, 0.2]))[1]
     assert few == (
         "Single heads keep 20.0% to 50.0% of their keys, so none averages over the whole image regardless of the "
-        "query; 1 of 3 heads keeps less than one key for the average query."
+        "query; 1 of 3 heads keeps less than one key for the average query, in block 0.0 of b."
     )
     alike = pd.concat([table, table.assign(seed=1, run=table["run"] + "1")])
     assert attention_findings.of_density(alike)[1].startswith("2 of 6 heads in 4 runs keep nearly all keys")
@@ -367,10 +367,10 @@ def test_sentences_on_statistics_follow_the_numbers():
 
     claim, finding = attention_findings.of_evenness(table.assign(chance=[0.9, 0.9, 0.8]))
     more = "Averaged over heads, before the threshold, attention is more selective in"
-    assert claim == f"{more} every binary model than between random signs"
+    assert claim == f"{more} every run of a binary model than between random signs"
     assert "50% of its maximum in a and 75% in b" in finding and finding.endswith("of as many keys have 80% to 90%.")
     some = attention_findings.of_evenness(table.assign(chance=[0.9, 0.9, 0.7]))[0]
-    assert some == f"{more} 1 of 2 binary models than between random signs"
+    assert some == f"{more} 1 of 2 runs of binary models than between random signs"
     alone = attention_findings.of_evenness(table.assign(chance=math.nan))
     assert "most even in b" in alone[0] and alone[1].endswith("all keys alike.")
 

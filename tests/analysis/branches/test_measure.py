@@ -178,20 +178,32 @@ def table_of(label, accuracies, part="whole model"):
     """A table of one model from removal to re-estimated accuracy in percent, of an interval of 14 points."""
     rows = pd.DataFrame({"removed": list(accuracies), "accuracy": list(accuracies.values())})
     ends = dict(low=rows["accuracy"] - 7, high=rows["accuracy"] + 7)
-    return rows.assign(column=label, part=part, bits="W1A1", chance=10, images=200, **ends)
+    return rows.assign(
+        column=label, label=label.split(",")[0], variant=PYRAMID, part=part, bits="W1A1", chance=10, images=200, **ends
+    )
 
 
 def test_sentences_on_accuracies_follow_the_numbers():
     first = {"nothing": 80, "merges": 70, "FFN linears": 50, "all products": 40, "all shortcuts and poolings": 12}
     second = first | {"all products": 11, "all shortcuts and poolings": 10}
     claim, finding = branch_findings.of_accuracies(pd.concat([table_of("A", first), table_of("B", second)]))
-    assert claim == (
-        "Without their products, binary models fall from 80% top-1 to 11 to 40%, without shortcuts and poolings to "
-        "10 to 12% (chance: 10%)"
-    )
+    assert claim == "Without their products, binary models keep 11–40% of 80% top-1 (chance: 10%)"
     assert finding == (
-        "Of single parts, the FFN linears cost most (-30.0 points in the median model) and the merges least (-10.0)."
+        "Without shortcuts and poolings 10–12% are left. By the median of the models that have a part, the FFN linears "
+        "cost most (-30.0 points) and the merges least (-10.0)"
     )
+    alike = table_of("A", first | {"merges": 55})
+    ends = "the FFN linears and merges cost most (-30.0 to -25.0 points) and the merges and FFN linears least"
+    assert ends.replace("merges and FFN linears", "FFN linears and merges") in branch_findings.of_accuracies(alike)[1]
+
+
+def test_a_baseline_that_is_blind_without_its_attention_products_is_left_out_of_the_claim():
+    left = {"nothing": 80, "merges": 70, "all products": 40, "all shortcuts and poolings": 12}
+    blind = table_of("B", left | {"all products": 10}).assign(variant="reactdeit_micro_patch4_32")
+    claim, finding = branch_findings.of_accuracies(pd.concat([table_of("A", left), blind]))
+    assert claim.startswith("Without their products, binary models that pool their tokens keep 40% of 80% top-1")
+    assert "; B sees the image through attention products alone, so without them it must guess." in finding
+    assert "binary models keep 10% of 80% top-1" in branch_findings.of_accuracies(blind)[0], "there is no other"
 
 
 def test_sentences_on_norms_follow_the_numbers():
@@ -222,15 +234,15 @@ def test_sentences_on_stages_follow_the_numbers():
         for part, left in (("stages.1", 30), ("stages.2", 70))
     )
     claim, finding = branch_findings.of_stages(table)
-    assert claim == "Of single parts, the merges of stage 1 cost most"
+    assert claim == "Of single parts these cost most: merges of stage 1 in A"
     near = table.assign(
         accuracy=table["accuracy"].mask((table["removed"] == "merges") & (table["part"] == "stages.2"), 36)
     )
-    assert branch_findings.of_stages(near)[0] == "Of single parts, the merges of stage 1 and stage 2 cost most"
-    assert (
-        "changes by -50 points" in finding
-        and "without all products of stage 1 and stage 2 by -55, -15 in A." in finding
-    )
+    other = pd.concat(table_of(f"B, {part}", alike | {"all products": 40}, part) for part in ("stages.1", "stages.2"))
+    claim = branch_findings.of_stages(pd.concat([near, other]))[0]
+    both = "stage 1 and stage 2"
+    assert claim == f"Of single parts these cost most: merges of {both} in A; FFN linears of {both} in B"
+    assert finding == "Without all products of stage 1 and stage 2, accuracy changes by -55, -15 in A"
 
 
 def test_a_cell_has_the_colour_of_what_is_left_and_a_dark_one_at_chance():

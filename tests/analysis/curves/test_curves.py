@@ -177,7 +177,10 @@ def test_levels_are_claimed_by_shape_and_of_seeds_by_their_median():
     assert alone == "Attention levels end at 0.2 to 0.4 times their start"
     ends = [[0.1, 0.2, 0.3, 0.6], [0.3, 0.2, 0.3, 0.8], [50, 0.2, 0.3, 0.7]]
     seeds = [table.assign(run=table["run"] + str(seed), seed=seed, level=level) for seed, level in enumerate(ends)]
-    claim = findings.of_levels(pd.concat(seeds))[0]
+    claim, finding = findings.of_levels(pd.concat(seeds))
+    assert finding.endswith(
+        "times their initial value. Far above the other seeds is block 0.0 of seed 2 (column: 100)."
+    )
     assert claim == f"{by_shape('0.4 to 0.6', '0.6 to 1.4')} (medians of seeds)", "as the lines are"
     lines = figures.levels_by_block(pd.concat(seeds).assign(variant="v"), claim).axes[0].lines
     assert lines[0].get_ydata().tolist() == pytest.approx([0.6])
