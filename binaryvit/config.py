@@ -145,9 +145,10 @@ class TrainingConfig(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # fp16 scales its loss; on a CPU it is slow
     compile: bool | None = None  # None: where there is a CUDA device; see `resolved`
     workers: int | None = Field(None, ge=0)  # data-loading processes per training process; None: as many as useful
-    threads: int | None = Field(None, ge=1)  # CPU threads per training process; None: PyTorch's choice
+    threads: int | None = Field(None, ge=1)  # CPU threads per training process; None: PyTorch's choice, 1 with several
     processes: int = Field(1, ge=1)  # training processes, one per GPU
-    checkpoint_minutes: float = Field(5.0, ge=0)  # between checkpoints inside an epoch; 0: after every step
+    checkpoint_minutes: float = Field(5.0, ge=0)  # between checkpoints inside an epoch; 0: after every step,
+    # or every ten with several processes
     keep_best: bool = False  # also keep the weights of the epoch that was best on the evaluation split
     weights_dtype: Literal["float32", "float16"] = "float32"  # of the stored weights that are not binary
 

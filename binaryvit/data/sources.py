@@ -56,7 +56,8 @@ def open_source(data: str, data_dir: str | Path | None = None, data_config: str 
     if folder.is_dir():
         inner = folder / data_config if data_config and (folder / data_config).is_dir() else folder
         files = [*inner.glob("*.parquet"), *inner.glob("*/*.parquet")]
-        return _parquet_folder(folder, files) if files else _class_folders(folder)
+        name = folder.resolve().name
+        return _parquet_folder(inner, name, files) if files else _class_folders(inner, name)
     if data_dir is not None or data.startswith((".", "~", os.sep)):
         raise BinaryViTError(f"The data folder {folder} does not exist: correct data_dir or data.")
     return _hub(data, data_config)
@@ -88,7 +89,7 @@ def _pgm(levels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _class_folders(folder: Path) -> Source:
+def _class_folders(folder: Path, name: str) -> Source:
     """<folder>/<split>/<class>/**/<image file>; the classes of each split are in alphabetical order."""
     splits = {}
     for split in _subfolders(folder):
@@ -112,31 +113,35 @@ def _class_folders(folder: Path) -> Source:
             f"The data folder {folder} holds neither parquet files nor class folders: "
             "it should look like train/cat/1.jpg and val/cat/2.jpg."
         )
-    return Source(f"local folder: {folder.resolve().name}", splits, folder)
+    return Source(f"local folder: {name}", splits, folder)
 
 
 def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _parquet_folder(folder: Path, files: list[Path]) -> Source:
+def _parquet_folder(folder: Path, name: str, files: list[Path]) -> Source:
     """train.parquet, data/train-00000-of-00004.parquet or train/0000.parquet, each split with its own features.
 
     Read split by split, because `load_dataset` of a folder gives all splits the class names of the first.
     """
-    files_of: dict[str, list[str]] = {}
+    files_of: dict[str, list[Path]] = {}
     for file in sorted(files):
-        name = _SHARD.sub("", file.stem) or file.parent.name
-        files_of.setdefault(name, []).append(str(file))
+        files_of.setdefault(_SHARD.sub("", file.stem) or file.parent.name, []).append(file)
     splits = {}
-    for name, paths in files_of.items():
+    for split, paths in files_of.items():
+        if len(places := sorted({path.parent.name for path in paths})) > 1:
+            raise BinaryViTError(
+                f"Split '{split}' lies in several folders of {folder} ({', '.join(places)}), as where a data set has "
+                "several configurations: set data_config to one of them, or give its folder as data_dir."
+            )
         try:
-            splits[name] = datasets.Dataset.from_parquet(paths)
+            splits[split] = datasets.Dataset.from_parquet([str(path) for path in paths])
         except Exception as error:  # arrow, datasets and the file system each have their own
             raise BinaryViTError(
-                f"The parquet files of split '{name}' in {folder} cannot be read ({_reason(error)}): copy them again."
+                f"The parquet files of split '{split}' in {folder} cannot be read ({_reason(error)}): copy them again."
             ) from error
-    return Source(f"local folder: {folder.resolve().name}", splits)
+    return Source(f"local folder: {name}", splits)
 
 
 def _hub(name: str, data_config: str | None) -> Source:

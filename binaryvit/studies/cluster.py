@@ -31,7 +31,7 @@ def command_of(study: Study, run: PlannedRun, options: Mapping[str, object] | No
     executed twice at once, the second waits for the first and trains nothing; executed again, it goes on from the last
     checkpoint. It exits with 0 once the run is done.
     """
-    words = [sys.executable, "-m", "binaryvit.cli", "reproduce", os.path.abspath(study.path), "--only", run.id]
+    words = [sys.executable, "-P", "-m", "binaryvit.cli", "reproduce", os.path.abspath(study.path), "--only", run.id]
     words += ["--output", os.path.abspath(study.output)]
     for name, value in (options or {}).items():
         value = os.path.abspath(os.path.expanduser(str(value))) if name == "data_dir" else str(value)

@@ -17,7 +17,7 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import LIBRARY_PARENT, write_text_atomically
 from binaryvit.studies.notebooks import failure_of, portable
 from binaryvit.studies.processes import Job, Processes
-from binaryvit.training.launch import SENTENCE, train_command
+from binaryvit.training.launch import errors_in, train_command
 from binaryvit.training.memory import HUGE_PAGES
 
 _PYTHON = (sys.executable, "-P", "-m")  # -P: no module in the working folder shadows another
@@ -83,10 +83,9 @@ class Executor:
         with train_command(config, output, study, run_id) as command:
             code = self.processes.run([*_PYTHON, *command], self.folder, Job(job.environment, job.lock, say))
         if code != 0:
-            sentences = [line.removeprefix(SENTENCE) for line in said if line.startswith(SENTENCE)]
             unforeseen = f"The training process ended with an error: {said[-1]}"
             killed = "The training process died without an error, most likely because memory ran out."
-            raise ExecutionFailed(next(iter(sentences), killed if code < 0 else unforeseen))
+            raise ExecutionFailed(next(iter(errors_in(said)), killed if code < 0 else unforeseen))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def rehearse(
 ) -> None:
     """Says what `reproduce` would do and how long it would take, without doing it."""
     chosen = {run.id for run in select(study, only)}
-    fingerprint = fingerprint_if_needed(study, (), check_data)
+    fingerprint = fingerprint_if_needed(study, (), check_data or rerun_stale)
     seconds: dict[bool, list[float | None]] = {True: [], False: []}  # of teachers, and of those that wait for them
     runs = [run for run in plan(study, fingerprint) if run.id in chosen]
     teachers = {run.teacher_id for run in runs}

@@ -21,7 +21,7 @@ from binaryvit.studies.durations import duration, estimate
 from binaryvit.studies.execution import Executor, process_environment
 from binaryvit.studies.notebooks import check_parameters, declared_parameters, find_notebook, training_parameters
 from binaryvit.studies.processes import Job, Processes, Say, Share, default_jobs, shares
-from binaryvit.studies.study import STUDY_FILE, PlannedRun, State, Study, load_study, state_of
+from binaryvit.studies.study import STUDY_FILE, PlannedRun, State, Study, load_study, sees_weights, state_of
 
 TRAIN_NOTEBOOK = "train.ipynb"
 _POLL_SECONDS = 2.0
@@ -80,7 +80,8 @@ def reproduce(
     """Trains what is missing or failed before, the teacher first, then executes the analysis notebooks.
 
     A finished run is skipped; a stale one is left as it is and reported, or with `rerun_stale` moved aside and trained
-    again; a failed one is reported and the rest goes on. Several processes may do this at once.
+    again, unless weights it needs from elsewhere cannot be read; a failed one is reported and the rest goes on. Several
+    processes may do this at once.
 
     Args:
         only: ids of the runs to train; their teacher comes along, and no analysis is executed.
@@ -99,7 +100,7 @@ def reproduce(
     fingerprint = fingerprint_if_needed(study, states, check_data or rerun_stale)
     with _workshop(study, jobs, say) as workshop:
         training = _Training(workshop, notebook, chosen, fingerprint, rerun_stale)
-        runs = training.settle_all(_trainable_at_once(states))
+        runs = training.settle_all(_trainable_at_once(states, rerun_stale))
         failed = _execute_analysis(workshop, analysis)
     return Outcome(tuple(runs), failed)
 
@@ -274,7 +275,7 @@ class _Training:
         """Brings one run, locked and just judged, to an end: done, stale, failed, or missing without a teacher."""
         teacher = self._settled.get(run.teacher_id)
         is_blocked = teacher is not None and teacher.state is not State.DONE
-        if run.state is State.STALE and self.rerun_stale and not is_blocked:
+        if run.state is State.STALE and self.rerun_stale and not is_blocked and sees_weights(self.study, run):
             self.say(f"{run.id}: stale, {run.reason}; kept as {archive(run.folder).name}, and trained again")
             run = state_of(self.study, run, self.fingerprint, held=True)
         if run.state is State.STALE:
@@ -299,6 +300,10 @@ class _Training:
                 raise BinaryViTError(f"The training ended, but the run is {run.state}: {run.reason}.")
             self.say(f"{run.id}: done, {run.reason}")
         except BinaryViTError as error:
+            now = state_of(self.study, run, self.fingerprint, held=True)
+            if now.state is State.DONE:  # the notebook failed after its training
+                self.say(f"{run.id}: done, {now.reason}; but its notebook failed: {error}")
+                return now
             Failure(error=str(error), time=datetime.now(UTC)).write(run.folder)
             run = replace(run, state=State.FAILED, reason=str(error))
             self.say(f"{run.id}: FAILED: {run.reason}")
@@ -315,9 +320,10 @@ class _Training:
             self.workshop.executor.train(run.config, job, **names)
 
 
-def _trainable_at_once(runs: Iterable[PlannedRun]) -> int:
+def _trainable_at_once(runs: Iterable[PlannedRun], rerun_stale: bool) -> int:
     """How many of the runs can be trained at the same time, at most: all but the teachers that others wait for."""
-    pending = [run for run in runs if run.state is not State.DONE]
+    settled = (State.DONE,) if rerun_stale else (State.DONE, State.STALE)
+    pending = [run for run in runs if run.state not in settled]
     teachers = {run.teacher_id for run in pending}
     return sum(run.id not in teachers for run in pending)
 

@@ -183,10 +183,12 @@ def load_study(path: str | Path, output: str | Path | None = None, **execution: 
         raise BinaryViTError(f"{', '.join(sorted(wrong))} would change the study's numbers: write it into {path}.")
 
     data_dir = execution.pop("data_dir", None)
+    if data_dir is None and file.data != "digits" and os.path.isdir(file.data):
+        data_dir = file.data  # a folder of that name here, which the runs would not see from theirs
     shared = {"data": file.data, "data_label": file.data_label} | file.recipe | execution
     if data_dir is not None:
         data_dir = os.path.expanduser(data_dir)
-        shared["data_dir"] = os.path.relpath(data_dir, output)
+        shared["data_dir"] = _seen_from(output, data_dir)
 
     def resolve(row: _Row, seed: int, kind: str, **facts: Any) -> PlannedRun:
         name = row.id or row.variant
@@ -194,9 +196,9 @@ def load_study(path: str | Path, output: str | Path | None = None, **execution: 
         fields = RECIPES[kind] | shared | row.recipe | {"variant": row.variant, "seed": seed}
         for place_of in ("teacher", "init_from"):  # paths in the file start at the file
             if isinstance(place := fields.get(place_of), str) and not place.startswith(PRETRAINED):
-                fields[place_of] = os.path.relpath(path.parent / place, output)
+                fields[place_of] = _seen_from(output, path.parent / place)
         if isinstance(row, _Student) and row.teacher == "none":
-            facts["teacher_id"] = fields["teacher"] = None
+            facts["teacher_id"] = fields["teacher"] = fields["teacher_variant"] = None
         elif facts["teacher_id"] is not None:
             fields["teacher"] = f"{RUNS_FOLDER}/{facts['teacher_id']}"
         try:
@@ -221,6 +223,11 @@ def load_study(path: str | Path, output: str | Path | None = None, **execution: 
                 if seed in file.seeds_of(row)
             ]
     return Study(file.name, file.title, path, output, data_dir and Path(data_dir), tuple(file.analysis), tuple(runs))
+
+
+def _seen_from(folder: Path, place: str | Path) -> str:
+    """The path of a place for a process whose working folder is `folder`, also where that lies behind a link."""
+    return os.path.relpath(place, os.path.realpath(folder))
 
 
 def plan(study: Study, fingerprint: str | None = None) -> list[PlannedRun]:
@@ -278,6 +285,15 @@ def _judge(study: Study, run: PlannedRun, record: RunRecord, fingerprint: str | 
     checked = "" if fingerprint else "; data not checked"
     reason = f"top-1 {record.weights.top1:.2f}%, trained on {record.started:%Y-%m-%d}{checked}"
     return replace(run, state=State.DONE, reason=reason)
+
+
+def sees_weights(study: Study, run: PlannedRun) -> bool:
+    """Whether the weights that the run takes from outside the study, its teacher's or its first, can be read now."""
+    try:
+        _identities(study, run, "")
+    except BinaryViTError:
+        return False
+    return True
 
 
 def _foreign_checkpoint(study: Study, run: PlannedRun, fingerprint: str | None) -> list[str]:

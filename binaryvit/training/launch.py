@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from binaryvit.records.run_record import RunRecord, read_record
 from binaryvit.training.memory import HUGE_PAGES
 from binaryvit.training.train import train_in_process
 
-SENTENCE = "binaryvit: "  # how the command line begins the sentence of an error
+_SENTENCE = "binaryvit: "  # how the command line begins the sentence of an error
+_INTERRUPTED = f"{_SENTENCE}interrupted"  # no error: as it ends after a signal, which a process gets when another dies
 _GRACE_SECONDS = 30
 
 
@@ -44,12 +45,12 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
     if config.processes == 1 or "LOCAL_RANK" in os.environ:
         return train_in_process(config, run_dir, study=study, run_id=run_id)
     with train_command(config, run_dir, study, run_id) as command:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
         torchrun += ["--nproc_per_node", str(config.processes), "-m"]
         paths = os.pathsep.join(filter(None, [str(LIBRARY_PARENT), os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(
             torchrun + command,
-            env=os.environ | HUGE_PAGES | {"PYTHONPATH": paths},
+            env=os.environ | HUGE_PAGES | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -67,15 +68,24 @@ def train(config: TrainingConfig, run_dir: str | Path, *, study: str = "", run_i
     return record
 
 
+def errors_in(lines: Iterable[str]) -> list[str]:
+    """The sentences of the errors that the command line printed."""
+    return [
+        line.removeprefix(_SENTENCE).strip()
+        for line in lines
+        if line.startswith(_SENTENCE) and not line.startswith(_INTERRUPTED)
+    ]
+
+
 def _echo(process: subprocess.Popen) -> list[str]:
     """Prints what the processes print until the last one has ended; returns the sentences of their errors."""
-    sentences = []
+    lines = []
     for line in process.stdout:
         print(line, end="", flush=True)
-        if line.startswith(SENTENCE):
-            sentences.append(line.removeprefix(SENTENCE).strip())
+        if line.startswith(_SENTENCE):
+            lines.append(line)
     process.wait()
-    return sentences
+    return errors_in(lines)
 
 
 def _end(process: subprocess.Popen) -> None:

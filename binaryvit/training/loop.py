@@ -162,7 +162,7 @@ class Trainer:
                 state["timed_seconds"] += now - then
             self._warm, then = True, now
             progress.step(epoch, step, self._last and self._last.loss, self._images_per_second())
-            if stop or (save and state["step"] < self.steps):
+            if stop or save:  # after the last step, too: an evaluation may take long
                 self._save()
             if stop:
                 raise KeyboardInterrupt

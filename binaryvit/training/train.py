@@ -32,7 +32,7 @@ from binaryvit.records.run_record import (
 )
 from binaryvit.threads import torch_threads
 from binaryvit.training.build import store_weights
-from binaryvit.training.checkpoint import PROCESSES
+from binaryvit.training.checkpoint import CHECKPOINT_FILE, PROCESSES, stored_identity
 from binaryvit.training.evaluation import Evaluation
 from binaryvit.training.latent import latent_histograms, latent_layers
 from binaryvit.training.loop import BEST_WEIGHTS_FILE, Trainer
@@ -66,9 +66,10 @@ def train_in_process(config: TrainingConfig, run_dir: str | Path, *, study: str 
         BinaryViTError: the data, teacher or model is not available; the folder holds another run, or a damaged
             checkpoint; another process trains in it; a machine does not see it; the loss is not finite.
     """
-    run_dir, config = Path(run_dir), config.resolved()
+    run_dir = Path(run_dir)
     # The others wait while the first process of a machine prepares the data, which may take long.
     process = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=2))
+    config = _with_compile(config, run_dir, process)
     check_launch(config, process)
     data = load_data_once_per_machine(config, process)
     key = RunKey(config=key_of(config), data=data.fingerprint, training_version=TRAINING_VERSION)
@@ -96,6 +97,20 @@ def train_in_process(config: TrainingConfig, run_dir: str | Path, *, study: str 
             _record(trainer, key, measured, study, run_id or run_dir.resolve().name).write(run_dir)
         process.wait_for_everyone()
     return read_record(run_dir)
+
+
+def _with_compile(config: TrainingConfig, run_dir: Path, process: PartialState) -> TrainingConfig:
+    """The configuration with an open `compile` decided: as the run in the folder began, else by this machine."""
+    compiled = None
+    if config.compile is None and process.is_main_process:
+        begun = stored_identity(run_dir / CHECKPOINT_FILE) or {}
+        if (record := read_record(run_dir)) is not None:
+            compiled = record.config.get("compile")
+        elif begun:
+            keys = {key_of(config.resolved(choice)): choice for choice in (False, True)}
+            compiled = keys.get(begun.get("configuration"))
+    [compiled] = broadcast_object_list([compiled])
+    return config.resolved(compiled)
 
 
 def _finished(run_dir: Path, key: RunKey, process: PartialState) -> RunRecord | None:

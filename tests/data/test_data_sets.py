@@ -133,6 +133,24 @@ def test_where_parquet_files_may_lie(tmp_path, place, data_config):
     assert data.splits == {"train": ("train", 3), "eval": ("test", 2)}
 
 
+def test_configurations_side_by_side_are_not_joined(tmp_path):
+    for name in ("large", "small"):
+        parquet(tmp_path / name, train=table([0, 1]), test=table([1]))
+    with pytest.raises(
+        BinaryViTError, match=r"'test' lies in several folders of .* \(large, small\).* set data_config"
+    ):
+        load_data(config(tmp_path))
+    assert load_data(config(tmp_path, data_config="small")).splits == {"train": ("train", 2), "eval": ("test", 1)}
+
+
+def test_a_configuration_of_class_folders(tmp_path):
+    for name, images in (("large", 3), ("small", 1)):
+        class_folders(tmp_path / name, images, train=CLASSES, val=CLASSES)
+    data = load_data(config(tmp_path, data_config="small"))
+    assert data.splits == {"train": ("train", 3), "eval": ("val", 3)} and data.class_names == CLASSES
+    assert len(data.train.images([2])) == 1 and data.source == f"local folder: {tmp_path.name}"
+
+
 def test_shards_are_joined_in_their_order(tmp_path):
     for shard in range(3):
         table([shard], first=shard).to_parquet(tmp_path / f"train-0000{shard}-of-00003.parquet")

@@ -14,7 +14,7 @@ from binaryvit.records.run_record import (
     WeightsRecord,
 )
 from binaryvit.studies.study import PlannedRun, Study
-from binaryvit.training.teacher import run_identity
+from binaryvit.training.teacher import identity, run_identity
 
 FINGERPRINT = "f" * 64
 
@@ -23,13 +23,15 @@ def record_of(study: Study, run: PlannedRun, fingerprint: str = FINGERPRINT, **c
     """The record that training `run` of `study` would leave, with `changes`."""
     version = changes.pop("training_version", TRAINING_VERSION)
     teacher = next((other for other in study.runs if other.id == run.teacher_id), None)
-    identity = None
+    known = None
     if teacher is not None:
-        identity = run_identity(RunKey(config=teacher.config.key(), data=fingerprint, training_version=version))
+        known = run_identity(RunKey(config=teacher.config.key(), data=fingerprint, training_version=version))
+    elif run.config.teacher is not None:
+        known = identity(str(study.output / run.config.teacher))
     fields = {
         "id": run.id,
         "study": study.name,
-        "key": RunKey(config=run.config.key(identity), data=fingerprint, training_version=version),
+        "key": RunKey(config=run.config.key(known), data=fingerprint, training_version=version),
         "config": run.config.resolved().model_dump(mode="json"),
         "git": GitState(commit="0" * 40, dirty=False),
         "data": DataRecord(

@@ -16,6 +16,7 @@ from binaryvit.records.run_record import read_record
 from binaryvit.studies import runner
 from binaryvit.studies.durations import estimate
 from binaryvit.studies.execution import ExecutionFailed, Executor
+from binaryvit.studies.processes import shares
 from binaryvit.studies.rehearsal import rehearse
 from binaryvit.studies.study import load_study
 
@@ -167,6 +168,49 @@ def test_a_stale_teacher_blocks_new_students_and_is_followed_by_its_students_whe
     assert world.executed == [] and states(outcome) == ["stale", "stale", "missing"]
     assert "is stale" in outcome.runs[2].reason
     assert world.reproduce(rerun_stale=True).complete and world.executed == [TEACHER, FIRST, SECOND]
+
+
+def test_a_run_whose_teacher_from_outside_cannot_be_read_now_is_kept(world):
+    """As where the disk it lies on is not mounted: training again would fail, too."""
+    elsewhere = world.folder / "best.safetensors"
+    elsewhere.write_bytes(b"weights")
+    world.edit("teacher: {variant: deit_micro_patch4_32, recipe: {epochs: 6}}\n", "")
+    world.edit("recipe: {epochs: 2}", "recipe: {epochs: 2, teacher: best.safetensors}")
+    assert world.reproduce().complete
+    elsewhere.unlink()
+    outcome = world.reproduce(rerun_stale=True)
+    assert states(outcome) == ["stale", "stale"] and "cannot be read" in outcome.runs[0].reason
+    assert not world.executed and not list((world.folder / "runs").glob("*.stale-*"))
+    elsewhere.write_bytes(b"weights")
+    assert world.reproduce().complete and not world.executed
+
+
+def test_a_notebook_that_fails_after_its_training_leaves_a_finished_run(world, monkeypatch):
+    trained = Executor.execute
+
+    def fails_at_its_end(*arguments):
+        trained(*arguments)
+        raise ExecutionFailed("The last cell cannot draw.")
+
+    monkeypatch.setattr(Executor, "execute", fails_at_its_end)
+    outcome = world.reproduce()
+    assert outcome.complete and world.executed == [TEACHER, FIRST, SECOND], "its students are not blocked"
+    assert not list((world.folder / "runs").glob("*/failure.json"))
+    said = [line for line in world.said if line.startswith(f"{TEACHER}: done")]
+    assert len(said) == 1 and said[0].endswith("but its notebook failed: The last cell cannot draw.")
+
+
+def test_runs_that_are_left_alone_take_no_share_of_the_machine(world, monkeypatch):
+    world.reproduce(only=[FIRST])
+    world.edit("recipe: {epochs: 2}", "recipe: {epochs: 3}")
+    asked = []
+    monkeypatch.setattr(runner, "shares", lambda number, gpus: asked.append(number) or shares(number, gpus))
+    world.reproduce(only=[FIRST, SECOND], jobs=2)
+    assert asked[0] == 1, "the stale one stays, so one trains"
+    world.edit("recipe: {epochs: 3}", "recipe: {epochs: 4}")
+    asked.clear()
+    world.reproduce(only=[FIRST, SECOND], jobs=2, rerun_stale=True)
+    assert asked[0] == 2
 
 
 def test_a_run_that_does_not_come_out_as_planned_is_a_failure(world, monkeypatch):

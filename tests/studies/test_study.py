@@ -109,6 +109,15 @@ def test_without_a_teacher_students_learn_from_labels_or_from_one_outside(write,
     )
 
 
+def test_a_row_that_learns_from_labels_leaves_out_the_teachers_variant(write):
+    outside = "recipe: {epochs: 2, teacher: old.pth, teacher_variant: deit_small_patch16_224}"
+    text = re.sub("teacher: .*\n", "", TINY).replace("recipe: {epochs: 2, learning_rate: 1e-3}", outside)
+    study = load_study(write(text.replace("id: w1a32,", "id: w1a32, teacher: none,")))
+    taught, alone = study.runs[0].config, study.runs[-1].config
+    assert (taught.teacher, taught.teacher_variant) == ("old.pth", "deit_small_patch16_224")
+    assert (alone.teacher, alone.teacher_variant) == (None, None)
+
+
 def test_the_command_line_changes_places_and_speed_but_no_numbers(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plain = load_study(write())
@@ -120,6 +129,31 @@ def test_the_command_line_changes_places_and_speed_but_no_numbers(write, tmp_pat
     assert [run.config.key("t") for run in study.runs] == [run.config.key("t") for run in plain.runs]
     with pytest.raises(BinaryViTError, match="epochs would change"):
         load_study(write(), epochs=1)
+
+
+def test_places_are_seen_from_an_output_that_lies_behind_a_link(write, tmp_path, monkeypatch):
+    """Runs work in the output folder, where `..` is the parent of what the link leads to."""
+    far = tmp_path / "another" / "disk"
+    far.mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(far)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "start.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path)
+    text = TINY.replace("{epochs: 2,", "{init_from: start.safetensors, epochs: 2,", 1)
+    study = load_study(write(text), output="runs/tiny", data_dir="photos")
+    study.output.mkdir()
+    monkeypatch.chdir(study.output)
+    assert Path(study.runs[1].config.data_dir).is_dir() and Path(study.runs[1].config.init_from).is_file()
+
+
+def test_runs_are_given_the_folder_that_their_data_are_here(write, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    text = TINY.replace("name: tiny", "name: tiny\ndata: photos")
+    here = load_study(write(text), output=tmp_path / "out").runs[0].config
+    assert (here.data, here.data_dir) == ("photos", "../photos")
+    monkeypatch.chdir(tmp_path.parent)
+    assert load_study(write(text)).runs[0].config.data_dir is None, "where there is none, it is a name on the hub"
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,12 @@ def test_an_error_of_the_processes_is_their_sentence(tmp_path, monkeypatch):
         launch.train(TWO.model_copy(update={"teacher": "nowhere"}), "run")
 
 
+def test_that_a_process_was_interrupted_is_no_error_of_its_training():
+    """The others are interrupted when one dies, and say so in the same words as an error."""
+    lines = ["Traceback ...", "binaryvit: interrupted; the same command goes on from here.", "binaryvit: No memory."]
+    assert launch.errors_in(lines) == ["No memory."] and launch.errors_in(lines[:2]) == []
+
+
 def workers() -> list[psutil.Process]:
     """The training processes that descend from this one."""
     family = psutil.Process().children(recursive=True)

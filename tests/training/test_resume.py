@@ -94,6 +94,26 @@ def test_resuming_repeats_no_step(uninterrupted, tmp_path, monkeypatch):
     assert steps == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 1), (1, 2)]
 
 
+def test_an_evaluation_that_is_interrupted_is_made_again_without_its_epoch(uninterrupted, tmp_path, monkeypatch):
+    config, expected = uninterrupted
+    run, steps = tmp_path / "run", []
+    evaluate, step = Trainer.evaluate, Trainer._step
+
+    def interrupted(self, model, precision):
+        if len(steps) == 3:
+            steps.append("evaluation")
+            raise KeyboardInterrupt
+        return evaluate(self, model, precision)
+
+    monkeypatch.setattr(Trainer, "evaluate", interrupted)
+    monkeypatch.setattr(Trainer, "_step", lambda self, *at: steps.append(at[:2]) or step(self, *at))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, run)
+    train(config, run)
+    assert steps == [(0, 0), (0, 1), (0, 2), "evaluation", (1, 0), (1, 1), (1, 2)]
+    assert_same_outcome(expected, run)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_saves_the_step_it_came_in(number, uninterrupted, tmp_path, monkeypatch):
     config, expected = uninterrupted

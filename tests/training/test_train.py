@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import pandas as pd
 import pytest
 import timm
 import torch
+from accelerate import PartialState
 from helpers.places import TESTS
 from helpers.training_setup import (
     TIMING,
@@ -22,10 +24,12 @@ from binaryvit.data.data_set import load_data
 from binaryvit.models.weights_file import load_inference_weights, read_weights_file
 from binaryvit.records.predictions import read_predictions
 from binaryvit.records.run_record import TRAINING_VERSION, read_metrics, read_record, read_table
+from binaryvit.training.checkpoint import CHECKPOINT_FILE, save_state
 from binaryvit.training.loop import Trainer
-from binaryvit.training.numerics import current_numerics
+from binaryvit.training.numerics import chosen_numerics, current_numerics
 from binaryvit.training.tables import METRICS
 from binaryvit.training.teacher import key_of
+from binaryvit.training.train import _with_compile
 from binaryvit.training.train import train_in_process as train
 
 VERSIONS = TESTS / "training_version.json"
@@ -187,6 +191,20 @@ def test_predictions_are_those_of_the_stored_weights(finished):
     assert (finished / "teacher" / record.predictions.file).stat().st_size < 500
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_that_leaves_compile_open_goes_on_as_it_began(begun, finished, tmp_path, monkeypatch):
+    """As where it began on a GPU and goes on, or is looked at, where there is none; and the other way round."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: not begun)
+    decided = partial(_with_compile, process=PartialState(cpu=True))
+    left_open = student(compile=None, teacher=str(finished / "teacher"))
+    assert decided(left_open, tmp_path).compile is not begun, "nothing has begun there"
+    identity = {"configuration": key_of(left_open.resolved(begun))}
+    save_state(tmp_path / CHECKPOINT_FILE, {"a": torch.zeros(1)}, {"identity": identity})
+    assert decided(left_open, tmp_path).compile is begun
+    assert decided(left_open.resolved(not begun), tmp_path).compile is not begun, "it is said"
+    assert decided(student(compile=None), finished / "student").compile is False, "as its record says"
+
+
 def test_numerics_are_chosen_recorded_and_given_back(finished, tmp_path, monkeypatch):
     before = current_numerics()
     during: dict = {}
@@ -196,6 +214,48 @@ def test_numerics_are_chosen_recorded_and_given_back(finished, tmp_path, monkeyp
     assert current_numerics() == before
     assert during == read_record(finished / "student").numerics
     assert (during["cuda_matmul_tf32"], during["cudnn_tf32"], during["float32_matmul"]) == (False, False, "highest")
+
+
+def set_tf32_everywhere():
+    torch.backends.fp32_precision = "tf32"
+
+
+def set_tf32_of_products():
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        partial(torch.set_float32_matmul_precision, "high"),
+        partial(torch.set_float32_matmul_precision, "medium"),
+        set_tf32_everywhere,
+        set_tf32_of_products,
+    ],
+)
+def test_numerics_are_given_back_whichever_interface_set_them(choose):
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    owners = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv)
+
+    def precisions():
+        return [owner.fp32_precision for owner in owners]
+
+    whole, matmul, before = torch.backends.fp32_precision, torch.get_float32_matmul_precision(), precisions()
+    try:
+        choose()
+        chosen = precisions()
+        assert chosen != before
+        for _ in range(2):  # what a first one left is where a second one begins
+            with chosen_numerics():
+                assert set(precisions()) == {"ieee"} and current_numerics()["float32_matmul"] == "highest"
+                assert not current_numerics()["cudnn_tf32"]
+            assert precisions() == chosen
+    finally:
+        torch.backends.fp32_precision = whole
+        torch.set_float32_matmul_precision(matmul)
+        for owner, precision in zip(owners, before, strict=True):
+            owner.fp32_precision = precision
+    assert precisions() == before
 
 
 def test_latent_weight_tables(finished):
