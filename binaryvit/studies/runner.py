@@ -21,7 +21,7 @@ from binaryvit.studies.durations import duration, estimate
 from binaryvit.studies.execution import Executor, process_environment
 from binaryvit.studies.notebooks import check_parameters, declared_parameters, find_notebook, training_parameters
 from binaryvit.studies.processes import Job, Processes, Say, Share, default_jobs, shares
-from binaryvit.studies.study import STUDY_FILE, PlannedRun, State, Study, load_study, sees_weights, state_of
+from binaryvit.studies.study import STUDY_FILE, PlannedRun, State, Study, load_study, missing_weights, state_of
 
 TRAIN_NOTEBOOK = "train.ipynb"
 _POLL_SECONDS = 2.0
@@ -275,9 +275,8 @@ class _Training:
         """Brings one run, locked and just judged, to an end: done, stale, failed, or missing without a teacher."""
         teacher = self._settled.get(run.teacher_id)
         is_blocked = teacher is not None and teacher.state is not State.DONE
-        if run.state is State.STALE and self.rerun_stale and not is_blocked and sees_weights(self.study, run):
-            self.say(f"{run.id}: stale, {run.reason}; kept as {archive(run.folder).name}, and trained again")
-            run = state_of(self.study, run, self.fingerprint, held=True)
+        if run.state is State.STALE and self.rerun_stale and not is_blocked:
+            run = self._set_aside(run)
         if run.state is State.STALE:
             self.say(f"{run.id}: STALE, left as it is: {run.reason}")
         elif run.state is State.DONE:
@@ -290,6 +289,16 @@ class _Training:
         else:
             run = self._train(run, job)
         return run
+
+    def _set_aside(self, run: PlannedRun) -> PlannedRun:
+        """Moves a stale run away, to be trained again; one whose training would fail now stays, with the reason."""
+        missing = missing_weights(self.study, run)
+        if missing is None:
+            self.say(f"{run.id}: stale, {run.reason}; kept as {archive(run.folder).name}, and trained again")
+            return state_of(self.study, run, self.fingerprint, held=True)
+        if missing in run.reason:
+            return run
+        return replace(run, reason=f"{run.reason}; it can't be trained again now: {missing}")
 
     def _train(self, run: PlannedRun, job: Job) -> PlannedRun:
         self.say(f"{run.id}: {run.reason}; training, {duration(estimate(self.study, run))} expected")

@@ -287,13 +287,13 @@ def _judge(study: Study, run: PlannedRun, record: RunRecord, fingerprint: str | 
     return replace(run, state=State.DONE, reason=reason)
 
 
-def sees_weights(study: Study, run: PlannedRun) -> bool:
-    """Whether the weights that the run takes from outside the study, its teacher's or its first, can be read now."""
+def missing_weights(study: Study, run: PlannedRun) -> str | None:
+    """Why the weights that the run takes from outside the study, its teacher's or its first, can't be read now."""
     try:
         _identities(study, run, "")
-    except BinaryViTError:
-        return False
-    return True
+    except BinaryViTError as error:
+        return str(error)
+    return None
 
 
 def _foreign_checkpoint(study: Study, run: PlannedRun, fingerprint: str | None) -> list[str]:

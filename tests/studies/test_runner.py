@@ -181,6 +181,10 @@ def test_a_run_whose_teacher_from_outside_cannot_be_read_now_is_kept(world):
     outcome = world.reproduce(rerun_stale=True)
     assert states(outcome) == ["stale", "stale"] and "cannot be read" in outcome.runs[0].reason
     assert not world.executed and not list((world.folder / "runs").glob("*.stale-*"))
+    world.edit("epochs: 2", "epochs: 3")
+    reason = world.reproduce(rerun_stale=True).runs[0].reason
+    assert "epochs was 2 and is 3; it can't be trained again now: " in reason and "cannot be read" in reason
+    world.edit("epochs: 3", "epochs: 2")
     elsewhere.write_bytes(b"weights")
     assert world.reproduce().complete and not world.executed
 
