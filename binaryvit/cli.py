@@ -248,7 +248,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     from binaryvit.studies.runner import fingerprint_if_needed
-    from binaryvit.studies.study import plan
+    from binaryvit.studies.states import plan
 
     study = _load(options)
     runs = plan(study, fingerprint_if_needed(study, (), options.check_data))
@@ -279,7 +279,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _commands(options: argparse.Namespace) -> int:
     from binaryvit.studies.cluster import command_of, pending_runs
     from binaryvit.studies.runner import fingerprint_if_needed
-    from binaryvit.studies.study import plan
+    from binaryvit.studies.states import plan
 
     study = _load(options)
     runs = plan(study, fingerprint_if_needed(study, (), options.check_data))

@@ -4,7 +4,6 @@ A `TrainingConfig` that exists is valid: unknown names, wrong types, values out 
 contradict each other are refused in sentences, all at once, before anything is loaded or written.
 """
 
-import difflib
 import hashlib
 import json
 import os
@@ -14,11 +13,11 @@ from typing import Any, Literal, Self
 
 import timm
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 from timm.data.transforms_factory import create_transform
 
-from binaryvit.errors import BinaryViTError
+from binaryvit.errors import BinaryViTError, suggestion
+from binaryvit.yaml_file import read_yaml
 
 # These say where and how fast a run happens and what else it keeps, not which numbers it produces. In the key, the
 # paths of the teacher and of the initial weights are replaced by what identifies their content.
@@ -318,12 +317,6 @@ def without_place(path: str) -> str:
     return Path(path).name if os.path.isabs(os.path.expanduser(path)) else path
 
 
-def suggestion(name: str, known: list[str]) -> str:
-    """The end of a sentence about an unknown name: `: did you mean ...?`, or a full stop when nothing is close."""
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f": did you mean {close[0]!r}?" if close else "."
-
-
 def _sentence(problem: Any) -> str:
     """One sentence for one of pydantic's problems."""
     field = ".".join(str(part) for part in problem["loc"])
@@ -335,32 +328,3 @@ def _sentence(problem: Any) -> str:
     choices = re.findall(r"'(.*?)'", problem["ctx"]["expected"]) if problem["type"] == "literal_error" else []
     message = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{field}={given!r} is refused: {message}{suggestion(given, choices)}"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1's safe loader, which also reads 5e-4 as a number, as its writer means it."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [self.construct_object(key) for key, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises `BinaryViTError` where there is none, or a name is given twice."""
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BinaryViTError(f"{path} cannot be read: {error}.") from None
-    except yaml.YAMLError as error:
-        raise BinaryViTError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise BinaryViTError(f"{path} must hold lines of `name: value`.")
-    return content

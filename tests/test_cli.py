@@ -17,7 +17,8 @@ from helpers.training_setup import VIT
 from binaryvit import cli
 from binaryvit.cli import main
 from binaryvit.locks import is_locked
-from binaryvit.studies.study import State, load_study, plan
+from binaryvit.studies.states import plan
+from binaryvit.studies.study import State, load_study
 
 TEACHER, STUDENT = "deit_micro_patch4_32-seed0", "binaryvit_micro_patch2_32-seed0"
 TINY = """

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from binaryvit.config import NOT_IN_KEY, RECIPES, TrainingConfig, read_yaml
+from binaryvit.config import NOT_IN_KEY, RECIPES, TrainingConfig
 from binaryvit.errors import BinaryViTError
+from binaryvit.yaml_file import read_yaml
 
 VIT = {"variant": "vit_tiny_patch16_224"}
 

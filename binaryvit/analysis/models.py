@@ -5,8 +5,7 @@ from pathlib import Path
 import timm
 from torch import nn
 
-from binaryvit.config import suggestion
-from binaryvit.errors import BinaryViTError
+from binaryvit.errors import BinaryViTError, suggestion
 from binaryvit.models.external_checkpoint import load_checkpoint, read_state_dict
 from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.training.build import pretrained_model

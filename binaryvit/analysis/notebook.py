@@ -15,9 +15,9 @@ from binaryvit.analysis.display import show_figure, show_table
 from binaryvit.analysis.ladder.tables import Table
 from binaryvit.analysis.product import Drawing
 from binaryvit.analysis.stored import OpenStudy
-from binaryvit.config import RECIPES, TrainingConfig, suggestion
+from binaryvit.config import RECIPES, TrainingConfig
 from binaryvit.data.data_set import Data
-from binaryvit.errors import BinaryViTError
+from binaryvit.errors import BinaryViTError, suggestion
 from binaryvit.models.cost import Cost
 from binaryvit.records.run_record import RunRecord
 from binaryvit.training.memory import keep_freed_memory

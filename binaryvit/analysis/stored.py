@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from binaryvit.config import TrainingConfig, suggestion
-from binaryvit.errors import BinaryViTError
+from binaryvit.config import TrainingConfig
+from binaryvit.errors import BinaryViTError, suggestion
 from binaryvit.files import LIBRARY_PARENT, find_upwards
 from binaryvit.models.ladder import BINARY_VARIANTS, variant_style
 from binaryvit.models.weights_file import load_inference_weights

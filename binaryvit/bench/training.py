@@ -22,8 +22,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEventAvg
 
 from binaryvit.bench.processes import MeasuringProcess, ask_all, end_all, peak_memory, together
-from binaryvit.config import suggestion
-from binaryvit.errors import BinaryViTError
+from binaryvit.errors import BinaryViTError, suggestion
 from binaryvit.models.ladder import BINARYVIT, LADDER, LAST_COLUMNAR, TEACHERS
 from binaryvit.models.ops.synchronized import synchronize
 from binaryvit.records.provenance import available_cores

@@ -10,11 +10,12 @@ from typing import Any
 import nbformat
 import papermill
 
-from binaryvit.config import RECIPES, TrainingConfig, suggestion
-from binaryvit.errors import BinaryViTError
+from binaryvit.config import RECIPES, TrainingConfig
+from binaryvit.errors import BinaryViTError, suggestion
 from binaryvit.files import LIBRARY_PARENT, find_upwards
 from binaryvit.training.recipes import configure, recipe_of
 
+TRAIN_NOTEBOOK = "train.ipynb"
 _INJECTED = "injected-parameters"  # papermill's tag of the cell it adds
 
 

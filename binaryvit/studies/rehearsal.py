@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from binaryvit.studies.durations import duration, estimate
 from binaryvit.studies.processes import Say, default_jobs
 from binaryvit.studies.runner import fingerprint_if_needed, say_aloud, select
-from binaryvit.studies.study import State, Study, plan
+from binaryvit.studies.states import plan
+from binaryvit.studies.study import State, Study
 
 
 def rehearse(

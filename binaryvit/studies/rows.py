@@ -19,7 +19,8 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import Cost, cost
 from binaryvit.models.ladder import variant_style
 from binaryvit.records.run_record import RunRecord, read_record
-from binaryvit.studies.study import PlannedRun, State, Study, plan
+from binaryvit.studies.states import plan
+from binaryvit.studies.study import PlannedRun, State, Study
 from binaryvit.training.build import create_model
 
 NOT_RUN, NOTHING = "not run", "-"

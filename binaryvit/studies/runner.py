@@ -1,30 +1,18 @@
 """Bringing a study to its end: what is missing is trained, then the analysis notebooks are executed."""
 
-import os
-import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from binaryvit.config import suggestion
 from binaryvit.data.data_set import load_data
-from binaryvit.errors import BinaryViTError
+from binaryvit.errors import BinaryViTError, suggestion
 from binaryvit.files import write_text_atomically
-from binaryvit.locks import hold
-from binaryvit.records.run_record import Failure, read_failure
-from binaryvit.studies.durations import duration, estimate
-from binaryvit.studies.execution import Executor, process_environment
-from binaryvit.studies.notebooks import check_parameters, declared_parameters, find_notebook, training_parameters
-from binaryvit.studies.processes import Job, Processes, Say, Share, default_jobs, shares
-from binaryvit.studies.study import STUDY_FILE, PlannedRun, State, Study, load_study, missing_weights, state_of
-
-TRAIN_NOTEBOOK = "train.ipynb"
-_POLL_SECONDS = 2.0
+from binaryvit.studies.analysis_notebooks import analysis_notebooks, execute_analysis
+from binaryvit.studies.notebooks import TRAIN_NOTEBOOK, find_notebook, training_parameters
+from binaryvit.studies.processes import Say
+from binaryvit.studies.run_queue import RunQueue
+from binaryvit.studies.states import state_of
+from binaryvit.studies.study import STUDY_FILE, PlannedRun, State, Study, load_study
+from binaryvit.studies.workshop import open_workshop
 
 
 def say_aloud(line: str) -> None:
@@ -92,16 +80,16 @@ def reproduce(
     """
     chosen = select(study, only)
     notebook = find_notebook(TRAIN_NOTEBOOK, study.path.parent)
-    analysis = [] if only else _analysis_notebooks(study)
+    analysis = [] if only else analysis_notebooks(study)
     for run in chosen:
         training_parameters(notebook, run.config, output="", study="", run_id="")
     _write_study_file(study)
     states = [state_of(study, run) for run in chosen]
     fingerprint = fingerprint_if_needed(study, states, check_data or rerun_stale)
-    with _workshop(study, jobs, say) as workshop:
-        training = _Training(workshop, notebook, chosen, fingerprint, rerun_stale)
-        runs = training.settle_all(_trainable_at_once(states, rerun_stale))
-        failed = _execute_analysis(workshop, analysis)
+    with open_workshop(study, jobs, say) as workshop:
+        queue = RunQueue(workshop, notebook, chosen, fingerprint, rerun_stale)
+        runs = queue.settle_all(_trainable_at_once(states, rerun_stale))
+        failed = execute_analysis(workshop, analysis)
     return Outcome(tuple(runs), failed)
 
 
@@ -112,18 +100,10 @@ def analyse(study: Study, *, jobs: int | None = None, say: Say = say_aloud) -> t
     in `reproduce`. Returns the names of the notebooks that failed. Raises BinaryViTError when there is no notebook of a
     name.
     """
-    notebooks = _analysis_notebooks(study)
+    notebooks = analysis_notebooks(study)
     _write_study_file(study)
-    with _workshop(study, jobs, say) as workshop:
-        return _execute_analysis(workshop, notebooks)
-
-
-def _analysis_notebooks(study: Study) -> list[Path]:
-    """The study's analysis notebooks, each known to take the study as its parameter."""
-    notebooks = [find_notebook(name, study.path.parent) for name in study.analysis]
-    for notebook in notebooks:
-        check_parameters(notebook, {"study": ""})
-    return notebooks
+    with open_workshop(study, jobs, say) as workshop:
+        return execute_analysis(workshop, notebooks)
 
 
 def _write_study_file(study: Study) -> None:
@@ -139,205 +119,9 @@ def _write_study_file(study: Study) -> None:
     write_text_atomically(copy, study.path.read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True)
-class _Workshop:
-    """What training and analysis of a study share: how to execute jobs, and how to report."""
-
-    study: Study
-    executor: Executor
-    environment: dict[str, str]
-    jobs: int
-    gpus_per_job: int
-    say: Say
-
-    def job(self, name: str, share: Share, lock: int) -> Job:
-        """What a process called `name` uses; its lines start with the name where several processes print."""
-        prefix = f"{name}: " if self.jobs > 1 else ""
-        return Job(self.environment | share.environment, lock, lambda line: self.say(prefix + line))
-
-    def shares(self, tasks: int) -> list[Share]:
-        """The shares of the machine for at most `tasks` jobs."""
-        return shares(max(1, min(self.jobs, tasks)), self.gpus_per_job)
-
-
-@contextmanager
-def _workshop(study: Study, jobs: int | None, say: Say) -> Iterator[_Workshop]:
-    processes = max(run.config.processes for run in study.runs)
-    data_dir = study.runs[0].config.data_dir
-    names = {data_dir: Path(data_dir).name} if data_dir else {}
-    with process_environment() as environment:
-        executor = Executor(study.output, names, Processes())
-        yield _Workshop(study, executor, environment, jobs or default_jobs(processes), processes, say)
-
-
-def _execute_analysis(workshop: _Workshop, notebooks: Sequence[Path]) -> tuple[str, ...]:
-    """Executes the analysis notebooks into the study's folder; returns the names of those that failed."""
-    executed = set()
-
-    def work(notebook: Path, share: Share) -> None:
-        if _analyse(workshop, notebook, share):
-            executed.add(notebook)
-
-    workshop.executor.processes.in_parallel(partial(next, iter(notebooks), None), work, workshop.shares(len(notebooks)))
-    return tuple(notebook.name for notebook in notebooks if notebook not in executed)
-
-
-def _analyse(workshop: _Workshop, notebook: Path, share: Share) -> bool:
-    """Executes an analysis notebook; says so and returns False when it fails."""
-    study, say = workshop.study, workshop.say
-    output = study.output / notebook.name
-    waiting = False
-    while True:
-        with hold(study.output / f"{notebook.stem}.lock") as lock:
-            if lock is not None:
-                try:
-                    job = workshop.job(notebook.name, share, lock)
-                    workshop.executor.execute(notebook, output, _analysis_parameters(study, notebook), job)
-                except BinaryViTError as error:
-                    say(f"{notebook.name}: FAILED: {error}")
-                    return False
-                say(f"{notebook.name}: executed, see {os.path.relpath(output)}")
-                return True
-        if not waiting:
-            waiting = True
-            say(f"{notebook.name}: another process is executing it; waiting for it to end")
-        workshop.executor.processes.check()
-        time.sleep(_POLL_SECONDS)
-
-
-def _analysis_parameters(study: Study, notebook: Path) -> dict[str, Any]:
-    """The parameters a notebook gets, of those it takes; its working folder is the study's."""
-    given = {"study": ".", "write": True, "data_dir": study.runs[0].config.data_dir}
-    declared = declared_parameters(notebook)
-    return {name: value for name, value in given.items() if name in declared and value is not None}
-
-
-class _Training:
-    """Trains the chosen runs of a study, each after its teacher and each once, even next to other runners."""
-
-    def __init__(
-        self,
-        workshop: _Workshop,
-        notebook: Path,
-        chosen: Sequence[PlannedRun],
-        fingerprint: str | None,
-        rerun_stale: bool,
-    ) -> None:
-        self.workshop, self.study, self.say = workshop, workshop.study, workshop.say
-        self.notebook, self.chosen = notebook, chosen
-        self.fingerprint, self.rerun_stale = fingerprint, rerun_stale
-        self.started = datetime.now(UTC)
-        self._changed = threading.Condition()  # guards the three below
-        self._waiting = {run.id for run in chosen}
-        self._settled: dict[str, PlannedRun] = {}
-        self._look_again: dict[str, float] = {}  # when to try again the runs that another process had locked
-
-    def settle_all(self, tasks: int) -> list[PlannedRun]:
-        """Returns the chosen runs, each brought to an end, at most `tasks` at a time."""
-        self.workshop.executor.processes.in_parallel(self._take, self._settle_unlocked, self.workshop.shares(tasks))
-        return [self._settled[run.id] for run in self.chosen]
-
-    def _take(self) -> PlannedRun | None:
-        """The first run that can start, as soon as there is one; None when all are settled."""
-        with self._changed:
-            while len(self._settled) < len(self.chosen):
-                self.workshop.executor.processes.check()
-                for run in self.chosen:
-                    if run.id in self._waiting and self._can_start(run):
-                        self._waiting.remove(run.id)
-                        return run
-                self._changed.wait(_POLL_SECONDS)
-        return None
-
-    def _can_start(self, run: PlannedRun) -> bool:
-        teacher_is_settled = run.teacher_id is None or run.teacher_id in self._settled
-        return teacher_is_settled and time.monotonic() >= self._look_again.get(run.id, 0.0)
-
-    def _settle_unlocked(self, run: PlannedRun, share: Share) -> None:
-        """Settles the run, or puts it back when another process trains it."""
-        settled = None
-        with hold(run.lock) as lock:
-            if lock is not None:
-                now = state_of(self.study, run, self.fingerprint, held=True)
-                if now.state is not State.RUNNING:
-                    settled = self._settle(now, self.workshop.job(run.id, share, lock))
-        with self._changed:
-            if settled is not None:
-                self._settled[run.id] = settled
-            else:
-                if run.id not in self._look_again:
-                    self.say(f"{run.id}: another process is training it; waiting for its result")
-                self._look_again[run.id] = time.monotonic() + _POLL_SECONDS
-                self._waiting.add(run.id)
-            self._changed.notify_all()
-
-    def _settle(self, run: PlannedRun, job: Job) -> PlannedRun:
-        """Brings one run, locked and just judged, to an end: done, stale, failed, or missing without a teacher."""
-        teacher = self._settled.get(run.teacher_id)
-        is_blocked = teacher is not None and teacher.state is not State.DONE
-        if run.state is State.STALE and self.rerun_stale and not is_blocked:
-            run = self._set_aside(run)
-        if run.state is State.STALE:
-            self.say(f"{run.id}: STALE, left as it is: {run.reason}")
-        elif run.state is State.DONE:
-            self.say(f"{run.id}: done, {run.reason}")
-        elif is_blocked:
-            run = replace(run, state=State.MISSING, reason=f"blocked: its teacher {teacher.id} is {teacher.state}")
-            self.say(f"{run.id}: {run.reason}")
-        elif run.state is State.FAILED and read_failure(run.folder).time > self.started:
-            self.say(f"{run.id}: FAILED in another process: {run.reason}")
-        else:
-            run = self._train(run, job)
-        return run
-
-    def _set_aside(self, run: PlannedRun) -> PlannedRun:
-        """Moves a stale run away, to be trained again; one whose training would fail now stays, with the reason."""
-        missing = missing_weights(self.study, run)
-        if missing is None:
-            self.say(f"{run.id}: stale, {run.reason}; kept as {archive(run.folder).name}, and trained again")
-            return state_of(self.study, run, self.fingerprint, held=True)
-        if missing in run.reason:
-            return run
-        return replace(run, reason=f"{run.reason}; it can't be trained again now: {missing}")
-
-    def _train(self, run: PlannedRun, job: Job) -> PlannedRun:
-        self.say(f"{run.id}: {run.reason}; training, {duration(estimate(self.study, run))} expected")
-        try:
-            self._execute(run, job)
-            run = state_of(self.study, run, self.fingerprint, held=True)
-            if run.state is not State.DONE:
-                raise BinaryViTError(f"The training ended, but the run is {run.state}: {run.reason}.")
-            self.say(f"{run.id}: done, {run.reason}")
-        except BinaryViTError as error:
-            now = state_of(self.study, run, self.fingerprint, held=True)
-            if now.state is State.DONE:  # the notebook failed after its training
-                self.say(f"{run.id}: done, {now.reason}; but its notebook failed: {error}")
-                return now
-            Failure(error=str(error), time=datetime.now(UTC)).write(run.folder)
-            run = replace(run, state=State.FAILED, reason=str(error))
-            self.say(f"{run.id}: FAILED: {run.reason}")
-        return run
-
-    def _execute(self, run: PlannedRun, job: Job) -> None:
-        names = {
-            "output": run.folder.relative_to(self.study.output).as_posix(), "study": self.study.name, "run_id": run.id,
-        }  # fmt: skip
-        if run.has_notebook:
-            parameters = training_parameters(self.notebook, run.config, **names)
-            self.workshop.executor.execute(self.notebook, run.folder / TRAIN_NOTEBOOK, parameters, job)
-        else:
-            self.workshop.executor.train(run.config, job, **names)
-
-
 def _trainable_at_once(runs: Iterable[PlannedRun], rerun_stale: bool) -> int:
     """How many of the runs can be trained at the same time, at most: all but the teachers that others wait for."""
     settled = (State.DONE,) if rerun_stale else (State.DONE, State.STALE)
     pending = [run for run in runs if run.state not in settled]
     teachers = {run.teacher_id for run in pending}
     return sum(run.id not in teachers for run in pending)
-
-
-def archive(folder: Path) -> Path:
-    """Renames a run's folder to one next to it that no study reads, and returns that."""
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    return folder.rename(folder.with_name(f"{folder.name}.stale-{stamp}"))

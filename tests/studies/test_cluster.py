@@ -19,7 +19,8 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold, is_locked
 from binaryvit.records.run_record import read_record
 from binaryvit.studies.cluster import command_of, pending_runs
-from binaryvit.studies.study import State, load_study, plan
+from binaryvit.studies.states import plan
+from binaryvit.studies.study import State, load_study
 
 TEACHER, FIRST, SECOND = (
     f"{name}-seed0" for name in ("deit_micro_patch4_32", "reactdeit_micro_patch4_32", "binaryvit_micro_patch2_32")

@@ -13,12 +13,13 @@ from helpers.records import FINGERPRINT, record_of
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold
 from binaryvit.records.run_record import read_record
-from binaryvit.studies import runner
+from binaryvit.studies import runner, workshop
 from binaryvit.studies.durations import estimate
 from binaryvit.studies.execution import ExecutionFailed, Executor
 from binaryvit.studies.processes import shares
 from binaryvit.studies.rehearsal import rehearse
 from binaryvit.studies.study import load_study
+from binaryvit.studies.workshop import Workshop
 
 NOTEBOOKS = ROOT / "notebooks"
 TEACHER, FIRST, SECOND = (
@@ -47,7 +48,7 @@ class World:
         monkeypatch.setattr(Executor, "execute", lambda *args: self._execute(*args))
         monkeypatch.setattr(Executor, "train", lambda *args, **names: self._train(*args, **names))
         monkeypatch.setattr(runner, "load_data", self._load_data)
-        monkeypatch.setattr(runner, "_POLL_SECONDS", 0.01)
+        monkeypatch.setattr(Workshop, "poll_seconds", 0.01)
 
     def study(self, **options):
         return load_study(self.file, **options)
@@ -208,7 +209,7 @@ def test_runs_that_are_left_alone_take_no_share_of_the_machine(world, monkeypatc
     world.reproduce(only=[FIRST])
     world.edit("recipe: {epochs: 2}", "recipe: {epochs: 3}")
     asked = []
-    monkeypatch.setattr(runner, "shares", lambda number, gpus: asked.append(number) or shares(number, gpus))
+    monkeypatch.setattr(workshop, "shares", lambda number, gpus: asked.append(number) or shares(number, gpus))
     world.reproduce(only=[FIRST, SECOND], jobs=2)
     assert asked[0] == 1, "the stale one stays, so one trains"
     world.edit("recipe: {epochs: 3}", "recipe: {epochs: 4}")

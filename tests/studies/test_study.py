@@ -14,7 +14,8 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold
 from binaryvit.models.ladder import LADDER
 from binaryvit.records.run_record import LOCK_FILE, TRAINING_VERSION, Failure, RunKey
-from binaryvit.studies.study import State, load_study, plan
+from binaryvit.studies.states import plan
+from binaryvit.studies.study import State, load_study
 from binaryvit.training.build import create_model
 from binaryvit.training.checkpoint import CHECKPOINT_FILE, save_state
 from binaryvit.training.teacher import identity, run_identity

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from binaryvit.analysis.device import device_of
-from binaryvit.config import suggestion
-from binaryvit.errors import BinaryViTError
+from binaryvit.errors import BinaryViTError, suggestion
 from binaryvit.models.layers import (
     BinaryAttention,
     BinaryBlock,

@@ -22,7 +22,8 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import BINARY_VARIANTS
 from binaryvit.models.layers import attention_levels
 from binaryvit.models.vision_transformer import BinaryVisionTransformer
-from binaryvit.studies.study import State, plan
+from binaryvit.studies.states import plan
+from binaryvit.studies.study import State
 
 _VERSION = 2  # of the measuring code in this file
 IMAGES, STATISTICS_IMAGES = 400, 200

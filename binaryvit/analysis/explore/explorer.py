@@ -19,8 +19,7 @@ from binaryvit.analysis.explore.figures import Panels, head_and_channel
 from binaryvit.analysis.images import Images, example_images
 from binaryvit.analysis.labels import first_seeds
 from binaryvit.analysis.stored import OpenStudy
-from binaryvit.config import suggestion
-from binaryvit.errors import BinaryViTError
+from binaryvit.errors import BinaryViTError, suggestion
 from binaryvit.models.layers import BinaryActivation
 
 _LAST = 0.99  # a place is a share in [0, 1)

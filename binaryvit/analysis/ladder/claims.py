@@ -17,11 +17,11 @@ from binaryvit.analysis.measurements import stored_measurement
 from binaryvit.analysis.paired import PairedDifference
 from binaryvit.analysis.steps import difference, extra_gain
 from binaryvit.analysis.wording import span
-from binaryvit.config import read_yaml
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
 from binaryvit.studies.rows import NOTHING, Row, describe_scale, read_ladder, read_rows
 from binaryvit.studies.study import Study, load_study
+from binaryvit.yaml_file import read_yaml
 
 CLAIMS_FILE = "claims.yaml"
 

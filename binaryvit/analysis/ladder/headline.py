@@ -19,7 +19,8 @@ from binaryvit.files import write_text_atomically
 from binaryvit.models.cost import Cost
 from binaryvit.models.ladder import BINARYVIT, LAST_COLUMNAR
 from binaryvit.studies.rows import Row, describe_scale, model_cost, read_ladder, read_rows
-from binaryvit.studies.study import State, Study, load_study, plan
+from binaryvit.studies.states import plan
+from binaryvit.studies.study import State, Study, load_study
 
 _EXPLAINED = (
     "Difference: to the row before, with its 95% interval over images and the students' seeds. OPs: "

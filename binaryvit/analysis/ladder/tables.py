@@ -22,7 +22,8 @@ from binaryvit.records.notes import Note
 from binaryvit.records.predictions import PREDICTIONS_FILE
 from binaryvit.records.run_record import RECORD_FILE
 from binaryvit.studies.rows import NOTHING, Row, describe_scale, read_ladder, record_of
-from binaryvit.studies.study import PlannedRun, State, Study, plan
+from binaryvit.studies.states import plan
+from binaryvit.studies.study import PlannedRun, State, Study
 
 TABLES_FOLDER = "tables"
 _COSTS = ("parameters", "binary_weights", "bytes", "bops", "flops", "ops", "ops_elementwise")

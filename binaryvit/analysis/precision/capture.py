@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from binaryvit.analysis.device import device_of
-from binaryvit.config import suggestion
-from binaryvit.errors import BinaryViTError
+from binaryvit.errors import BinaryViTError, suggestion
 
 _FEATURES = re.compile(r"patch_embed|stages\.\d+\.embed|(stages\.\d+\.)?blocks\.\d+\.(attn|mlp)|norm|head")
 

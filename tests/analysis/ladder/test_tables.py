@@ -25,7 +25,8 @@ from binaryvit.models.cost import cost
 from binaryvit.models.ladder import LADDER, variant_style
 from binaryvit.records.run_record import Failure, RunResult, read_record
 from binaryvit.studies.rows import read_rows
-from binaryvit.studies.study import State, load_study, plan
+from binaryvit.studies.states import plan
+from binaryvit.studies.study import State, load_study
 
 MICRO, SMALL = LADDER["micro"], LADDER["small"]
 PUBLISHED = ROOT / "results" / "published.csv"
