@@ -3,12 +3,14 @@
 import os
 import random
 import tempfile
+from pathlib import Path
 
 # Set before any test imports the libraries that read them; processes that tests start inherit them. All workers of
-# pytest-xdist share one cache, so that C++ is compiled once.
+# pytest-xdist share the caches. What is compiled is kept by its content, so it serves later sessions, too.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="binaryvit-tests-")
-    os.environ["HF_HOME"] = os.environ["XDG_CACHE_HOME"] = _cache.name
+    os.environ["HF_HOME"] = _cache.name
+    os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"

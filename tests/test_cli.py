@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from itertools import product
 
 import psutil
 import pytest
 from helpers import standin
+from helpers.child_processes import environment, until
 from helpers.places import ROOT
 from helpers.training_setup import VIT
 
@@ -81,13 +81,6 @@ def start(folder):
         process.join()
 
 
-def until(condition, seconds=600):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-
-
 def executed(folder):
     log = folder / "executed.txt"
     return log.read_text().split() if log.exists() else []
@@ -104,7 +97,7 @@ def test_ctrl_c_ends_all_jobs_in_order_and_the_same_command_goes_on(tmp_path):
     waiting.touch()
     process = subprocess.Popen(
         [sys.executable, "-m", "binaryvit.cli", "reproduce", str(tmp_path), "--jobs", "2"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

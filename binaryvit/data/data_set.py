@@ -83,7 +83,7 @@ def load_data(config: TrainingConfig, *, fingerprinted: bool = True, to_train: b
         if limit is not None and limit < len(labels):
             rows = evenly_spaced_per_class(labels, limit)
         return ImageSplit(
-            name, _encoded_table(name, table, image_column), image_column, labels[rows], rows, source.folder
+            name, _encoded_table(name, table, image_column), image_column, labels[rows], rows, source.folders
         )
 
     train = split(train_name, config.max_train_images) if to_train else None

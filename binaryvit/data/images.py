@@ -30,8 +30,8 @@ class ImageSplit:
         image_column: name of the column with the images.
         labels: int64 (images,), class indices.
         rows: int64 (images,), the row of the split each image is; not 0, 1, ... when only a part is used.
-        folder: where image paths start for a folder of image files; None when the bytes are in the table, and then
-            nothing outside the table is ever read.
+        folders: where image files lie, which relative paths start at the first; none when the bytes are in the table,
+            and then nothing outside the table is ever read.
     """
 
     name: str
@@ -39,7 +39,7 @@ class ImageSplit:
     image_column: str
     labels: np.ndarray
     rows: np.ndarray
-    folder: Path | None = None
+    folders: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -101,9 +101,9 @@ class ImageSplit:
     def _file(self, row: int, image: dict | None) -> bytes:
         if image and image["bytes"]:
             return image["bytes"]
-        if image and self.folder and image["path"]:
-            file = Path(os.path.abspath(self.folder / image["path"]))  # links inside of it may lead anywhere
-            if not file.is_relative_to(os.path.abspath(self.folder)):
+        if image and self.folders and image["path"]:
+            file = Path(os.path.abspath(self.folders[0] / image["path"]))  # links inside of it may lead anywhere
+            if not any(file.is_relative_to(os.path.abspath(folder)) for folder in self.folders):
                 raise BinaryViTError(f"{self._place(row)} lies outside the data set: replace or remove it.")
             try:
                 return file.read_bytes()
@@ -114,7 +114,7 @@ class ImageSplit:
         raise BinaryViTError(f"{self._place(row)} is empty: replace or remove it.")
 
     def _place(self, row: int) -> str:
-        path = self.table.select_columns([self.image_column])[row][self.image_column] if self.folder else None
+        path = self.table.select_columns([self.image_column])[row][self.image_column] if self.folders else None
         return f"Image {row} of split '{self.name}'" + (f" ({path['path']})" if path else "")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets.folder import make_dataset
@@ -29,12 +30,13 @@ _SHARD = re.compile(r"(^|-)\d+(-of-\d+(-[0-9a-f]{8,})?)?$")
 class Source:
     """A data set as found: its splits by name, and a description of where they came from, without this machine's paths.
 
-    `folder` is where the image files' paths start; None when the tables hold the images themselves.
+    Image files lie in one of `folders`, and their relative paths start at the first; none where the tables hold the
+    images themselves.
     """
 
     description: str
     splits: dict[str, datasets.Dataset]
-    folder: Path | None = None
+    folders: tuple[Path, ...] = ()
 
 
 def open_source(data: str, data_dir: str | Path | None = None, data_config: str | None = None) -> Source:
@@ -113,7 +115,7 @@ def _class_folders(folder: Path, name: str) -> Source:
             f"The data folder {folder} holds neither parquet files nor class folders: "
             "it should look like train/cat/1.jpg and val/cat/2.jpg."
         )
-    return Source(f"local folder: {name}", splits, folder)
+    return Source(f"local folder: {name}", splits, (folder,))
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -147,8 +149,12 @@ def _parquet_folder(folder: Path, name: str, files: list[Path]) -> Source:
 def _hub(name: str, data_config: str | None) -> Source:
     try:
         splits = dict(datasets.load_dataset(name, data_config))
-        # Of data sets made of image files the tables hold paths into the cache.
-        return Source(f"Hugging Face hub: {name}", splits, folder=Path(datasets.config.HF_CACHE_HOME))
+        # Of data sets made of image files the tables hold paths into the caches, each of which can be moved.
+        config = datasets.config
+        caches = (
+            config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE
+        )  # fmt: skip
+        return Source(f"Hugging Face hub: {name}", splits, tuple(map(Path, caches)))
     except DatasetNotFoundError as error:
         if "gated" in str(error):
             raise BinaryViTError(

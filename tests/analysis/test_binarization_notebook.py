@@ -9,12 +9,12 @@ from io import BytesIO
 import nbformat
 import pytest
 import torch
+from helpers.executed_notebooks import kernels_of_this_checkout, outputs, printed
 from helpers.places import ROOT
 from nbclient import NotebookClient
 from PIL import Image
 
 from binaryvit.analysis.binarization import figures
-from binaryvit.studies.execution import process_environment
 
 NOTEBOOK = ROOT / "notebooks" / "binarization.ipynb"
 SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n(.*?)\n</details>", re.DOTALL)
@@ -67,26 +67,12 @@ def executed(tmp_path_factory):
     """The notebook with its solutions and its slider, executed in an empty folder; an error in a cell ends it."""
     document = with_slider(with_solutions(nbformat.read(NOTEBOOK, as_version=4)))
     folder = tmp_path_factory.mktemp("somewhere")
-    with process_environment() as environment, pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        patch.delenv("JPY_SESSION_NAME", raising=False)
+    with kernels_of_this_checkout():
         NotebookClient(
             document, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
         ).execute()
     assert os.listdir(folder) == []
     return document
-
-
-def outputs(document, kind):
-    found = [output for cell in document.cells for output in cell.get("outputs", [])]
-    return [output["data"][kind] for output in found if kind in output.get("data", {})]
-
-
-def printed(document):
-    found = [output for cell in document.cells for output in cell.get("outputs", [])]
-    assert not [output for output in found if output.get("name") == "stderr" or output.output_type == "error"]
-    return "".join(output["text"] for output in found if output.get("name") == "stdout")
 
 
 def test_each_part_ends_with_an_exercise_whose_solution_is_folded_in():
@@ -117,6 +103,7 @@ def test_a_cell_is_thin():
 
 @pytest.mark.slow
 def test_it_shows_what_it_says(executed):
+    assert not printed(executed, "stderr")
     text = printed(executed)
     for said in (
         "With the best scale 25% of the row's energy is lost.",

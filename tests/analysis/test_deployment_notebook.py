@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pandas as pd
-import papermill
 import pytest
 import torch
+from helpers.executed_notebooks import execute, kernels_of_this_checkout, outputs
 from helpers.places import ROOT
 
 from binaryvit.analysis import deployment
@@ -14,7 +14,6 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.models.cost import cost
 from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.packed import load
-from binaryvit.studies.execution import process_environment
 
 NOTEBOOK = ROOT / "notebooks" / "deployment.ipynb"
 RUN = ROOT / "results/smoke/runs/binaryvit_micro_patch2_32-seed0"
@@ -24,20 +23,10 @@ RUN = ROOT / "results/smoke/runs/binaryvit_micro_patch2_32-seed0"
 def executed(tmp_path_factory):
     """Executed as from notebooks/, with its default run, on few images."""
     folder = tmp_path_factory.mktemp("deployment")
-    parameters = dict(target=str(folder / "model.bvit"), images=20, repetitions=3)
-    with process_environment() as environment, pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        document = papermill.execute_notebook(
-            str(NOTEBOOK), str(folder / "out.ipynb"), parameters, kernel_name="python3", progress_bar=False,
-            cwd=str(NOTEBOOK.parent),
-        )  # fmt: skip
+    target = str(folder / "model.bvit")
+    with kernels_of_this_checkout():
+        document = execute(NOTEBOOK, folder / "out.ipynb", cwd=NOTEBOOK.parent, target=target, images=20, repetitions=3)
     return document, folder / "model.bvit"
-
-
-def shown(document, kind):
-    outputs = [output for cell in document.cells for output in cell.get("outputs", [])]
-    return [output["data"][kind] for output in outputs if kind in output.get("data", {})]
 
 
 def test_the_file_it_writes_is_the_runs_model(executed):
@@ -50,20 +39,20 @@ def test_the_file_it_writes_is_the_runs_model(executed):
 def test_it_shows_the_bytes_of_the_file_and_of_the_table(executed):
     document, path = executed
     size, counted = path.stat().st_size, cost(load_inference_weights(RUN / "weights.safetensors")).bytes
-    [table] = [text for text in shown(document, "text/html") if "Bytes counted and stored" in text]
+    [table] = [text for text in outputs(document, "text/html") if "Bytes counted and stored" in text]
     assert f">{size:,}<" in table and f">{round(counted):,}<" in table
-    finding = shown(document, "text/markdown")[0]
+    finding = outputs(document, "text/markdown")[0]
     assert f"{size / 1e6:.3f} MB, {size / counted - 1:.1%} more than the {counted / 1e6:.3f} MB" in finding
 
 
 def test_it_finds_the_logits_equal(executed):
     document, _ = executed
-    assert "The logits of all 20 images are the model's, bit for bit." in shown(document, "text/markdown")
+    assert "The logits of all 20 images are the model's, bit for bit." in outputs(document, "text/markdown")
 
 
 def test_its_products_by_hand_are_those_of_the_words_it_shows(executed):
     document, _ = executed
-    [table] = [text for text in shown(document, "text/html") if "differing" in text]
+    [table] = [text for text in outputs(document, "text/html") if "differing" in text]
     rows = re.findall(r"<td>([0-9a-f]{16})</td>\s*<td>([0-9a-f]{16})</td>\s*<td>(\d+)</td>\s*<td>(-?\d+)</td>", table)
     assert len(rows) == 4
     for activation, weight, differing, product in rows:
@@ -73,10 +62,9 @@ def test_its_products_by_hand_are_those_of_the_words_it_shows(executed):
 
 def test_it_draws_the_time_of_each_part_and_names_the_longest(executed):
     document, _ = executed
-    assert len(shown(document, "image/png")) == 1
-    finding = shown(document, "text/markdown")[-1]
+    assert len(outputs(document, "image/png")) == 1
+    finding = outputs(document, "text/markdown")[-1]
     assert re.search(r"one image takes \d+\.\d\d ms packed and \d+\.\d ms by the modules", finding)
-    assert "energy" not in finding
 
 
 def test_the_parts_are_those_of_the_model_and_add_up(tmp_path):

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from helpers.pictures import assert_legible, assert_readable
 from helpers.places import TESTS
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from binaryvit.analysis import figure_files
@@ -59,11 +60,6 @@ def test_a_variant_looks_the_same_in_every_family_and_unlike_any_other():
     assert variant_style("resnet18").colour not in {style.colour for style in families[0]}
 
 
-def luminance(colour):
-    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    return red, green, blue
-
-
 @pytest.mark.parametrize(
     "matrix",
     [
@@ -74,7 +70,7 @@ def luminance(colour):
     ],
 )
 def test_colours_differ_for_colour_blind_readers(matrix):
-    seen = [np.array(matrix) @ luminance(variant_style(name).colour) for name in LADDER["micro"]]
+    seen = [np.array(matrix) @ to_rgb(variant_style(name).colour) for name in LADDER["micro"]]
     assert min(np.linalg.norm(one - two) for one, two in itertools.combinations(seen, 2)) > 0.1
 
 

@@ -5,7 +5,8 @@ import shutil
 
 import pandas as pd
 import pytest
-from helpers.stored_study import BASELINE, PYRAMID, TEACHER, store, stored_study
+from helpers.run_ids import BASELINE, PYRAMID, TEACHER
+from helpers.stored_study import store, stored_study
 
 from binaryvit.analysis.measurements import measured, stored_ones_only
 from binaryvit.analysis.stored import OpenStudy, stored_runs

@@ -11,6 +11,7 @@ import pandas as pd
 import papermill
 import pytest
 import timm
+from helpers.executed_notebooks import execute, kernels_of_this_checkout, outputs, printed
 from helpers.ladder_study import finish, write_study
 from helpers.places import ROOT
 from helpers.stored_study import stored_study
@@ -25,7 +26,6 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.models.ladder import LADDER
 from binaryvit.models.weights_file import load_inference_weights, save_inference_weights
 from binaryvit.records.run_record import read_metrics, read_record
-from binaryvit.studies.execution import process_environment
 from binaryvit.training.teacher import key_of
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -40,24 +40,10 @@ TINY_PYRAMID = FEW | {"model_args": {"embed_dims": [8, 16, 32]}}
 
 @pytest.fixture(autouse=True)
 def kernels(tmp_path, monkeypatch):
-    """Kernels of this interpreter that import this copy of the library, in an empty folder."""
+    """Kernels start in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    with process_environment() as environment:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
+    with kernels_of_this_checkout():
         yield
-
-
-def execute(path, to="out.ipynb", **parameters):
-    return papermill.execute_notebook(str(path), to, parameters, kernel_name="python3", progress_bar=False)
-
-
-def outputs(document, kind):
-    """All outputs of a MIME type in a notebook, or its streams' text."""
-    found = [output for cell in document.cells for output in cell.get("outputs", [])]
-    if kind == "stdout":
-        return "".join(output["text"] for output in found if output.get("name") == "stdout")
-    return [output["data"][kind] for output in found if kind in output.get("data", {})]
 
 
 def test_notebooks_are_stored_without_outputs_and_with_parameters():
@@ -129,7 +115,7 @@ def test_teacher_then_student_then_nothing_twice(tmp_path):
     (finding,) = (text for text in outputs(executed, "text/markdown") if text.startswith("After 2 epochs"))
     assert f"{record.result.top1:.2f}% of the 40 evaluation images of digits" in finding
     assert len(outputs(executed, "image/png")) == 1
-    assert "epoch 2/2" in outputs(executed, "stdout")
+    assert "epoch 2/2" in printed(executed)
 
     before = {path.name: path.stat().st_mtime_ns for path in Path("student").iterdir()}
     again = execute(
@@ -137,7 +123,7 @@ def test_teacher_then_student_then_nothing_twice(tmp_path):
         output="student",
     )  # fmt: skip
     assert {path.name: path.stat().st_mtime_ns for path in Path("student").iterdir()} == before
-    assert "student holds a finished run: nothing is trained" in outputs(again, "stdout")
+    assert "student holds a finished run: nothing is trained" in printed(again)
     assert outputs(again, "text/markdown") == outputs(executed, "text/markdown")
     assert outputs(again, "image/png") == outputs(executed, "image/png")
 
@@ -220,7 +206,7 @@ def test_tables_of_a_study_that_was_not_run(tmp_path):
     study = finished_study(tmp_path / "tiny")
     shutil.rmtree(study.output / "runs")
     executed = execute(TABLES, study="tiny")
-    assert "Nothing to draw" in outputs(executed, "stdout")
+    assert "Nothing to draw" in printed(executed)
     assert "Nothing can be said yet" in " ".join(outputs(executed, "text/markdown"))
     assert not outputs(executed, "image/png") and not (tmp_path / "tiny" / "figures").exists()
 

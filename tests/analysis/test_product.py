@@ -5,7 +5,8 @@ import json
 
 import pandas as pd
 import pytest
-from helpers.stored_study import BASELINE, PYRAMID, stored_study
+from helpers.run_ids import BASELINE, PYRAMID
+from helpers.stored_study import stored_study
 from matplotlib.figure import Figure
 
 from binaryvit.analysis import figure_files

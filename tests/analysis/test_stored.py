@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.stored_study import BASELINE, PYRAMID, TEACHER, store, stored_study
+from helpers.run_ids import BASELINE, PYRAMID, TEACHER
+from helpers.stored_study import store, stored_study
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 

@@ -4,7 +4,9 @@ import shutil
 
 import pandas as pd
 import pytest
-from helpers.stored_study import BASELINE, PYRAMID, STUDY, store, stored_study
+from helpers.places import ROOT
+from helpers.run_ids import BASELINE, PYRAMID
+from helpers.stored_study import STUDY, store, stored_study
 from matplotlib.figure import Figure
 
 from binaryvit.analysis import registry
@@ -47,7 +49,7 @@ def make(study):
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies")
-    shutil.copy("results/published.csv", folder)
+    shutil.copy(ROOT / "results/published.csv", folder)
     study = stored_study(folder / "small", STUDY + "analysis: [tables.ipynb, norms.ipynb]\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.ANALYSES, "norms.ipynb", norms)

@@ -317,7 +317,7 @@ def test_no_image_is_read_from_outside_of_the_folder(tmp_path, monkeypatch):
     table = data.train.table.map(lambda row: {"image": row["image"] | {"path": "train/../../secret.png"}})
     monkeypatch.chdir(tmp_path / "data")
     for folder in (tmp_path / "data", Path(".")):
-        split = dataclasses.replace(data.train, table=table, folder=folder)
+        split = dataclasses.replace(data.train, table=table, folders=(folder,))
         with pytest.raises(BinaryViTError, match=r"Image 0 of split 'train' \(train/../../secret.png\) lies outside"):
             split.encoded([0])
 

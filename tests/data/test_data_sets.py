@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 import binaryvit.data.images
 from binaryvit.config import TrainingConfig
+from binaryvit.data import sources
 from binaryvit.data.data_set import load_data
 from binaryvit.data.images import to_rgb
 from binaryvit.errors import BinaryViTError
@@ -375,6 +376,26 @@ def test_hub_data(monkeypatch):
     assert data.splits == {"train": ("train", 2), "eval": ("validation", 1)}
     with pytest.raises(BinaryViTError, match=r"label -1.*kept secret"):
         load_data(config("a/b", eval_split="test"))
+
+
+@pytest.mark.parametrize("cache", ["HF_DATASETS_CACHE", "EXTRACTED_DATASETS_PATH", "HF_HUB_CACHE"])
+def test_hub_data_of_image_files_are_read_from_each_cache_wherever_it_is(cache, monkeypatch, tmp_path):
+    """And from nowhere else: the paths in a table are those of whoever made it."""
+    monkeypatch.setattr(sources if cache == "HF_HUB_CACHE" else datasets.config, cache, tmp_path / "moved")
+    (tmp_path / "moved").mkdir()
+
+    def load(folder):
+        picture(3).save(folder / "1.png")
+        paths = [{"bytes": None, "path": str(folder / "1.png")}] * 2
+        features = datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=["a", "b"]))
+        split = datasets.Dataset.from_dict({"image": paths, "label": [0, 1]}, features=features)
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_: {"train": split, "test": split})
+        return load_data(config("a/b")).train
+
+    [image, _] = load(tmp_path / "moved").images([0, 1])
+    assert image.tobytes() == picture(3).tobytes()
+    with pytest.raises(BinaryViTError, match="outside the data set"):
+        load(tmp_path).images([0])
 
 
 # Conversion to RGB

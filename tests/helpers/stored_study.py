@@ -5,14 +5,12 @@ from pathlib import Path
 import timm
 from helpers.records import record_of
 
+from binaryvit.analysis.stored import StoredRun
 from binaryvit.data.data_set import load_data
 from binaryvit.models.weights_file import save_inference_weights
 from binaryvit.studies.study import Study, load_study
 from binaryvit.training.build import model_arguments
 
-TEACHER, BASELINE, PYRAMID = (
-    f"{name}-seed0" for name in ("deit_micro_patch4_32", "reactdeit_micro_patch4_32", "binaryvit_micro_patch2_32")
-)
 STUDY = """
 name: small
 title: A small study
@@ -33,6 +31,13 @@ def stored_study(folder: Path, file: str = STUDY) -> Study:
     for run in study.runs:
         store(study, run, fingerprint)
     return study
+
+
+def switch_off(run: StoredRun, stage: int, block: int, level: float = -1.0) -> None:
+    """Stores the run's weights as if training had driven the attention level of a block below zero."""
+    model = run.model()
+    model.stages[stage].blocks[block].attn.binarize_attn.level.data.fill_(level)
+    save_inference_weights(model, run.weights, run.variant, model_arguments(run.config, 10))
 
 
 def store(study: Study, run, fingerprint: str) -> None:

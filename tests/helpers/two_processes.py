@@ -7,13 +7,13 @@ are loaded once. They run as torchrun would start them, one scenario after the o
 import functools
 import json
 import os
-import socket
 import sys
 import traceback
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
+from helpers.child_processes import free_port
 from helpers.training_setup import in_float64, make_trainer, student
 from safetensors.torch import save_file
 
@@ -123,9 +123,7 @@ def folder_of_its_own(folder: Path, rank: int) -> None:
 
 
 def main(folder: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     children = []
     for rank in range(2):
         if child := os.fork():

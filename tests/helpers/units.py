@@ -25,6 +25,18 @@ def outcome(module: torch.nn.Module, x: torch.Tensor, gradient: torch.Tensor) ->
     return {"output": y.detach(), "gradient of x": x.grad, **named, **dict(module.named_buffers())}
 
 
+def assert_outcomes_match(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], within: float) -> None:
+    """Each tensor up to `within`, relative and absolute, in the precision of what is expected."""
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert_match(name, value.to(expected[name]), expected[name], rtol=within, atol=within)
+
+
+def assert_match(name: str, found: torch.Tensor, expected: torch.Tensor, rtol: float, atol: float) -> None:
+    """`torch.testing.assert_close`, whose message begins with the name of what is compared."""
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol, msg=lambda text: f"{name}: {text}")
+
+
 def unfused(unit: BinaryUnit) -> BinaryUnit:
     """The same unit computed by its modules, because a hook wants to see what they pass on."""
     unit = copy.deepcopy(unit)

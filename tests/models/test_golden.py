@@ -1,7 +1,7 @@
 """Parity with numbers of the authors' own code, in float64.
 
-Every case found in the folder named by BINARYVIT_GOLDEN is checked (default: ../shared/golden where it exists, else the
-compact copy in tests/golden). A case is <case>.json, <case>.weights.safetensors (the authors' names) and
+Every case in the folder that the environment variable BINARYVIT_GOLDEN names is checked, by default the compact copies
+in tests/golden. A case is <case>.json, <case>.weights.safetensors (the authors' names) and
 <case>.expected.safetensors; a compact copy leaves out some of the expected numbers, never all of a kind in KINDS.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.places import ROOT, TESTS
+from helpers.places import TESTS
 from safetensors.torch import load_file
 from timm.utils import AttentionExtract
 
@@ -25,18 +25,12 @@ ABSOLUTE_BELOW = 1e-12  # for gradients that are analytically zero
 KINDS = ("eval.logits", "train.logits", "train.loss", "train.grad_norm.")
 
 
-def golden_folder() -> Path:
-    if named := os.environ.get("BINARYVIT_GOLDEN"):
-        return Path(named)
-    shared = ROOT.parent / "shared" / "golden"
-    return shared if shared.is_dir() else TESTS / "golden"
-
-
-CASES = sorted(path.stem for path in golden_folder().glob("*.json"))
+FOLDER = Path(os.environ.get("BINARYVIT_GOLDEN", TESTS / "golden"))
+CASES = sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
 def test_there_are_cases():
-    assert CASES, f"no golden case in {golden_folder()}"
+    assert CASES, f"no golden case in {FOLDER}"
 
 
 def build(config: dict) -> BinaryVisionTransformer:
@@ -64,7 +58,7 @@ def build(config: dict) -> BinaryVisionTransformer:
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
-    folder = golden_folder()
+    folder = FOLDER
     config = json.loads((folder / f"{request.param}.json").read_text())
     model = build(config)
     load_checkpoint(model, folder / f"{request.param}.weights.safetensors")

@@ -131,11 +131,13 @@ def test_latent_weights_loaded_into_a_model_without_them_are_binarized_and_train
     assert all(parameter.requires_grad for parameter in stored.parameters())
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("results/*/runs/*/weights.safetensors")), ids=lambda p: p.parent.name)
-def test_committed_runs_load(path):
-    record = json.loads((path.parent / "run.json").read_text())
-    assert path.stat().st_size == record["weights"]["bytes"]
-    assert load_inference_weights(path).num_classes == record["data"]["num_classes"]
+def test_committed_runs_load():
+    paths = [path for path in ROOT.glob("results/*/runs/*/weights.safetensors") if (path.parent / "run.json").exists()]
+    assert paths
+    for path in paths:
+        record = json.loads((path.parent / "run.json").read_text())
+        assert path.stat().st_size == record["weights"]["bytes"], path
+        assert load_inference_weights(path).num_classes == record["data"]["num_classes"], path
 
 
 @pytest.fixture

@@ -10,33 +10,61 @@ import timm
 import torch
 import yaml
 from helpers.places import ROOT
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from binaryvit.cli import main
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.weights_file import load_inference_weights
+from binaryvit.models.weights_file import FORMAT, load_inference_weights, read_weights_file
 from binaryvit.packed.export import TIMM_FILES, export_packed, export_timm
 from binaryvit.packed.file import read_packed
 
 RUNS = ROOT / "results/smoke/runs"
 RUN = RUNS / "binaryvit_micro_patch2_32-seed0"
+NAMES = tuple(f"the {number}" for number in range(10))
+PREPROCESSING = read_weights_file(RUN / "weights.safetensors").description.preprocessing.model_dump(mode="json")
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("source", [RUN, RUN / "weights.safetensors"], ids=["run", "weights"])
+def rewritten(run, **description):
+    """The weights in a run's folder with another description; None takes an entry out."""
+    path = run / "weights.safetensors"
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    written = json.loads(metadata[FORMAT]) | description
+    metadata[FORMAT] = json.dumps({name: value for name, value in written.items() if value is not None})
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize("source", [".", "weights.safetensors"], ids=["run", "weights"])
 def test_a_packed_run_gives_its_logits_and_knows_its_images(source, tmp_path):
-    packed = read_packed(export_packed(source, tmp_path / "new" / "model.bvit"))
+    run = shutil.copytree(RUN, tmp_path / "run")
+    rewritten(run, preprocessing=PREPROCESSING | {"crop_pct": 0.5})
+    packed = read_packed(export_packed(run / source, tmp_path / "new" / "model.bvit"))
     with torch.no_grad():
         assert torch.equal(packed.model()(IMAGES), load_inference_weights(RUN / "weights.safetensors")(IMAGES))
-    # The run was evaluated on the whole image, unlike its variant's default.
     prepared = packed.description.preprocessing
-    assert (prepared.input_size, prepared.crop_pct, prepared.interpolation) == ((3, 16, 16), 1.0, "bicubic")
+    assert (prepared.input_size, prepared.crop_pct, prepared.interpolation) == ((3, 16, 16), 0.5, "bicubic")
 
 
-def test_class_names_come_from_a_file_where_the_weights_have_none(tmp_path):
-    names = [f"the {number}" for number in range(10)]
-    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+def test_what_a_file_of_version_1_does_not_say_comes_from_its_run_and_a_file_of_names(tmp_path):
+    run = shutil.copytree(RUN, tmp_path / "run")
+    rewritten(run, version=1, class_names=None, preprocessing=None, packed=None)
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["eval_crop"] = 0.5
+    (run / "run.json").write_text(json.dumps(record))
+    (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n")
+    packed = read_packed(export_packed(run, tmp_path / "model.bvit", class_names=tmp_path / "names.txt"))
+    with torch.no_grad():
+        assert torch.equal(packed.model()(IMAGES), load_inference_weights(run / "weights.safetensors")(IMAGES))
+    assert packed.description.class_names == NAMES and packed.description.preprocessing.crop_pct == 0.5
+
+
+def test_class_names_from_a_file_replace_those_of_the_weights(tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n")
     exported = export_packed(RUN, tmp_path / "model.bvit", class_names=tmp_path / "names.txt")
-    assert read_packed(exported).description.class_names == tuple(names)
+    assert read_packed(exported).description.class_names == NAMES
     (tmp_path / "names.txt").write_text("only one\n")
     with pytest.raises(BinaryViTError, match="names 1 classes, and the model distinguishes 10"):
         export_packed(RUN, tmp_path / "other.bvit", class_names=tmp_path / "names.txt")

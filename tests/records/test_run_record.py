@@ -67,7 +67,7 @@ def test_metrics_keep_every_digit_and_missing_ones_are_said(tmp_path):
         read_metrics(tmp_path / "nowhere")
 
 
-def test_dirty_means_tracked_files_outside_results(tmp_path):
+def test_dirty_means_tracked_files_outside_results(tmp_path, monkeypatch):
     def git(*arguments):
         identity = ["-c", "user.name=n", "-c", "user.email=n@example.org", "-c", "commit.gpgsign=false"]
         subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
@@ -79,6 +79,7 @@ def test_dirty_means_tracked_files_outside_results(tmp_path):
     git("init")
     git("add", ".")
     git("commit", "-m", "first")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "of a hook in another repository"))
     assert len(git_state(tmp_path).commit) == 40
     assert git_state(tmp_path).dirty is False
     (tmp_path / "results" / "run.json").write_text("2")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from helpers import standin
-from helpers.places import ROOT
+from helpers.child_processes import environment
 from helpers.records import record_of
+from helpers.run_ids import BASELINE, PYRAMID, TEACHER
 
 from binaryvit.cli import main
 from binaryvit.data.data_set import load_data
@@ -22,9 +23,6 @@ from binaryvit.studies.cluster import command_of, pending_runs
 from binaryvit.studies.states import plan
 from binaryvit.studies.study import State, load_study
 
-TEACHER, FIRST, SECOND = (
-    f"{name}-seed0" for name in ("deit_micro_patch4_32", "reactdeit_micro_patch4_32", "binaryvit_micro_patch2_32")
-)
 TINY = """
 name: tiny
 title: A tiny study
@@ -46,10 +44,10 @@ def test_the_commands_are_those_of_the_missing_runs_teacher_first(tmp_path, caps
     monkeypatch.chdir(tmp_path)
     assert main(["commands", folder.name, "--workers", "4", "--output", "out"]) == 0
     words = words_of(capsys.readouterr().out)
-    assert [line[line.index("--only") + 1] for line in words] == [TEACHER, FIRST, SECOND]
+    assert [line[line.index("--only") + 1] for line in words] == [TEACHER, BASELINE, PYRAMID]
     path = str(folder / "study.yaml")
     start = [sys.executable, "-P", "-m", "binaryvit.cli", "reproduce", path]
-    assert words[1] == [*start, "--only", FIRST, "--output", str(tmp_path / "out"), "--workers", "4"]
+    assert words[1] == [*start, "--only", BASELINE, "--output", str(tmp_path / "out"), "--workers", "4"]
     study = load_study(folder)
     line = command_of(study, study.runs[0], {"data_dir": "data", "data_label": "with a blank"})
     assert shlex.split(line)[-4:] == ["--data-dir", str(tmp_path / "data"), "--data-label", "with a blank"]
@@ -61,15 +59,15 @@ def test_the_commands_are_those_of_the_missing_runs_teacher_first(tmp_path, caps
     with hold(study.runs[1].lock):
         assert main(["commands", str(folder)]) == 0
         captured = capsys.readouterr()
-    assert [line[line.index("--only") + 1] for line in words_of(captured.out)] == [SECOND]
-    assert f"Left out: {TEACHER} is done" in captured.err and f"Left out: {FIRST} is running" in captured.err
+    assert [line[line.index("--only") + 1] for line in words_of(captured.out)] == [PYRAMID]
+    assert f"Left out: {TEACHER} is done" in captured.err and f"Left out: {BASELINE} is running" in captured.err
 
 
 def test_the_stages_part_the_teacher_from_those_who_wait_for_it(tmp_path):
     (tmp_path / "study.yaml").write_text(TINY)
     runs = plan(load_study(tmp_path))
     assert [run.id for run in pending_runs(runs, "teacher")] == [TEACHER]
-    assert [run.id for run in pending_runs(runs, "students")] == [FIRST, SECOND]
+    assert [run.id for run in pending_runs(runs, "students")] == [BASELINE, PYRAMID]
     (tmp_path / "study.yaml").write_text(TINY.replace("teacher:", "#"))
     alone = plan(load_study(tmp_path))
     assert pending_runs(alone, "teacher") == [] and len(pending_runs(alone, "students")) == 2
@@ -88,17 +86,17 @@ def test_a_shell_executes_two_at_a_time_and_the_folder_holds_the_study(tmp_path,
         ["xargs", "-P", "2", "-I", "{}", "-d", "\n", "sh", "-c", "{}"],
         input=script,
         cwd="/",
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=900,  # a busy machine
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert sorted((folder / "executed.txt").read_text().split()) == sorted([TEACHER, FIRST])
+    assert sorted((folder / "executed.txt").read_text().split()) == sorted([TEACHER, BASELINE])
     assert "another process is training it; waiting for its result" in ended.stdout
     study = load_study(folder)
     assert [run.state for run in plan(study)] == [State.DONE] * 2
-    assert [read_record(run.folder).id for run in study.runs] == [TEACHER, FIRST]
+    assert [read_record(run.folder).id for run in study.runs] == [TEACHER, BASELINE]
     assert main(["commands", str(folder)]) == 0 and capsys.readouterr().out == ""
     assert main(["reproduce", str(folder)]) == 0, "collecting finds nothing left to train"
 

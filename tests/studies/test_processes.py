@@ -63,5 +63,5 @@ def test_a_share_restricts_the_thread_that_takes_it_and_no_other():
         seen[task] = os.sched_getaffinity(0), share.cores
 
     Processes().in_parallel(lambda: next(tasks, None), work, shares(2))
-    assert all(pinned == cores for pinned, cores in seen.values())
+    assert seen.keys() == {0, 1} and all(pinned == cores for pinned, cores in seen.values())
     assert os.sched_getaffinity(0) == before

@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from helpers.places import ROOT
 from helpers.records import FINGERPRINT, record_of
+from helpers.run_ids import BASELINE, PYRAMID, TEACHER
 
 from binaryvit.errors import BinaryViTError
 from binaryvit.locks import hold
@@ -22,9 +23,6 @@ from binaryvit.studies.study import load_study
 from binaryvit.studies.workshop import Workshop
 
 NOTEBOOKS = ROOT / "notebooks"
-TEACHER, FIRST, SECOND = (
-    f"{name}-seed0" for name in ("deit_micro_patch4_32", "reactdeit_micro_patch4_32", "binaryvit_micro_patch2_32")
-)
 TINY = """
 name: tiny
 title: A tiny study
@@ -117,28 +115,37 @@ def states(outcome):
 
 def test_everything_missing_is_trained_teacher_first_and_never_again(world):
     outcome = world.reproduce()
-    assert world.executed == [TEACHER, FIRST, SECOND] and outcome.complete and len(world.loaded) == 1
+    assert world.executed == [TEACHER, BASELINE, PYRAMID] and outcome.complete and len(world.loaded) == 1
     again = world.reproduce()
     assert world.executed == [] and again.complete
     assert len(world.loaded) == 1, "a finished study must not need the data"
     assert not list(world.folder.glob("runs/*.lock"))
 
 
+def test_data_are_checked_on_request_also_where_nothing_is_trained(world, monkeypatch):
+    world.reproduce()
+    assert world.reproduce(check_data=True).complete and len(world.loaded) == 2
+    other = type("Data", (), {"fingerprint": "0" * 64})
+    monkeypatch.setattr(runner, "load_data", lambda _: other)
+    assert states(world.reproduce()) == ["done"] * 3
+    assert states(world.reproduce(check_data=True)) == ["stale"] * 3
+
+
 def test_only_takes_the_teacher_along_and_refuses_unknown_ids(world):
-    assert world.reproduce(only=[SECOND]).complete
-    assert world.executed == [TEACHER, SECOND]
-    with pytest.raises(BinaryViTError, match=f"did you mean '{FIRST}'"):
-        world.reproduce(only=[FIRST[:-1] + "1"])
+    assert world.reproduce(only=[PYRAMID]).complete
+    assert world.executed == [TEACHER, PYRAMID]
+    with pytest.raises(BinaryViTError, match=f"did you mean '{BASELINE}'"):
+        world.reproduce(only=[BASELINE[:-1] + "1"])
 
 
 def test_a_failed_run_is_reported_the_rest_goes_on_and_it_is_tried_again_next_time(world):
-    world.hooks[FIRST] = fail()
+    world.hooks[BASELINE] = fail()
     outcome = world.reproduce()
     assert states(outcome) == ["done", "failed", "done"] and not outcome.complete
-    assert f"{FIRST}: FAILED: The loss is not finite." in world.said
+    assert f"{BASELINE}: FAILED: The loss is not finite." in world.said
     assert world.study().runs[1].folder.joinpath("failure.json").exists()
-    del world.hooks[FIRST]
-    assert world.reproduce().complete and world.executed == [FIRST]
+    del world.hooks[BASELINE]
+    assert world.reproduce().complete and world.executed == [BASELINE]
 
 
 def test_students_of_a_failed_teacher_are_blocked(world):
@@ -153,22 +160,22 @@ def test_a_stale_run_is_neither_used_nor_retrained_until_told(world):
     world.edit("recipe: {epochs: 2}", "recipe: {epochs: 3}")
     outcome = world.reproduce()
     assert world.executed == [] and states(outcome) == ["done", "stale", "stale"] and not outcome.complete
-    assert any(line.startswith(f"{FIRST}: STALE") and "epochs was 2 and is 3" in line for line in world.said)
+    assert any(line.startswith(f"{BASELINE}: STALE") and "epochs was 2 and is 3" in line for line in world.said)
 
-    (world.folder / "runs" / FIRST / "train.ipynb").write_text("precious")
-    assert world.reproduce(rerun_stale=True).complete and world.executed == [FIRST, SECOND]
-    kept = next((world.folder / "runs").glob(f"{FIRST}.stale-*"))
+    (world.folder / "runs" / BASELINE / "train.ipynb").write_text("precious")
+    assert world.reproduce(rerun_stale=True).complete and world.executed == [BASELINE, PYRAMID]
+    kept = next((world.folder / "runs").glob(f"{BASELINE}.stale-*"))
     assert read_record(kept).config["epochs"] == 2 and (kept / "train.ipynb").read_text() == "precious"
-    assert read_record(world.folder / "runs" / FIRST).config["epochs"] == 3
+    assert read_record(world.folder / "runs" / BASELINE).config["epochs"] == 3
 
 
 def test_a_stale_teacher_blocks_new_students_and_is_followed_by_its_students_when_retrained(world):
-    world.reproduce(only=[FIRST])
+    world.reproduce(only=[BASELINE])
     world.edit("epochs: 6", "epochs: 7")
     outcome = world.reproduce()
     assert world.executed == [] and states(outcome) == ["stale", "stale", "missing"]
     assert "is stale" in outcome.runs[2].reason
-    assert world.reproduce(rerun_stale=True).complete and world.executed == [TEACHER, FIRST, SECOND]
+    assert world.reproduce(rerun_stale=True).complete and world.executed == [TEACHER, BASELINE, PYRAMID]
 
 
 def test_a_run_whose_teacher_from_outside_cannot_be_read_now_is_kept(world):
@@ -199,22 +206,22 @@ def test_a_notebook_that_fails_after_its_training_leaves_a_finished_run(world, m
 
     monkeypatch.setattr(Executor, "execute", fails_at_its_end)
     outcome = world.reproduce()
-    assert outcome.complete and world.executed == [TEACHER, FIRST, SECOND], "its students are not blocked"
+    assert outcome.complete and world.executed == [TEACHER, BASELINE, PYRAMID], "its students are not blocked"
     assert not list((world.folder / "runs").glob("*/failure.json"))
     said = [line for line in world.said if line.startswith(f"{TEACHER}: done")]
     assert len(said) == 1 and said[0].endswith("but its notebook failed: The last cell cannot draw.")
 
 
 def test_runs_that_are_left_alone_take_no_share_of_the_machine(world, monkeypatch):
-    world.reproduce(only=[FIRST])
+    world.reproduce(only=[BASELINE])
     world.edit("recipe: {epochs: 2}", "recipe: {epochs: 3}")
     asked = []
     monkeypatch.setattr(workshop, "shares", lambda number, gpus: asked.append(number) or shares(number, gpus))
-    world.reproduce(only=[FIRST, SECOND], jobs=2)
+    world.reproduce(only=[BASELINE, PYRAMID], jobs=2)
     assert asked[0] == 1, "the stale one stays, so one trains"
     world.edit("recipe: {epochs: 3}", "recipe: {epochs: 4}")
     asked.clear()
-    world.reproduce(only=[FIRST, SECOND], jobs=2, rerun_stale=True)
+    world.reproduce(only=[BASELINE, PYRAMID], jobs=2, rerun_stale=True)
     assert asked[0] == 2
 
 
@@ -228,52 +235,52 @@ def test_an_interruption_ends_at_once_leaves_no_failure_and_goes_on(world):
     def interrupt():
         raise KeyboardInterrupt
 
-    world.hooks[FIRST] = interrupt
+    world.hooks[BASELINE] = interrupt
     with pytest.raises(KeyboardInterrupt):
         world.reproduce()
-    assert world.executed == [TEACHER, FIRST]
+    assert world.executed == [TEACHER, BASELINE]
     assert not list(world.folder.glob("runs/*/failure.json")) and not list(world.folder.glob("runs/*.lock"))
-    del world.hooks[FIRST]
-    assert world.reproduce().complete and world.executed == [FIRST, SECOND]
+    del world.hooks[BASELINE]
+    assert world.reproduce().complete and world.executed == [BASELINE, PYRAMID]
 
 
 def test_two_jobs_train_two_students_at_the_same_time_after_their_teacher(world):
     both = threading.Barrier(2, timeout=30)
-    world.hooks[FIRST] = world.hooks[SECOND] = both.wait
+    world.hooks[BASELINE] = world.hooks[PYRAMID] = both.wait
     assert world.reproduce(jobs=2).complete
-    assert world.executed[0] == TEACHER and sorted(world.executed[1:]) == sorted([FIRST, SECOND])
+    assert world.executed[0] == TEACHER and sorted(world.executed[1:]) == sorted([BASELINE, PYRAMID])
 
 
 def test_a_student_and_one_of_the_labels_train_at_the_same_time_once_there_is_a_teacher(world):
-    world.edit(f"{SECOND[:-6]}]", f"{{variant: {SECOND[:-6]}, teacher: none}}]")
+    world.edit(f"{PYRAMID[:-6]}]", f"{{variant: {PYRAMID[:-6]}, teacher: none}}]")
     assert not world.reproduce(only=[TEACHER]).failed_analysis
     both = threading.Barrier(2, timeout=30)
-    world.hooks[FIRST] = world.hooks[SECOND] = both.wait
-    assert world.reproduce(jobs=2).complete and sorted(world.executed) == sorted([FIRST, SECOND])
+    world.hooks[BASELINE] = world.hooks[PYRAMID] = both.wait
+    assert world.reproduce(jobs=2).complete and sorted(world.executed) == sorted([BASELINE, PYRAMID])
 
 
 def test_a_student_of_the_labels_does_not_wait_for_a_teacher(world):
-    world.edit(f"{SECOND[:-6]}]", f"{{variant: {SECOND[:-6]}, teacher: none}}]")
+    world.edit(f"{PYRAMID[:-6]}]", f"{{variant: {PYRAMID[:-6]}, teacher: none}}]")
     both = threading.Barrier(2, timeout=30)
-    world.hooks[TEACHER] = world.hooks[SECOND] = both.wait
-    assert world.reproduce(jobs=2).complete and world.executed[-1] == FIRST
+    world.hooks[TEACHER] = world.hooks[PYRAMID] = both.wait
+    assert world.reproduce(jobs=2).complete and world.executed[-1] == BASELINE
 
 
 def test_an_interruption_of_one_job_lets_no_other_start(world):
     def interrupt():
         raise KeyboardInterrupt
 
-    name = FIRST.removesuffix("-seed0")
+    name = BASELINE.removesuffix("-seed0")
     world.edit(f"[{name},", f"[{name}, {{variant: {name}, id: third}}, {{variant: {name}, id: z}},")
     both = threading.Barrier(2, timeout=30)
-    world.hooks[FIRST] = lambda: (both.wait(), interrupt())
+    world.hooks[BASELINE] = lambda: (both.wait(), interrupt())
     world.hooks["third-seed0"] = lambda: (both.wait(), time.sleep(0.5))
     with pytest.raises(KeyboardInterrupt):
         world.reproduce(jobs=2)
-    assert sorted(world.executed) == sorted([TEACHER, FIRST, "third-seed0"])
+    assert sorted(world.executed) == sorted([TEACHER, BASELINE, "third-seed0"])
     assert not list(world.folder.glob("runs/*/failure.json")) and not list(world.folder.glob("runs/*.lock"))
     world.hooks.clear()
-    assert world.reproduce(jobs=2).complete and sorted(world.executed) == sorted([FIRST, SECOND, "z-seed0"])
+    assert world.reproduce(jobs=2).complete and sorted(world.executed) == sorted([BASELINE, PYRAMID, "z-seed0"])
 
 
 def test_analysis_notebooks_are_executed_two_at_a_time_and_each_failure_is_its_own(world):
@@ -290,9 +297,9 @@ def test_analysis_notebooks_are_executed_two_at_a_time_and_each_failure_is_its_o
 def test_seeds_after_the_first_leave_no_notebook_where_the_study_says_so(world):
     world.edit("analysis: []", "analysis: []\nseeds: [0, 1]\nnotebooks: first_seed")
     assert world.reproduce().complete
-    assert world.executed == [TEACHER, FIRST, SECOND, f"{FIRST[:-1]}1", f"{SECOND[:-1]}1"]
+    assert world.executed == [TEACHER, BASELINE, PYRAMID, f"{BASELINE[:-1]}1", f"{PYRAMID[:-1]}1"]
     assert sorted(path.parent.name for path in world.folder.glob("runs/*/train.ipynb")) == sorted(
-        [TEACHER, FIRST, SECOND]
+        [TEACHER, BASELINE, PYRAMID]
     )
 
 
@@ -307,8 +314,8 @@ def test_a_second_runner_takes_other_runs_and_waits_for_the_one_that_is_taken(wo
         record_of(study, first).write(first.folder)
         taken.__exit__(None, None, None)
 
-    world.hooks[SECOND] = finish_elsewhere
-    assert world.reproduce().complete and world.executed == [SECOND]
+    world.hooks[PYRAMID] = finish_elsewhere
+    assert world.reproduce().complete and world.executed == [PYRAMID]
     assert any("another process is training it" in line for line in world.said)
 
 
@@ -319,7 +326,7 @@ def test_a_dry_run_says_what_and_how_long_and_touches_nothing(world):
     assert sorted(path.name for path in world.folder.iterdir()) == ["notebooks", "study.yaml"]
     assert world.loaded == [], "a dry run works without the data"
 
-    world.reproduce(only=[FIRST])
+    world.reproduce(only=[BASELINE])
     world.edit(
         "[reactdeit_micro_patch4_32,", "[{variant: reactdeit_micro_patch4_32, id: longer, recipe: {epochs: 30}},"
     )
@@ -347,10 +354,10 @@ def test_another_output_gets_everything_and_the_study_keeps_what_it_has(world):
     world.add_analysis("study = None")
     before[world.file] = world.file.read_bytes()
     afresh = world.folder / "afresh"
-    assert world.reproduce(output=afresh).complete and world.executed == [TEACHER, FIRST, SECOND, "tables.ipynb"]
+    assert world.reproduce(output=afresh).complete and world.executed == [TEACHER, BASELINE, PYRAMID, "tables.ipynb"]
     assert {path: path.read_bytes() for path in before} == before
     assert load_study(afresh).name == "tiny"
-    assert read_record(afresh / "runs" / FIRST) is not None
+    assert read_record(afresh / "runs" / BASELINE) is not None
     world.edit("name: tiny", "name: other")
     with pytest.raises(BinaryViTError, match="holds the study 'tiny'"):
         world.reproduce(output=afresh)

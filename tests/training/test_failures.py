@@ -1,7 +1,9 @@
 """What is wrong stops a training in a sentence, and nothing is lost."""
 
+import dataclasses
 import functools
 import json
+import math
 import re
 
 import numpy as np
@@ -15,6 +17,22 @@ from binaryvit.training.checkpoint import CHECKPOINT_FILE
 from binaryvit.training.loop import Trainer
 from binaryvit.training.step_log import StepLog
 from binaryvit.training.train import train_in_process as train
+
+
+def test_an_evaluation_that_is_not_finite_stops_a_run_which_goes_on_from_before_it(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        evaluate = Trainer.evaluate
+        patch.setattr(Trainer, "evaluate", lambda *args: dataclasses.replace(evaluate(*args), loss=math.inf))
+        with pytest.raises(BinaryViTError, match=r"The evaluation loss became inf after epoch 1; .* learning_rate"):
+            train(student(checkpoint_minutes=0.0), tmp_path)
+    assert train(student(checkpoint_minutes=0.0), tmp_path).result.epochs == 2
+
+
+def test_a_folder_that_not_all_processes_see_is_refused(tmp_path, monkeypatch):
+    run = make_trainer(student(), tmp_path)
+    monkeypatch.setattr(trainer_module, "gather_object", lambda found: [*found, not found[0]])
+    with pytest.raises(BinaryViTError, match=r"Not all processes see .* one that all machines share"):
+        run._restore()
 
 
 @pytest.mark.parametrize("read_every", [1, 2, 10])

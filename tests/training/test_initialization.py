@@ -5,10 +5,13 @@ import shutil
 import pytest
 import timm
 import torch
+from helpers.places import TESTS
 from helpers.small_models import resampled
 from helpers.training_setup import PYRAMID, make_trainer, student, teacher
+from safetensors.torch import save_file
 
 from binaryvit.errors import BinaryViTError
+from binaryvit.models.external_checkpoint import load_checkpoint
 from binaryvit.models.weights_file import load_inference_weights
 from binaryvit.training.build import create_model
 from binaryvit.training.checkpoint import CHECKPOINT_FILE, load_state, of_prefix
@@ -39,6 +42,23 @@ def test_a_run_starts_from_what_fits_of_other_weights(finished, tmp_path):
     torch.save({"head.bias": torch.zeros(11), "other": torch.zeros(10)}, tmp_path / "strange.pt")
     with pytest.raises(BinaryViTError, match="holds no tensor with a name and shape"):
         make_trainer(teacher(init_from=str(tmp_path / "strange.pt")), tmp_path)
+
+
+def test_a_checkpoints_moving_average_is_what_is_taken(tmp_path):
+    checkpoint = tmp_path / CHECKPOINT_FILE
+    biases = {f"{kind}.head.bias": torch.full((10,), value) for kind, value in (("model", 1.0), ("ema", 2.0))}
+    save_file(biases | {"optimizer.0.step": torch.zeros(())}, checkpoint)
+    run = make_trainer(student(init_from=str(checkpoint)), tmp_path / "nowhere")
+    assert run.model.head.bias.tolist() == [2.0] * 10
+
+
+def test_weights_under_the_authors_names_are_taken():
+    weights = TESTS / "golden" / "pyramid.weights.safetensors"
+    shape = {"embed_dims": (8, 16, 32, 64), "depths": (1, 2, 1, 1), "num_classes": 10}
+    one, other = (timm.create_model("binaryvit_small_patch4_224", **shape) for _ in range(2))
+    load_checkpoint(one, weights)
+    assert "not used" not in initialize(other, str(weights))
+    assert all(torch.equal(value, one.state_dict()[name]) for name, value in other.state_dict().items())
 
 
 @pytest.mark.parametrize(("first", "second"), [("_avg_pool", ""), ("", "_avg_pool")])

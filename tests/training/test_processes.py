@@ -32,6 +32,8 @@ def left(tmp_path_factory) -> Path:
     command = [sys.executable, "-m", "helpers.two_processes", str(folder)]
     ended = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=400)
     (folder / "output.txt").write_text(ended.stdout + ended.stderr)
+    if missing := [name for name in ("traced-1.safetensors", "evaluations-1.json") if not (folder / name).exists()]:
+        pytest.fail(f"The processes left no {' and no '.join(missing)}:\n{ended.stdout}{ended.stderr}")
     return folder
 
 

@@ -1,6 +1,8 @@
-"""What a run prints of its progress outside JupyterLab: at first often, then seldom, and when it will end."""
+"""What a run shows of its progress: a bar in JupyterLab, elsewhere lines, at first often, then seldom."""
 
+import sys
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,3 +45,17 @@ def test_lines_come_often_in_the_first_minute_and_seldom_later(clock, capsys):
     clock.now += 100
     silent.step(0, 0, 1.0, 64.0)
     assert capsys.readouterr().out == ""
+
+
+def test_in_jupyterlab_there_is_a_bar(monkeypatch, capsys):
+    shell = type("ZMQInteractiveShell", (), {})()
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert not progress.in_jupyter(), "papermill starts a kernel, too"
+    monkeypatch.setenv("JPY_SESSION_NAME", "train.ipynb")
+    run = progress.Progress(epochs=2, steps_per_epoch=10, done=5)
+    run.step(0, 5, 1.0, 64.0)
+    run.note("a sentence")
+    assert (run.bar.n, run.bar.total) == (6, 20)
+    assert run.bar.postfix == "epoch 1/2, loss 1.0000, 64 images/s"
+    run.close()
+    assert "a sentence\n" in capsys.readouterr().out and run.bar.disable

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from helpers.killed_runs import MOMENTS
 from helpers.places import ROOT
 from helpers.training_setup import TIMING, everything_with_state
 from safetensors.torch import load_file, save_file
@@ -18,15 +19,9 @@ from safetensors.torch import load_file, save_file
 from binaryvit.config import TrainingConfig
 from binaryvit.errors import BinaryViTError
 from binaryvit.records.run_record import GitState
-from binaryvit.training.checkpoint import CHECKPOINT_FILE, load_state, save_state
+from binaryvit.training.checkpoint import CHECKPOINT_FILE, load_state, restore_module, save_state
 from binaryvit.training.loop import Trainer
 from binaryvit.training.train import train_in_process as train
-
-MOMENTS = [
-    "first step", "mid-epoch", "second epoch", "first save", "mid-save", "save at the end of an epoch",
-    "between writing and moving into place", "before the metrics are written", "evaluation",
-    "before the weights are written", "before the record is written",
-]  # fmt: skip
 
 
 def assert_same_outcome(one: Path, other: Path) -> None:
@@ -72,6 +67,11 @@ def test_killed_run_goes_on_to_the_same_bits(moment, uninterrupted, killed):
     record = train(config.model_copy(update={"workers": workers}), run)
     assert_same_outcome(expected, run)
     assert record.result.epochs == 2 and (run / "run.json").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused():
+    with pytest.raises(BinaryViTError, match="does not fit the model"):
+        restore_module(torch.nn.Linear(2, 3), torch.nn.Linear(3, 3).state_dict(), "checkpoint")
 
 
 def test_resuming_repeats_no_step(uninterrupted, tmp_path, monkeypatch):

@@ -88,8 +88,10 @@ def test_moving_average_is_what_is_kept(tmp_path):
     torch.testing.assert_close(run.trained_model.head.weight, 0.75 * start + 0.25 * run.model.head.weight)
 
 
-def test_gradient_is_clipped(tmp_path):
-    run = make_trainer(student(clip_grad_norm=1e-3), tmp_path)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gradient_is_clipped(precision, tmp_path):
+    """By its own norm, also where the loss is scaled."""
+    run = make_trainer(student(clip_grad_norm=1e-3, precision=precision), tmp_path)
     run.learning_rate.set(0, 0)
     run._step(0, 0, run.train_loader.epoch())
     # After one step AdamW's first moment is 0.1 times the gradient.

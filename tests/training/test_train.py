@@ -281,9 +281,9 @@ def test_the_best_epochs_weights_are_kept_with_the_last(tmp_path, monkeypatch):
     record = train(student(epochs=4, keep_best=True), tmp_path)
     assert (record.best.file, record.best.epoch, record.best.top1) == ("weights_best.safetensors", 2, 50.0)
     kept = load_inference_weights(tmp_path / record.best.file).state_dict()
-    biases = [name for name in kept if name.endswith(("shift", "level", "running_mean"))]
-    assert biases and all(torch.equal(kept[name], weights[1][name]) for name in biases)
-    assert not all(torch.equal(kept[name], weights[3][name]) for name in biases)
+    not_binary = [name for name in kept if name.endswith(("shift", "level", "running_mean"))]
+    assert not_binary and all(torch.equal(kept[name], weights[1][name]) for name in not_binary)
+    assert not all(torch.equal(kept[name], weights[3][name]) for name in not_binary)
     assert record.result.top1 == 10.0 and record.key.config == key_of(student(epochs=4))
 
 

@@ -5,12 +5,13 @@ import shutil
 
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 import timm
+from helpers.executed_notebooks import execute, kernels_of_this_checkout, outputs
 from helpers.pictures import assert_readable
 from helpers.places import ROOT
-from helpers.stored_study import BASELINE, PYRAMID, TEACHER, stored_study
+from helpers.run_ids import BASELINE, PYRAMID, TEACHER
+from helpers.stored_study import stored_study
 
 from binaryvit.analysis.activations import distinct_values, findings, signs
 from binaryvit.analysis.activations import measure as activations
@@ -277,13 +278,9 @@ def test_what_cannot_be_shown_is_refused(original, tmp_path):
 
 @pytest.mark.slow
 def test_the_notebook_shows_and_stores_every_figure(original, drawings, tmp_path):
-    parameters = {"study": str(original.output), **FEW, "write": True}
-    executed = papermill.execute_notebook(
-        NOTEBOOK, tmp_path / "out.ipynb", parameters, kernel_name="python3", progress_bar=False
-    )
-    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
-    shown = [output["data"]["text/markdown"] for output in outputs if "text/markdown" in output.get("data", {})]
-    assert shown == [drawing.finding for drawing in drawings.values()]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 7
+    with kernels_of_this_checkout():
+        executed = execute(NOTEBOOK, tmp_path / "out.ipynb", study=str(original.output), **FEW, write=True)
+    assert outputs(executed, "text/markdown") == [drawing.finding for drawing in drawings.values()]
+    assert len(outputs(executed, "image/png")) == 7
     stored = {path.name for path in (original.output / "figures").iterdir()}
     assert stored == {f"{name}.{ending}" for name in NAMES for ending in ("pdf", "png", "json")}

@@ -9,7 +9,8 @@ import pytest
 import timm
 import torch
 from helpers.pictures import assert_readable
-from helpers.stored_study import BASELINE, PYRAMID, TEACHER, stored_study
+from helpers.run_ids import BASELINE, PYRAMID, TEACHER
+from helpers.stored_study import stored_study, switch_off
 from matplotlib.colors import to_rgb
 from PIL import Image
 
@@ -23,10 +24,8 @@ from binaryvit.analysis.measurements import stored_ones_only
 from binaryvit.analysis.models import open_model
 from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.weights_file import save_inference_weights
 from binaryvit.palette import GREY
 from binaryvit.studies.study import load_study
-from binaryvit.training.build import model_arguments
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +170,7 @@ def switched_off(study, folder):
     shutil.copytree(study.output, folder)
     copy = load_study(folder)
     (run,) = stored_runs(copy, [PYRAMID])
-    model = run.model()
-    model.stages[0].blocks[0].attn.binarize_attn.level.data.fill_(-0.1)
-    save_inference_weights(model, run.weights, run.variant, model_arguments(run.config, 10))
+    switch_off(run, 0, 0, level=-0.1)
     return copy
 
 

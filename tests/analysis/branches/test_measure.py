@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import torch
 from helpers.pictures import assert_readable
-from helpers.stored_study import BASELINE, PYRAMID, STUDY, TEACHER, store, stored_study
+from helpers.run_ids import BASELINE, PYRAMID, TEACHER
+from helpers.stored_study import STUDY, store, stored_study, switch_off
 
 from binaryvit.analysis import images
 from binaryvit.analysis.branches import figures
@@ -19,9 +20,7 @@ from binaryvit.analysis.intervals import wilson_interval
 from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.data.data_set import load_data
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.weights_file import save_inference_weights
 from binaryvit.studies.study import load_study
-from binaryvit.training.build import model_arguments
 
 SETTINGS = {"images": 40, "statistics_images": 30}
 
@@ -164,9 +163,7 @@ def cells(figure):
 
 def test_products_of_attention_that_is_off_have_no_ratio(study):
     (run,) = stored_runs(study, [PYRAMID])
-    model = run.model()
-    model.stages[1].blocks[0].attn.binarize_attn.level.data.fill_(-1.0)
-    save_inference_weights(model, run.weights, run.variant, model_arguments(run.config, 10))
+    switch_off(run, 1, 0)
     norms = branches.norms(OpenStudy(study, (PYRAMID,)), images=40)
     table = norms.inputs["norms"]
     without = table[table["ratio"].isna()]

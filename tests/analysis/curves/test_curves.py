@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.pictures import assert_readable
-from helpers.stored_study import BASELINE, PYRAMID, STUDY, TEACHER, stored_study
+from helpers.run_ids import BASELINE, PYRAMID, TEACHER
+from helpers.stored_study import STUDY, stored_study
 
 from binaryvit.analysis import curves
 from binaryvit.analysis.curves import figures, findings

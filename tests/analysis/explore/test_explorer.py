@@ -4,21 +4,19 @@ import base64
 from dataclasses import replace
 from io import BytesIO
 
-import papermill
 import PIL.Image
 import pytest
 import torch
+from helpers.executed_notebooks import execute, kernels_of_this_checkout, outputs
 from helpers.places import ROOT
-from helpers.stored_study import BASELINE, PYRAMID, TEACHER, stored_study
+from helpers.run_ids import BASELINE, PYRAMID, TEACHER
+from helpers.stored_study import stored_study, switch_off
 
 from binaryvit.analysis.attention.measure import attended_places
 from binaryvit.analysis.explore.explorer import Explorer, Selection, controls
 from binaryvit.analysis.images import example_images
 from binaryvit.analysis.stored import OpenStudy, stored_runs
 from binaryvit.errors import BinaryViTError
-from binaryvit.models.weights_file import save_inference_weights
-from binaryvit.studies.execution import process_environment
-from binaryvit.training.build import model_arguments
 
 NOTEBOOK = ROOT / "notebooks" / "explore.ipynb"
 
@@ -85,9 +83,7 @@ def test_the_patch_is_where_it_was_put(explorer):
 def test_attention_that_is_off_attends_to_nothing(tmp_path):
     study = stored_study(tmp_path / "small")
     (run,) = stored_runs(study, [PYRAMID])
-    model = run.model()
-    model.stages[0].blocks[0].attn.binarize_attn.level.data.fill_(-1.0)
-    save_inference_weights(model, run.weights, run.variant, model_arguments(run.config, 10))
+    switch_off(run, 0, 0)
     explorer = Explorer(OpenStudy(study), 1)
     panels, sentence = explorer._look(explorer.fit(Selection(PYRAMID, explorer.images[0])))
     assert "0 of 4 keys are attended, as this attention is off; in" in sentence and not panels.attended.any()
@@ -140,17 +136,10 @@ def test_mistakes_are_told_in_a_sentence(explorer, change, sentence):
 
 
 @pytest.mark.slow
-def test_without_widgets_the_notebook_shows_static_pictures(study, explorer, tmp_path, monkeypatch):
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    with process_environment() as environment:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        document = papermill.execute_notebook(
-            str(NOTEBOOK), str(tmp_path / "out.ipynb"), {"study": str(study.output)}, kernel_name="python3",
-            progress_bar=False,
-        )  # fmt: skip
-    shown = [output["data"] for cell in document.cells for output in cell.get("outputs", []) if "data" in output]
-    pictures = [base64.b64decode(data["image/png"]) for data in shown if "image/png" in data]
-    findings = [data["text/markdown"] for data in shown if "text/markdown" in data]
+def test_without_widgets_the_notebook_shows_static_pictures(study, explorer, tmp_path):
+    with kernels_of_this_checkout():
+        document = execute(NOTEBOOK, tmp_path / "out.ipynb", study=str(study.output))
+    pictures = [base64.b64decode(picture) for picture in outputs(document, "image/png")]
+    findings = outputs(document, "text/markdown")
     views = explorer.views()
     assert pictures == [picture.data for picture, _ in views] and findings == [text.data for _, text in views]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers.child_processes import free_port
 from helpers.places import ROOT
 
 from binaryvit.analysis.explore.explorer import Explorer
@@ -44,9 +45,7 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 def address(folder, tmp_path) -> Iterator[str]:
     """Where a JupyterLab shows the copied notebook. It ends with the test, and its kernels end with it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     token, settings = secrets.token_hex(), tmp_path / "config" / "labconfig"
     settings.mkdir(parents=True)
     (settings / "page_config.json").write_text(json.dumps({"disabledExtensions": {NEWS: True}}))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.compilers import has_compiler, needs_compiler
-from helpers.units import outcome, randomized, step, unfused
+from helpers.units import assert_match, assert_outcomes_match, outcome, randomized, step, unfused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,8 +36,7 @@ def test_a_native_unit_is_its_modules(inside: int, outside: int, tokens: int) ->
     x, gradient = torch.randn(1, tokens, inside), torch.randn(1, tokens, outside)
     expected = double_outcome(unit, x, gradient)
     assert fits(unit, x)
-    for name, value in outcome(unit, x, gradient).items():
-        torch.testing.assert_close(value.to(expected[name]), expected[name], rtol=1e-4, atol=1e-4, msg=name)
+    assert_outcomes_match(outcome(unit, x, gradient), expected, within=1e-4)
 
 
 @needs_compiler
@@ -51,8 +50,7 @@ def test_a_native_unit_is_its_modules_at_exact_zeros() -> None:
     x, gradient = torch.randint(-1, 2, (1, 70, 8)).float(), torch.randn(1, 70, 16)
     expected = double_outcome(unit, x, gradient)
     assert fits(unit, x)
-    for name, value in outcome(unit, x, gradient).items():
-        torch.testing.assert_close(value.to(expected[name]), expected[name], rtol=1e-4, atol=1e-4, msg=name)
+    assert_outcomes_match(outcome(unit, x, gradient), expected, within=1e-4)
 
 
 @needs_compiler
@@ -70,7 +68,7 @@ def test_under_autocast_only_the_products_of_the_backward_pass_are_rounded() -> 
         close = dict(rtol=0, atol=0.02 * float(expected[f"gradient of {name}"].abs().max()))
         if name in ("norm.batch_norm.weight", "norm.batch_norm.bias", "act.slope"):
             close = dict(rtol=0, atol=0)
-        torch.testing.assert_close(parameter.grad, expected[f"gradient of {name}"], **close, msg=name)
+        assert_match(name, parameter.grad, expected[f"gradient of {name}"], **close)
     scale = float(expected["gradient of x"].abs().max())
     torch.testing.assert_close(inputs.grad, expected["gradient of x"], rtol=0, atol=0.02 * scale)
     assert not torch.equal(inputs.grad, expected["gradient of x"])
@@ -128,7 +126,7 @@ def test_a_channel_that_hardly_varies_keeps_its_digits() -> None:
     found = outcome(unit, x, gradient)
     for name in found.keys() - {"gradient of binarize.shift", "gradient of linear.weight"}:  # whose tokens cancel
         value, scale = found[name], float(expected[name].abs().max())
-        torch.testing.assert_close(value.to(expected[name]), expected[name], rtol=0, atol=1e-3 * scale, msg=name)
+        assert_match(name, value.to(expected[name]), expected[name], rtol=0, atol=1e-3 * scale)
 
 
 @needs_compiler
@@ -189,8 +187,7 @@ def test_compiled_code_takes_the_native_step_and_any_strides() -> None:
     assert len(graphs) == 1 and "torch.ops.binaryvit.unit" in graphs[0]
     compiled = copy.deepcopy(unit)
     compiled.compile(fullgraph=True)
-    for name, value in outcome(compiled, x, gradient).items():
-        torch.testing.assert_close(value.to(expected[name]), expected[name], rtol=1e-4, atol=1e-4, msg=name)
+    assert_outcomes_match(outcome(compiled, x, gradient), expected, within=1e-4)
 
 
 def test_what_does_not_fit_is_left_to_pytorch() -> None:

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.units import outcome, randomized
+from helpers.units import assert_outcomes_match, outcome, randomized
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,8 +61,7 @@ def test_a_layer_on_signs_is_the_general_layer(kind: type) -> None:
     shapes = {BinaryLinear: ((3, 7, 40), (3, 7, 24)), BinaryConv2d: ((3, 40, 6, 6), (3, 24, 3, 3))}[kind]
     x, gradient = sign(torch.randn(shapes[0], dtype=torch.float64)), torch.randn(shapes[1], dtype=torch.float64)
     expected = outcome(plain, x, gradient)
-    for name, value in outcome(layer, x, gradient).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12, msg=name)
+    assert_outcomes_match(outcome(layer, x, gradient), expected, within=1e-12)
 
 
 @pytest.mark.parametrize("half", HALF)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers.units import outcome, randomized, step, unfused
+from helpers.units import assert_outcomes_match, outcome, randomized, step, unfused
 
 from binaryvit.models.layers import BinaryBlock, BinaryUnit
 from binaryvit.models.ops import reference
@@ -20,8 +20,7 @@ def test_a_fused_unit_is_its_modules(inside: int, outside: int, tokens: int, dev
     assert step(modules, x) is None
     gradient = torch.randn(3, tokens, outside, dtype=torch.float64, device=device)
     expected = outcome(modules, x, gradient)
-    for name, value in outcome(unit, x, gradient).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-9, msg=name)
+    assert_outcomes_match(outcome(unit, x, gradient), expected, within=1e-9)
 
 
 def test_a_fused_unit_keeps_its_input_and_half_a_float_per_output() -> None:
@@ -57,5 +56,4 @@ def test_a_compiled_block_is_one_graph_and_the_eager_block() -> None:
     compiled.compile(dynamic=False, fullgraph=True)
     x, gradient = torch.randn(4, 16, 16), torch.randn(4, 16, 16)
     expected = outcome(block, x, gradient)
-    for name, value in outcome(compiled, x, gradient).items():
-        torch.testing.assert_close(value, expected[name], rtol=2e-4, atol=2e-4, msg=name)
+    assert_outcomes_match(outcome(compiled, x, gradient), expected, within=2e-4)
