@@ -29,6 +29,7 @@ def executed(tmp_path_factory):
     return document, folder / "model.bvit"
 
 
+@pytest.mark.slow
 def test_the_file_it_writes_is_the_runs_model(executed):
     _, path = executed
     images = torch.randn(3, 3, 16, 16)
@@ -36,6 +37,7 @@ def test_the_file_it_writes_is_the_runs_model(executed):
         assert torch.equal(load(path)(images), load_inference_weights(RUN / "weights.safetensors")(images))
 
 
+@pytest.mark.slow
 def test_it_shows_the_bytes_of_the_file_and_of_the_table(executed):
     document, path = executed
     size, counted = path.stat().st_size, cost(load_inference_weights(RUN / "weights.safetensors")).bytes
@@ -45,11 +47,13 @@ def test_it_shows_the_bytes_of_the_file_and_of_the_table(executed):
     assert f"{size / 1e6:.3f} MB, {size / counted - 1:.1%} more than the {counted / 1e6:.3f} MB" in finding
 
 
+@pytest.mark.slow
 def test_it_finds_the_logits_equal(executed):
     document, _ = executed
     assert "The logits of all 20 images are the model's, bit for bit." in outputs(document, "text/markdown")
 
 
+@pytest.mark.slow
 def test_its_products_by_hand_are_those_of_the_words_it_shows(executed):
     document, _ = executed
     [table] = [text for text in outputs(document, "text/html") if "differing" in text]
@@ -60,6 +64,7 @@ def test_its_products_by_hand_are_those_of_the_words_it_shows(executed):
         assert int(product) == 64 - 2 * int(differing)
 
 
+@pytest.mark.slow
 def test_it_draws_the_time_of_each_part_and_names_the_longest(executed):
     document, _ = executed
     assert len(outputs(document, "image/png")) == 1

@@ -86,6 +86,7 @@ def test_papermill_knows_every_parameter_and_its_help():
     assert (parameters["epochs"]["inferred_type_name"], parameters["data_dir"]["inferred_type_name"]) == ("int", "str")
 
 
+@pytest.mark.slow
 def test_teacher_then_student_then_nothing_twice(tmp_path):
     execute(TRAIN, variant=TEACHER, epochs=1, batch_size=32, settings=TINY_TEACHER, output="teacher")
     teacher = read_record("teacher")
@@ -132,6 +133,7 @@ def test_teacher_then_student_then_nothing_twice(tmp_path):
     assert {path.name: path.stat().st_mtime_ns for path in Path("student").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_an_unknown_parameter_ends_the_notebook_before_anything_is_written(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError) as caught:
         execute(TRAIN, epoch=3)
@@ -165,6 +167,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for part in ("tables", "figures") for path in (folder / part).iterdir()}
 
 
+@pytest.mark.slow
 def test_tables_show_and_store_the_studys_numbers(tmp_path):
     study = finished_study(tmp_path / "tiny")
     looked = execute(TABLES, study="tiny")
@@ -202,6 +205,7 @@ def test_tables_show_and_store_the_studys_numbers(tmp_path):
     assert [cell.get("outputs") for cell in again.cells] == [cell.get("outputs") for cell in executed.cells]
 
 
+@pytest.mark.slow
 def test_tables_of_a_study_that_was_not_run(tmp_path):
     study = finished_study(tmp_path / "tiny")
     shutil.rmtree(study.output / "runs")

@@ -47,6 +47,7 @@ def run(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_kernel_is_this_interpreter_and_nothing_stored_says_where(run, tmp_path, monkeypatch, capfd):
     decoy = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
     decoy.parent.mkdir(parents=True)
@@ -71,6 +72,7 @@ print(*facts, "../elsewhere/photos", "for the reader", sep="\\n")
     assert [cell["id"] for cell in json.loads(stored)["cells"]][1] == "injected-parameters", "papermill's is random"
 
 
+@pytest.mark.slow
 def test_an_error_is_its_sentence_and_what_was_executed_is_kept(run, tmp_path):
     with pytest.raises(ExecutionFailed, match=r"^This is for the reader: 7\.$"):
         run(
@@ -83,6 +85,7 @@ def test_an_error_is_its_sentence_and_what_was_executed_is_kept(run, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["n.ipynb"]
 
 
+@pytest.mark.slow
 def test_a_kernel_that_dies_is_said_to_have_died(run):
     with pytest.raises(
         ExecutionFailed, match="Python process died without an error, most likely because memory ran out"
@@ -112,12 +115,14 @@ if "ipykernel_launcher" in sys.orig_argv:
     return die
 
 
+@pytest.mark.slow
 def test_a_kernel_that_dies_before_the_first_cell_is_started_again(run, dying_kernels):
     started = dying_kernels(1)
     assert "ran after all" in run("print('ran', 'after', 'all')")
     assert started() == 2
 
 
+@pytest.mark.slow
 def test_a_kernel_that_never_starts_is_given_up(run, dying_kernels):
     started = dying_kernels(99)
     with pytest.raises(ExecutionFailed, match="Python process died without an error"):
