@@ -56,7 +56,7 @@ class Preprocessing(_Strict):
     def of(cls, model: nn.Module, crop_pct: float | None = None) -> Self:
         """What timm knows of a model's images, at the size it was built for; `crop_pct` None: timm's.
 
-        Raises BinaryViTError for a model of other channels than timm knows.
+        Raises BinaryViTError for a model of other channels than timm knows, or of images too large for any use.
         """
         settings, channels = resolve_data_config({}, model=model), input_channels(model)
         if channels != len(settings["mean"]):
@@ -64,13 +64,17 @@ class Preprocessing(_Strict):
                 f"The model takes images of {channels} channels, and timm knows how to prepare those of "
                 f"{len(settings['mean'])}; say how these are prepared."
             )
-        return cls(
-            input_size=(channels, *image_size(model)),
-            mean=settings["mean"],
-            std=settings["std"],
-            crop_pct=settings["crop_pct"] if crop_pct is None else crop_pct,
-            interpolation=settings["interpolation"],
-        )
+        try:
+            return cls(
+                input_size=(channels, *image_size(model)),
+                mean=settings["mean"],
+                std=settings["std"],
+                crop_pct=settings["crop_pct"] if crop_pct is None else crop_pct,
+                interpolation=settings["interpolation"],
+            )
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]["msg"]
+            raise BinaryViTError(f"The model's images can't be prepared: {brief(reason)}.") from error
 
 
 class Description(_Strict):

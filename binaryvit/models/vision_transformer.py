@@ -175,7 +175,8 @@ class BinaryVisionTransformer(TokenClassifier):
         """Recomputes each block in the backward pass instead of storing its activations.
 
         The gradient stays the same. The running statistics of the blocks' batch norms are updated twice a step, as
-        always with checkpointed batch norm: they follow the data as if their momentum were 0.19 instead of 0.1.
+        always with checkpointed batch norm: they follow the data as if their momentum were 0.19 instead of 0.1. (A
+        block's last norm may be updated once: what comes after the last stored tensor is not recomputed.)
         """
         self.grad_checkpointing = enable
 

@@ -27,9 +27,10 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_atomically
 from binaryvit.models.bits import bits_shape, pack_weight
 from binaryvit.models.description import Description, Preprocessing, brief
-from binaryvit.models.layers import binary_layers
+from binaryvit.models.layers import BinaryAttention, binary_layers
 
 FORMAT = "binaryvit-inference-weights"
+_MOST_PAIRS = 2**30  # of query and key in an image, over all blocks: seconds; DeiT-S has half a million
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class WeightsFile:
 
     def _build(self, device: str) -> nn.Module:
         try:
-            return self.description.build(sum(tensor.nbytes for tensor in self.tensors.values()), device)
+            model = self.description.build(sum(tensor.nbytes for tensor in self.tensors.values()), device)
+            _check_attention(model)
+            return model
         except Exception as error:  # whatever a constructor does with unforeseen arguments
             reason = brief(f"{self.description.variant!r}: {error}")
             raise BinaryViTError(f"{self.path} describes a model that can't be built here, {reason}") from error
@@ -190,6 +193,14 @@ def write_weights_file(path: str | Path, description: Description, tensors: dict
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
+def _check_attention(model: nn.Module) -> None:
+    """Refuses an image size whose attention alone would take far longer than any model in use: without weights of
+    its own, its cost is not bounded by the file."""
+    sides = [(each.grid_size, each.reduction) for each in model.modules() if isinstance(each, BinaryAttention)]
+    if (pairs := sum(side**4 // reduction**2 for side, reduction in sides)) > _MOST_PAIRS:
+        raise ValueError(f"an image would take {pairs:,} pairs of query and key, and {_MOST_PAIRS:,} are the most")
+
+
 def _check_tensors(tensors: dict[str, Tensor], shapes: dict[str, torch.Size], floats: set[torch.dtype]) -> None:
     if missing := sorted(shapes.keys() - tensors.keys()):
         raise ValueError(f"{missing[0]} is missing")
@@ -202,5 +213,7 @@ def _check_tensors(tensors: dict[str, Tensor], shapes: dict[str, torch.Size], fl
         kind = whole.get(name.rpartition(".")[2])
         if tensor.dtype not in ({kind} if kind else floats):
             raise ValueError(f"{name} is of type {tensor.dtype}")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise ValueError(f"{name} holds negative variances")
         if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float64).item()):
             raise ValueError(f"{name} holds numbers that are not finite")

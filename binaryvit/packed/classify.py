@@ -43,9 +43,9 @@ class Answer:
     problem: str | None = None
 
     def as_text(self) -> str:
-        """The file's name, then one class per line."""
-        lines = [f"  {guess.probability:7.2%}  {guess.name}" for guess in self.guesses]
-        return "\n".join([str(self.file), *lines])
+        """The file's name, then one class per line; what is not printable in a name is written as Python would."""
+        lines = [str(self.file), *(f"  {guess.probability:7.2%}  {guess.name}" for guess in self.guesses)]
+        return "\n".join(map(_printable, lines))
 
     def as_json(self) -> str:
         """One line of JSON: `file`, and `classes` (`index`, `name`, `probability`) or `problem`."""
@@ -92,10 +92,16 @@ class Classifier:
             opened = [_open(file, self._preprocessing) for file in batch]
             guesses = self._guesses([image for image in opened if not isinstance(image, str)], top)
             for file, image in zip(batch, opened, strict=True):
-                yield Answer(file, problem=image) if isinstance(image, str) else Answer(file, next(guesses))
+                if isinstance(image, str):
+                    yield Answer(file, problem=image)
+                elif found := next(guesses):
+                    yield Answer(file, found)
+                else:
+                    yield Answer(file, problem=f"The model's outputs for {file} are not finite: it can't be trusted.")
 
     @torch.inference_mode()
     def _guesses(self, images: list[Tensor], top: int) -> Iterator[tuple[Guess, ...]]:
+        """The classes of each image; none where probabilities can't be said."""
         if not images:
             return
         logits = self._model(torch.cat(images))
@@ -104,7 +110,13 @@ class Classifier:
             yield tuple(
                 Guess(index, self._names[index], probability)
                 for index, probability in zip(indices, probabilities, strict=True)
+                if math.isfinite(probability)
             )
+
+
+def _printable(text: str) -> str:
+    """A text that could command a terminal or begin a line of its own, with escapes in place of such characters."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def prepare(images: Sequence[Image.Image], preprocessing: Preprocessing) -> Tensor:

@@ -26,8 +26,8 @@ def pack(model: BinaryVisionTransformer, threads: int | None = None) -> "PackedM
 class PackedModel:
     """A binary vision transformer that computes on packed bits, on the CPU in float32.
 
-    Bit for bit the evaluation mode of the model on a processor with fused multiply-adds, but for attention
-    probabilities that round to exactly half the level. The stem, full-precision merges and the classifier are
+    Bit for bit the evaluation mode of the model with as many threads, on a processor with fused multiply-adds, but for
+    attention probabilities that round to exactly half the level. The stem, full-precision merges and the classifier are
     PyTorch's; all between them is one call of C++. Without a compiler the modules compute the same, slowly.
 
     Args:

@@ -65,9 +65,12 @@ def save_packed(model: nn.Module, path: str | Path, description: Description) ->
         model: of `description`, trained.
 
     Raises:
-        BinaryViTError: it has 32-bit weights or activations.
+        BinaryViTError: it has 32-bit weights or activations, or numbers that are not finite.
     """
     tensors = packed_tensors(model)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise BinaryViTError(f"{name} of the model holds numbers that are not finite, so it is not stored.")
     for name in binary_layers(model):
         scale, norm = f"{name}.weight.scale", _norm_after(name)
         tensors[scale], tensors[norm] = _fold_exponent(tensors[scale], tensors[norm])

@@ -196,6 +196,18 @@ def test_full_precision_merging_is_a_product_with_each_square_of_tokens():
     torch.testing.assert_close(merge(x), merge.norm(expected))
 
 
+def test_all_attention_dropped_leaves_zeros():
+    attention = BinaryAttention(8, 2, 4, attention_level=0.1, attn_drop=1.0).train()
+    kept = attention.attn_drop(attention.binarize_attn(torch.rand(2, 2, 16, 16)))
+    assert not attention._context(kept, torch.ones(2, 2, 16, 4)).any()
+
+
+@pytest.mark.parametrize("widths", [(64, 96), (96, 64)])
+def test_a_unit_whose_shortcut_fits_no_width_is_refused(widths):
+    with pytest.raises(BinaryViTError, match="to be a multiple of the other"):
+        BinaryUnit(*widths, 1, 1)
+
+
 @pytest.mark.parametrize("dropping", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 def test_dropped_attention_is_used_as_dropout_leaves_it(training, dropping):

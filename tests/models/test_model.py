@@ -293,3 +293,19 @@ def test_coarse_groups_of_parameters_are_the_stages():
     blocks = [name for name in group_of if ".blocks." in name]
     stages = {(int(name.split(".")[1]), group_of[name]) for name in blocks}
     assert len(stages) == 3 and sorted(stages) == sorted(stages, key=lambda pair: pair[1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_images_have_no_logits(name):
+    model = create(name).eval()
+    assert model(images_for(model, 0)).shape == (0, model.num_classes)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_images_in_half_precision_are_taken_as_they_are_and_parameters_refused(half):
+    model = create("binaryvit_micro_patch2_32").eval()
+    images = images_for(model).to(half)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(images), model(images.float()), rtol=0, atol=0)
+    with pytest.raises(BinaryViTError, match=r"keep them in float32, and use autocast"):
+        model.to(half)(images)

@@ -210,6 +210,30 @@ def test_a_forged_description_takes_no_time_to_refuse(variant, model_args, saved
         load_inference_weights(path)
 
 
+def test_attention_that_would_take_hours_is_refused(tmp_path):
+    """The number of tokens, unlike that of weights, is bounded by no byte of the file."""
+    variant, path = "reactdeit_micro_patch4_32_avg_pool", tmp_path / "w.safetensors"
+    shape = {"embed_dims": 1, "num_heads": 1, "patch_size": 1, "img_size": 190, "depths": 1}
+    model = timm.create_model(variant, **shape)
+    save_inference_weights(model, path, variant, shape)
+    with pytest.raises(BinaryViTError, match="1,303,210,000 pairs of query and key"):
+        load_inference_weights(path)
+
+
+def test_negative_variances_are_refused(saved):
+    path, tensors, description = saved
+    tensors["norm.batch_norm.running_var"][3] = -1.0
+    save_file(tensors, path, {FORMAT: json.dumps(description)})
+    with pytest.raises(BinaryViTError, match=r"norm.batch_norm.running_var holds negative variances"):
+        load_inference_weights(path)
+
+
+def test_images_too_large_to_prepare_get_a_sentence():
+    model = timm.create_model("binaryvit_micro_patch2_32")
+    with pytest.raises(BinaryViTError, match="The model's images can't be prepared"):
+        Preprocessing.of(model, crop_pct=1e-9)
+
+
 def test_the_preprocessing_of_grey_images_has_to_be_given():
     with pytest.raises(BinaryViTError, match="takes images of 1 channels, and timm knows how to prepare those of 3"):
         Preprocessing.of(timm.create_model("binaryvit_micro_patch2_32", in_chans=1))

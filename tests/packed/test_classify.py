@@ -21,9 +21,9 @@ from binaryvit.data.data_set import load_data
 from binaryvit.data.transforms import eval_transform, normalize
 from binaryvit.errors import BinaryViTError
 from binaryvit.models.description import Description
-from binaryvit.models.weights_file import load_inference_weights
+from binaryvit.models.weights_file import load_inference_weights, read_weights_file
 from binaryvit.packed import classify
-from binaryvit.packed.classify import Classifier, image_files
+from binaryvit.packed.classify import Answer, Classifier, Guess, image_files
 from binaryvit.packed.engine import PackedModel
 from binaryvit.packed.export import export_packed
 from binaryvit.packed.file import save_packed
@@ -169,6 +169,23 @@ def test_a_model_without_classes_is_refused(arguments, tmp_path):
     save_packed(model_of(dtype=torch.float32, **arguments), tmp_path / "model.bvit", description)
     with pytest.raises(BinaryViTError, match="gives features, not classes"):
         Classifier(tmp_path / "model.bvit")
+
+
+def test_names_from_a_file_command_no_terminal_and_answer_for_no_other_image():
+    guess = Guess(0, "\x1b[31mred\nother.png\n  99.00%  dog", 0.5)
+    lines = Answer(Path("a\tb.png"), (guess,)).as_text().splitlines()
+    assert lines == [r"a\tb.png", r"   50.00%  \x1b[31mred\nother.png\n  99.00%  dog"]
+
+
+def test_outputs_that_are_not_finite_are_no_answer(model, tmp_path, capsys):
+    folder, _ = write_digits(tmp_path / "digits", 2)
+    broken = load_inference_weights(RUN / "weights.safetensors")
+    broken.head.weight.data.fill_(3e38)
+    description = read_weights_file(RUN / "weights.safetensors").description
+    save_packed(broken, tmp_path / "broken.bvit", description)
+    assert main(["classify", str(tmp_path / "broken.bvit"), str(folder), "--json"]) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert ["not finite" in line["problem"] for line in lines] == [True, True]
 
 
 def test_json_has_a_line_for_each_file(model, tmp_path, capsys):

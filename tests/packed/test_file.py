@@ -74,6 +74,15 @@ def test_a_model_of_32_bits_is_refused(tmp_path):
             save_packed(model_of(**bits), tmp_path / "m.bvit", described(**bits))
 
 
+@pytest.mark.parametrize("name", ["stages.0.blocks.0.attn.q.linear.weight", "head.bias"])
+def test_numbers_that_are_not_finite_are_not_stored(name, tmp_path):
+    model = model_of()
+    model.get_parameter(name).data.view(-1)[1] = torch.nan
+    with pytest.raises(BinaryViTError, match="not finite, so it is not stored"):
+        save_packed(model, tmp_path / "m.bvit", described())
+    assert not (tmp_path / "m.bvit").exists()
+
+
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "m.bvit"

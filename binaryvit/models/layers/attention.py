@@ -52,7 +52,8 @@ class BinaryAttention(nn.Module):
     spatial reduction R > 1, keys and values come from the grid averaged over R x R, itself passed through a binary
     unit, and are upsampled (nearest neighbour) for the shortcut.
 
-    `attn_drop` sees the probabilities the product uses, where timm's attention extraction looks for them.
+    `attn_drop` sees the probabilities the product uses, where timm's attention extraction looks for them. With 1-bit
+    activations the product takes from it which of them are on: a hook there can switch off some, and scale none.
 
     Args:
         dim: channels C, a multiple of num_heads; head i owns channels i * C / num_heads and following.
@@ -105,7 +106,7 @@ class BinaryAttention(nn.Module):
             return x
         side = self.grid_size // self.reduction
         grid = x.reshape(x.shape[0], side, 1, side, 1, x.shape[-1])
-        return grid.expand(-1, -1, self.reduction, -1, self.reduction, -1).reshape(x.shape[0], -1, x.shape[-1])
+        return grid.expand(-1, -1, self.reduction, -1, self.reduction, -1).flatten(1, 4)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, N, C) to (B, heads, N, C / heads)."""
@@ -130,4 +131,4 @@ class BinaryAttention(nn.Module):
         if self.activation_bits == 32:
             return attn @ v
         kept = 1 - self.attn_drop.p if self.attn_drop.training else 1.0  # dropout divides by it
-        return level_matmul(attn, self.binarize_attn.effective_level / kept, v)
+        return level_matmul(attn, self.binarize_attn.effective_level / (kept or 1.0), v)

@@ -1,5 +1,6 @@
 """From images to tokens, and from the tokens of one stage to those of the next."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -7,12 +8,14 @@ from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers.binary import BinaryActivation, BinaryConv2d
 from binaryvit.models.layers.tokens import RPReLU, TokenBatchNorm, add_shortcut, grid_to_tokens, tokens_to_grid
 from binaryvit.models.ops.precision import without_autocast
+from binaryvit.models.quantizers import at_least_float32
 
 
 class PatchEmbedding(nn.Module):
     """The full-precision stem, images to tokens (B, N, C): a convolution over patches, optionally a batch norm.
 
-    Raises BinaryViTError for images of another size than (in_chans, img_size, img_size).
+    Raises BinaryViTError for images of another size than (in_chans, img_size, img_size), and with parameters in half
+    precision.
     """
 
     def __init__(self, img_size: int, in_chans: int, dim: int, patch_size: int, norm: bool):
@@ -28,8 +31,13 @@ class PatchEmbedding(nn.Module):
                 f"The model takes images of the shape {self.image_shape}, and these have {tuple(x.shape[1:])}: resize "
                 "them, or create the model with their img_size and in_chans."
             )
+        if self.proj.weight.dtype in (torch.float16, torch.bfloat16):
+            raise BinaryViTError(
+                f"The model's parameters are {self.proj.weight.dtype}, which would flip signs: keep them in float32, "
+                "and use autocast."
+            )
         with without_autocast(x):
-            return self.norm(grid_to_tokens(self.proj(x)))
+            return self.norm(grid_to_tokens(self.proj(at_least_float32(x))))
 
 
 class BinaryPatchMerging(nn.Module):

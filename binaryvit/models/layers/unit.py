@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from binaryvit.errors import BinaryViTError
 from binaryvit.models.layers.binary import BinaryActivation, BinaryLinear
 from binaryvit.models.layers.tokens import RPReLU, TokenBatchNorm, add_shortcut
 from binaryvit.models.ops.choice import step_of
@@ -15,10 +16,18 @@ class BinaryUnit(nn.Module):
 
     Maps (B, N, in_features) to (B, N, out_features), one of the two widths a multiple of the other. The shortcut
     carries the unshifted, real-valued x.
+
+    Raises BinaryViTError for other widths.
     """
 
     def __init__(self, in_features: int, out_features: int, weight_bits: int, activation_bits: int):
         super().__init__()
+        narrow, wide = sorted((in_features, out_features))
+        if wide % narrow:
+            raise BinaryViTError(
+                f"A binary unit can't map {in_features} channels to {out_features}: its shortcut needs one of the two "
+                "to be a multiple of the other."
+            )
         self.binarize = BinaryActivation(in_features, activation_bits)
         self.linear = BinaryLinear(in_features, out_features, weight_bits, activation_bits)
         self.norm = TokenBatchNorm(out_features)

@@ -10,6 +10,7 @@ import logging
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -51,8 +52,12 @@ def load(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
 
 
 def compiler_of(source: Path) -> str | None:
-    """The first line of `--version` of the compiler that made a source's functions; None where they can't be used."""
-    return _output([*_compiler(), "--version"]).splitlines()[0] if load(source) else None
+    """What the compiler that made a source's functions says of itself with `--version`, in its first line; its command
+    where it says nothing; None where they can't be used."""
+    if load(source) is None:
+        return None
+    said = _output([*_compiler(), "--version"]).splitlines()
+    return said[0] if said else shlex.join(_compiler())
 
 
 def call(function: ctypes._CFuncPtr, *arguments: torch.Tensor | float | int) -> None:
@@ -99,14 +104,15 @@ def _load(source: Path, compiler: list[str], flags: tuple[str, ...]) -> ctypes.C
     texts = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
     key = hashlib.sha256("\0".join((*texts, *flags, target)).encode()).hexdigest()[:16]
     kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "binaryvit" / f"{source.stem}-{key}.so"
-    if kept.exists():
+    folder = _own(kept.parent)
+    if folder is not None and kept.exists():
         try:
             return ctypes.CDLL(str(kept))
         except OSError:  # damaged, or made for another system's libraries: made again below
             kept.unlink(missing_ok=True)
     # Some network file systems keep an opened file's folder from being removed.
-    with tempfile.TemporaryDirectory(dir=_writable(kept.parent), ignore_cleanup_errors=True) as folder:
-        made = Path(folder) / kept.name
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as building:
+        made = Path(building) / kept.name
         _output([*compiler, *flags, "-o", str(made), str(source)])
         library = ctypes.CDLL(str(made))  # stays loaded when its name is gone
         with made.open("rb") as file:  # a library cut short by a crash would take down whoever loads it
@@ -116,10 +122,13 @@ def _load(source: Path, compiler: list[str], flags: tuple[str, ...]) -> ctypes.C
         return library
 
 
-def _writable(folder: Path) -> Path | None:
-    """The folder, made if need be; None, the system's temporary one, where it can't be written to."""
+def _own(folder: Path) -> Path | None:
+    """The folder, made if need be; None, for the system's temporary one, where it can't be written to, or where someone
+    else may have put a library into it: it is another user's, or everyone may write."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
     except OSError:
         return None
-    return folder if os.access(folder, os.W_OK) else None
+    is_own = status.st_uid == os.geteuid() and not status.st_mode & stat.S_IWOTH
+    return folder if is_own and os.access(folder, os.W_OK) else None

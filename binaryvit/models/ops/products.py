@@ -41,15 +41,16 @@ class _SignLinear(Function):
         signs = x.to(torch.int8)
         ctx.save_for_backward(signs, weight)
         ctx.dtype = dtype
-        product = sign_product(signs.flatten(0, -2), int8_sign(weight)) * weight[:, 0].abs()
-        return product.unflatten(0, x.shape[:-1])
+        product = sign_product(signs.reshape(-1, weight.shape[1]), int8_sign(weight)) * weight[:, 0].abs()
+        return product.reshape(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         signs, weight = ctx.saved_tensors
         of_output = gradient.to(ctx.dtype)
-        of_weight = of_output.flatten(0, -2).t() @ signs.flatten(0, -2).to(ctx.dtype)
+        outputs, inputs = weight.shape
+        of_weight = of_output.reshape(-1, outputs).t() @ signs.reshape(-1, inputs).to(ctx.dtype)
         of_x = of_output @ weight.to(ctx.dtype)
         return of_x.to(gradient.dtype), of_weight.to(weight.dtype), None
 

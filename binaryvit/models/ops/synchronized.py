@@ -51,8 +51,9 @@ class _SumOverProcesses(Function):
 def normalize(inputs: Sequence[Tensor], norms: Sequence[SynchronizedBatchNorm]) -> list[Tensor]:
     """Each norm of its input, in training, with one all-reduce for all of them, and one in the backward pass.
 
-    What is added up over processes is, per norm, the sum of x, the sum of x^2 and the number of tokens. (Subtracting
-    a running mean first would save digits, but compiled code recomputes from it after it has changed.)
+    What is added up over processes is, per norm, the sum of x, the sum of x^2 and the number of tokens, in float64: the
+    variance is a small difference of them where the mean is large. (Subtracting a running mean first would save digits,
+    too, but compiled code recomputes from it after it has changed.)
 
     Args:
         inputs: each (T, C) or (N, C, ...), float32 or float64, with any number of tokens.
@@ -62,13 +63,17 @@ def normalize(inputs: Sequence[Tensor], norms: Sequence[SynchronizedBatchNorm]) 
     sums = []
     for x in inputs:
         tokens = x.flatten(0, -2)
-        sums += [tokens.sum(0), tokens.square().sum(0), x.new_full((1,), len(tokens))]
+        count = tokens.new_full((1,), len(tokens), dtype=torch.float64)
+        # The norm's square, because a sum in float64 of squares would keep the tokens in float64, too.
+        squares = torch.linalg.vector_norm(tokens, dim=0, dtype=torch.float64).square()
+        sums += [tokens.sum(0, dtype=torch.float64), squares, count]
     reduced = _SumOverProcesses.apply(torch.cat(sums)).split([len(part) for part in sums])
     outputs = []
     for number, (x, norm) in enumerate(zip(inputs, norms, strict=True)):
         total, squares, count = reduced[3 * number : 3 * number + 3]
         mean = total / count
-        variance = (squares / count - mean.square()).clamp(min=0)
+        variance = (squares / count - mean.square()).clamp(min=0).to(x.dtype)
+        mean, count = mean.to(x.dtype), count.to(x.dtype)
         factor = norm.weight * (variance + norm.eps).rsqrt()
         outputs.append(torch.addcmul(norm.bias - mean * factor, x, factor).movedim(-1, 1))
         track(norm, mean.detach(), variance.detach(), count)

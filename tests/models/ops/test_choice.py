@@ -30,6 +30,16 @@ def test_modules_are_used_where_someone_could_tell() -> None:
     assert not step(synchronize(BinaryUnit(8, 8, 1, 1)), x)
 
 
+def test_a_hook_on_all_modules_sees_those_of_a_unit() -> None:
+    unit, x, seen = BinaryUnit(8, 8, 1, 1), torch.randn(2, 3, 8), []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        unit(x)
+    finally:
+        handle.remove()
+    assert unit.linear in seen and step(unit, x)
+
+
 def test_every_unit_of_a_block_trains_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("binaryvit_micro_patch2_32")
     used = []

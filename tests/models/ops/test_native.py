@@ -289,6 +289,27 @@ def test_a_library_that_cannot_be_loaded_is_made_again(uncompiled: Path, one: Pa
 
 
 @needs_compiler
+def test_a_library_that_someone_else_may_have_put_there_is_not_loaded(uncompiled: Path, one: Path) -> None:
+    compiler.load(one)
+    (library,) = uncompiled.iterdir()
+    library.unlink()
+    library.write_bytes(b"someone's")
+    uncompiled.chmod(0o777)
+    compiler.load.cache_clear()
+    assert compiler.load(one).one() == 1
+    assert library.read_bytes() == b"someone's", "it was neither loaded nor replaced"
+
+
+@needs_compiler
+def test_a_compiler_that_says_nothing_of_its_version_is_called_by_its_command(tmp_path, monkeypatch) -> None:
+    silent = tmp_path / "silent"
+    silent.write_text('#!/bin/sh\n[ "$1" = --version ] || exec g++ "$@"\n')
+    silent.chmod(0o755)
+    monkeypatch.setenv("CXX", str(silent))
+    assert native.compiled_by() == str(silent)
+
+
+@needs_compiler
 def test_a_cache_that_cannot_be_written_is_done_without(uncompiled: Path, one: Path) -> None:
     uncompiled.parent.write_text("a file where the folder should be")
     assert compiler.load(one).one() == 1

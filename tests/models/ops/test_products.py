@@ -86,3 +86,11 @@ def test_the_gradients_of_a_product_with_a_level_are_those_of_the_product() -> N
     found = torch.autograd.grad(products.level_matmul(x, level, y), (x, y), gradient)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_a_single_row_of_signs_needs_no_second_dimension() -> None:
+    layer, x = BinaryLinear(8, 4, 1, 1), torch.randn(8).sign()
+    x.requires_grad_()
+    torch.testing.assert_close(layer(x), layer(x[None])[0])
+    layer(x).sum().backward()
+    assert x.grad.shape == (8,)
