@@ -51,8 +51,8 @@ def _has_usual_statistics(norm: nn.Module, x: Tensor) -> bool:
 
 
 def _is_watched(unit: nn.Module) -> bool:
-    """A hook, of the unit or of all modules there are, sees, or changes, values that a step does not expose. PyTorch has
-    no public way to ask."""
+    """A hook, of the unit or of all modules there are, sees, or changes, values that a step does not expose. PyTorch
+    has no public way to ask."""
     if nn.modules.module._has_any_global_hook():
         return True
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
