@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("source", metavar="RUN_OR_WEIGHTS", help="the folder of a finished run, or a weights file")
     export.add_argument("target", metavar="TARGET", help="the file to write, such as model.bvit; for timm a folder")
     export.add_argument("--format", choices=["packed", "timm"], default="packed", help="default: packed")
-    export.add_argument("--class-names", metavar="FILE", help="one name per line, if the weights do not name them")
+    export.add_argument("--class-names", metavar="FILE", help="one name per line (default: those in the weights)")
     export.add_argument("--overwrite", action="store_true", help="replace what is there")
     export.set_defaults(command=_export)
 
