@@ -16,7 +16,6 @@ from binaryvit.analysis.ladder.headline import put_into
 from binaryvit.analysis.measurements import stored_measurement
 from binaryvit.analysis.paired import PairedDifference
 from binaryvit.analysis.steps import difference, extra_gain
-from binaryvit.analysis.wording import span
 from binaryvit.errors import BinaryViTError
 from binaryvit.files import write_text_atomically
 from binaryvit.studies.rows import NOTHING, Row, describe_scale, read_ladder, read_rows
@@ -91,10 +90,11 @@ def _table(title: str, listed: Sequence[Claim], rows: Mapping[str, Row]) -> str:
 def _chance(ladder: Sequence[Row]) -> str:
     """How much the ladder's steps vary from seed to seed, a yardstick for what was trained once."""
     pairs = pairwise(row for row in ladder if not row.is_teacher)
-    spread = pd.Series([(_by_seed(after) - _by_seed(before)).std() for before, after in pairs]).dropna()
-    if spread.empty:
+    variances = pd.Series([(_by_seed(after) - _by_seed(before)).var() for before, after in pairs]).dropna()
+    if variances.empty:
         return ""
-    return f" From seed to seed, a step of the ladder varies by {span(spread, '{:.2f}')} points (standard deviation)."
+    pooled = variances.mean() ** 0.5
+    return f" From seed to seed, a step of the ladder varies by {pooled:.2f} points (pooled standard deviation)."
 
 
 def _by_seed(row: Row) -> pd.Series:

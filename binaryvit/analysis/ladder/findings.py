@@ -13,7 +13,7 @@ from binaryvit.studies.rows import Row, describe_scale
 
 
 def of_ablation(rows: Sequence[Row]) -> str:
-    """What one bit costs, and which steps count."""
+    """How far the ladder comes, and which steps count."""
     current = [row for row in rows if row.values and not row.stale]
     binary = [row for row in current if not row.is_teacher]
     if not binary:
@@ -32,7 +32,7 @@ def top1(row: Row) -> float:
 
 
 def price(teacher: Row, best: Row) -> str:
-    """What one bit costs in accuracy, and saves in size and operations."""
+    """How far the best binary model is from its teacher in accuracy, size and operations."""
     gap, small, large = difference(teacher, best), best.model_cost, teacher.model_cost
     if gap is None:
         accuracy = f"reaches {top1(best):.2f}%"

@@ -34,7 +34,7 @@ def test_each_outcome_follows_its_interval(tmp_path):
     Note.of({"key": key}, [measured]).write(note_path(measured))
     lines = claims(load_study(tmp_path)).splitlines()
     assert "seeds 0, 1" in lines[0]
-    assert re.search(r"a step of the ladder varies by 0\.\d\d( to 0\.\d\d)? points \(standard deviation\)\.$", lines[0])
+    assert re.search(r"a step of the ladder varies by 0\.\d\d points \(pooled standard deviation\)\.$", lines[0])
     assert "| It helps | one against the other | +10.00 (+7.13 to +12.87) | 2 | holds |" in lines
     this, and_this, twice = lines[-12:-9]
     assert this.startswith("| This too | the same | +0.25 (-0.") and this.endswith("| 2 | not resolved |")
