@@ -90,10 +90,11 @@ def _table(title: str, listed: Sequence[Claim], rows: Mapping[str, Row]) -> str:
 def _chance(ladder: Sequence[Row]) -> str:
     """How much the ladder's steps vary from seed to seed, a yardstick for what was trained once."""
     pairs = pairwise(row for row in ladder if not row.is_teacher)
-    variances = pd.Series([(_by_seed(after) - _by_seed(before)).var() for before, after in pairs]).dropna()
-    if variances.empty:
+    gains = [(_by_seed(after) - _by_seed(before)).dropna() for before, after in pairs]
+    several = [gain for gain in gains if len(gain) > 1]
+    if not several:
         return ""
-    pooled = variances.mean() ** 0.5
+    pooled = (sum(gain.var() * (len(gain) - 1) for gain in several) / sum(len(gain) - 1 for gain in several)) ** 0.5
     return f" From seed to seed, a step of the ladder varies by {pooled:.2f} points (pooled standard deviation)."
 
 
